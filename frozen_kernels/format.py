@@ -1,0 +1,313 @@
+"""Weight format, version 1: constants, and the generators as functions of torch tensors.
+
+A weight is a pure function of (seed, stream, row, column); `csrc/frozen/format.h` states the same facts for kernels and
+a test compares the two. Matrices are `[rows, cols]` with `row = d0 index` and `column = tap * d1 + d1 index` of a
+PyTorch weight `(d0, d1, *taps)`; `row0` and `col0` select a shard that equals its part of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+VERSION = 1
+
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+PHILOX_ROUNDS = 10
+
+SIGN, BYTE, PARTITION, SCORE = 0, 1, 16, 32  # purposes of the generator
+PARTITION_CALLS = 4
+CHUNK_WORDS = 32  # words per entry of a stream offset table
+
+CODES = ("sign", "uniform", "normal", "constant")
+RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
+
+NORMAL_UPPER_HALF = (
+    1, 1, 3, 3, 3, 5, 5, 7, 7, 9, 9, 9, 11, 11, 13, 13,
+    15, 15, 17, 17, 17, 19, 19, 21, 21, 23, 23, 23, 25, 25, 27, 27,
+    29, 29, 31, 31, 33, 33, 35, 35, 35, 37, 37, 39, 39, 41, 41, 43,
+    43, 45, 45, 47, 47, 49, 49, 51, 51, 53, 53, 55, 55, 57, 57, 59,
+    59, 61, 63, 63, 65, 65, 67, 67, 69, 71, 71, 73, 73, 75, 77, 77,
+    79, 81, 81, 83, 83, 85, 87, 89, 89, 91, 93, 95, 95, 97, 99, 101,
+    103, 103, 105, 107, 109, 111, 113, 115, 117, 119, 121, 123, 125, 129, 131, 133,
+    137, 139, 143, 145, 149, 153, 157, 161, 167, 171, 179, 185, 195, 205, 221, 253,
+)  # fmt: skip
+
+# words of the int32 header that travels with a tensor; they mean uint32
+SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE = range(7)
+HEADER_WORDS = 7
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the matrix behind a torch weight shape `(d0, d1, *taps)`; ValueError below two dimensions."""
+    if len(shape) < 2:
+        raise ValueError(f"shape: a frozen weight needs at least 2 dimensions, got {tuple(shape)}")
+    rows, cols = shape[0], math.prod(shape[1:])
+    if rows > 1 << 32 or cols > 1 << 34:
+        raise ValueError(f"shape: at most 2^32 rows and 2^34 columns, got {rows} x {cols}")
+    return rows, cols
+
+
+def words(cols: int) -> int:
+    """32-bit words per row of a plane."""
+    return -(-cols // 32)
+
+
+def chunks(cols: int) -> int:
+    """Entries per row of a stream offset table."""
+    return -(-words(cols) // CHUNK_WORDS)
+
+
+def bit_of_column(cols: int, device: torch.device | None = None) -> Tensor:
+    """int64 [cols]: the bit that each column takes in its word; even columns fill the low half, odd ones the high half."""
+    j = torch.arange(cols, device=device) & 31
+    return (j >> 1) | ((j & 1) << 4)
+
+
+def to_matrix(weight: Tensor) -> Tensor:
+    """A tensor of torch's weight shape `(d0, d1, *taps)` as `[rows, cols]` in the format's column order."""
+    return weight if weight.dim() == 2 else weight.movedim(1, -1).reshape(matrix_shape(weight.shape))
+
+
+def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of `to_matrix`; contiguous in torch's order."""
+    if len(shape) == 2:
+        return matrix
+    return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+
+
+def stream_order(matrix: Tensor) -> Tensor:
+    """[rows, cols] in the order of a stream: row, then word, then bit 0..31 of the word; flat."""
+    cols = matrix.shape[1]
+    order = torch.arange(cols, device=matrix.device) // 32 * 32 + bit_of_column(cols, matrix.device)
+    return matrix[:, order.argsort()].flatten()
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The layout a convolution's result takes: channels_last where its input is, else contiguous."""
+    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dim and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
+            return layout
+    return torch.contiguous_format
+
+
+def check_code(code: str) -> str:
+    if code not in CODES:
+        raise ValueError(f"code: one of {', '.join(CODES)}, got {code!r}")
+    return code
+
+
+def check_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed: an integer in [0, 2^64), got {seed!r}")
+    return seed
+
+
+def _check_range(name: str, value: int, limit: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+        raise ValueError(f"{name}: an integer in [0, {limit}), got {value!r}")
+    return value
+
+
+def kaiming_sigma(cols: int) -> float:
+    """Standard deviation sqrt(2 / fan) with fan = columns, torch's fan_in."""
+    return math.sqrt(2.0 / cols) if cols else 0.0
+
+
+def scale_of(code: str, sigma: float, factor: float = 1.0) -> float:
+    """The fp32 number that multiplies every code: `float32(factor * sigma / RMS)`, computed in float64."""
+    value = factor * sigma / RMS[check_code(code)]
+    try:
+        return struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        raise ValueError(f"scale: {value!r} does not fit float32 (sigma {sigma!r}, factor {factor!r})") from None
+
+
+def _int32(value: int) -> int:
+    return value - (1 << 32) if value >= 1 << 31 else value
+
+
+def make_header(
+    seed: int,
+    stream: int = 0,
+    *,
+    generation: int = 0,
+    tau_prune: int = 0,
+    tau_freeze: int = 0,
+    scale: float = 1.0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """int32 [7] record of one frozen tensor. A tensor and not Python numbers, so that compiled graphs do not depend on it."""
+    check_seed(seed)
+    _check_range("stream", stream, 1 << 32)
+    _check_range("generation", generation, 1 << 24)
+    if not 0 <= tau_prune <= tau_freeze <= 65536:
+        raise ValueError(f"thresholds: 0 <= tau_prune <= tau_freeze <= 65536, got {tau_prune} and {tau_freeze}")
+    bits = struct.unpack("<i", struct.pack("<f", scale))[0]
+    low, high = seed & 0xFFFFFFFF, seed >> 32
+    values = [_int32(low), _int32(high), _int32(stream), generation, tau_prune, tau_freeze, bits]
+    return torch.tensor(values, dtype=torch.int32, device=device)
+
+
+def header_fields(header: Tensor) -> dict[str, int | float]:
+    """The Python values of a header: seed, stream, generation, tau_prune, tau_freeze, scale."""
+    raw = [v & 0xFFFFFFFF for v in header.tolist()]
+    return {
+        "seed": raw[SEED_LO] | raw[SEED_HI] << 32,
+        "stream": raw[STREAM],
+        "generation": raw[GENERATION],
+        "tau_prune": raw[TAU_PRUNE],
+        "tau_freeze": raw[TAU_FREEZE],
+        "scale": struct.unpack("<f", struct.pack("<I", raw[SCALE]))[0],
+    }
+
+
+def _check_extent(rows: int, cols: int, row0: int, col0: int) -> None:
+    for name, value in (("rows", rows), ("cols", cols), ("row0", row0), ("col0", col0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name}: an integer >= 0, got {value!r}")
+    if row0 + rows > 1 << 32 or col0 + cols > 1 << 34:
+        raise ValueError(f"extent: at most 2^32 rows and 2^34 columns, got {row0 + rows} x {col0 + cols}")
+
+
+def codes(
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    stream: int,
+    code: str,
+    generation: int = 0,
+    row0: int = 0,
+    col0: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """int16 [rows, cols]: the integer code of each weight (sign +-1, uniform odd -255..255, normal, constant 1)."""
+    check_code(code)
+    _check_extent(rows, cols, row0, col0)
+    header = make_header(seed, stream, generation=generation, device=device)
+    return torch.ops.frozen_kernels.codes(header, code, rows, cols, row0, col0)
+
+
+def draws(
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    stream: int,
+    row0: int = 0,
+    col0: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """int32 [rows, cols]: the 16-bit partition draw `u` of each weight, 0..65535."""
+    _check_extent(rows, cols, row0, col0)
+    return torch.ops.frozen_kernels.draws(make_header(seed, stream, device=device), rows, cols, row0, col0)
+
+
+def partition(
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    stream: int,
+    tau_prune: int,
+    tau_freeze: int,
+    row0: int = 0,
+    col0: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """int8 [rows, cols]: -1 pruned (`u < tau_prune`), +1 locked (`tau_prune <= u < tau_freeze`), 0 free."""
+    _check_extent(rows, cols, row0, col0)
+    header = make_header(seed, stream, tau_prune=tau_prune, tau_freeze=tau_freeze, device=device)
+    return torch.ops.frozen_kernels.partition(header, rows, cols, row0, col0)
+
+
+def uniform_scores(
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    stream: int,
+    bound: float = 1.0,
+    row0: int = 0,
+    col0: int = 0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """float32 [rows, cols]: uniform scores in `[-bound, bound)`, exact multiples of 2^-23 before the bound."""
+    _check_extent(rows, cols, row0, col0)
+    header = make_header(seed, stream, device=device)
+    return torch.ops.frozen_kernels.uniform_scores(header, bound, rows, cols, row0, col0)
+
+
+def threshold_for(histogram: Tensor, count: int, bits: int = 16) -> int:
+    """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`, from int64 [65536] counts of u."""
+    if bits not in range(1, 17):
+        raise ValueError(f"bits: 1 to 16, got {bits!r}")
+    step = 1 << (16 - bits)
+    below = torch.zeros(65537, dtype=torch.int64)
+    torch.cumsum(histogram.cpu(), 0, out=below[1:])
+    distance = (below[::step] - count).abs()
+    return int((distance == distance.min()).nonzero()[0]) * step
+
+
+def calibrate(
+    rows: int,
+    cols: int,
+    *,
+    seed: int,
+    stream: int,
+    count: int,
+    bits: int = 16,
+    device: torch.device | str | None = None,
+) -> int:
+    """The threshold that brings `#(u < tau)` over the tensor as near to `count` as it gets (format section 5)."""
+    _check_extent(rows, cols, 0, 0)
+    if not 0 <= count <= rows * cols:
+        raise ValueError(f"count: 0 to rows * cols = {rows * cols}, got {count}")
+    header = make_header(seed, stream, device=device)
+    return threshold_for(torch.ops.frozen_kernels.histogram(header, rows, cols), count, bits)
+
+
+def _check_matrix(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    if value.dtype != dtype or value.dim() != 2:
+        raise ValueError(f"{name}: {dtype} of 2 dimensions, got {value.dtype} of {value.dim()}")
+
+
+def pack(keep: Tensor, partition: Tensor) -> Tensor:
+    """uint8 [ceil(free / 8)]: the supermask stream, one bit per free weight of bool `keep` [rows, cols]."""
+    _check_matrix("keep", keep, torch.bool)
+    _check_matrix("partition", partition, torch.int8)
+    if keep.shape != partition.shape:
+        raise ValueError(f"keep: shape {tuple(keep.shape)} does not match partition {tuple(partition.shape)}")
+    return torch.ops.frozen_kernels.pack(keep, partition)
+
+
+def unpack(stream: Tensor, partition: Tensor) -> Tensor:
+    """bool [rows, cols]: which weights are kept: the locked ones, and the free ones whose bit of `stream` is set.
+
+    ValueError where the stream has the wrong length, or bits set after the last free weight.
+    """
+    _check_matrix("partition", partition, torch.int8)
+    check_supermask(stream, int((partition == 0).sum()))
+    return torch.ops.frozen_kernels.unpack(stream.contiguous(), partition)
+
+
+def check_supermask(stream: Tensor, free: int, name: str = "supermask") -> None:
+    """ValueError unless `stream` is uint8 [ceil(free / 8)] with no bit set after the last one."""
+    if stream.dtype != torch.uint8 or stream.dim() != 1 or stream.numel() != -(-free // 8):
+        raise ValueError(
+            f"{name}: uint8 [{-(-free // 8)}] for {free} free weights, got {stream.dtype} {list(stream.shape)}"
+        )
+    if free % 8 and int(stream[-1]) >> (free % 8):
+        raise ValueError(f"{name}: bits are set after the last of {free} free weights (last byte {int(stream[-1])})")
+
+
+def planes(keep: Tensor) -> Tensor:
+    """int32 [rows, ceil(cols / 32)]: bool `keep` [rows, cols] as a bit plane in the format's bit order."""
+    _check_matrix("keep", keep, torch.bool)
+    return torch.ops.frozen_kernels.planes(keep)

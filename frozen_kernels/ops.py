@@ -1,0 +1,346 @@
+"""The catalogue of ops: schemas, shape functions and autograd. No implementation lives here.
+
+Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [7] (see `format`), and of
+`supermask`, `offsets`, `keep`, `draw` and `dense` those that the tensor's residency holds. `backends` registers what
+runs; `reference` is the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .format import chunks, matrix_shape, memory_format_of, words
+
+NAMESPACE = "frozen_kernels"
+library = torch.library.Library(NAMESPACE, "DEF")
+
+PACK = (
+    "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, str code, int[] shape"
+)
+PACK_ARGS = 8
+_CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
+_TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
+
+CONVOLUTIONS = {"conv1d": _CONV, "conv2d": _CONV, "conv3d": _CONV}
+TRANSPOSED_CONVOLUTIONS = {
+    "conv_transpose1d": _TRANSPOSED,
+    "conv_transpose2d": _TRANSPOSED,
+    "conv_transpose3d": _TRANSPOSED,
+}
+
+_EXTENT = "int rows, int cols"
+_SHARD = "int rows, int cols, int row0, int col0"
+
+SCHEMAS: dict[str, str] = {
+    # format: generators and packing
+    "codes": f"(Tensor header, str code, {_SHARD}) -> Tensor",
+    "draws": f"(Tensor header, {_SHARD}) -> Tensor",
+    "partition": f"(Tensor header, {_SHARD}) -> Tensor",
+    "uniform_scores": f"(Tensor header, float bound, {_SHARD}) -> Tensor",
+    "histogram": f"(Tensor header, {_EXTENT}) -> Tensor",
+    "partition_counts": f"(Tensor header, {_EXTENT}) -> Tensor",
+    "offsets": f"(Tensor header, {_EXTENT}) -> Tensor",
+    "free_draws": f"(Tensor header, Tensor offsets, {_EXTENT}) -> Tensor",
+    "pack": "(Tensor keep, Tensor partition) -> Tensor",
+    "unpack": "(Tensor stream, Tensor partition) -> Tensor",
+    "planes": "(Tensor keep) -> Tensor",
+    "keep_plane": f"(Tensor header, Tensor supermask, Tensor offsets, {_EXTENT}) -> Tensor",
+    "pack_plane": f"(Tensor header, Tensor keep, Tensor offsets, {_EXTENT}) -> Tensor",
+    "draw_plane": f"(Tensor header, str code, {_EXTENT}) -> Tensor",
+    "popcount": "(Tensor bits) -> Tensor",
+    # search: selection of the supermask
+    "select": "(Tensor[] scores, int rank) -> Tensor",
+    "pack_above": "(Tensor scores, Tensor key) -> Tensor",
+    # layers
+    "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
+    "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
+    "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}) -> Tensor",
+    "linear_grad_input": f"(Tensor grad, {PACK}) -> Tensor",
+    "linear_grad_scores": f"(Tensor grad, Tensor x, Tensor scores, {PACK}) -> Tensor",
+    "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
+    "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
+}
+for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
+    SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}) -> Tensor"
+    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}) -> Tensor"
+    SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
+
+for _name, _schema in SCHEMAS.items():
+    library.define(_name + _schema)
+
+
+def _op(name: str):
+    return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def conv_output_size(x: Sequence, shape: Sequence, stride: Sequence, padding: Sequence, dilation: Sequence) -> list:
+    """Size [B, C_out, *spatial] of a convolution's result, from the sizes of x and of the weight."""
+    spatial = [
+        (x[i + 2] + 2 * padding[i] - dilation[i] * (shape[i + 2] - 1) - 1) // stride[i] + 1 for i in range(len(stride))
+    ]
+    return [x[0], shape[0], *spatial]
+
+
+def conv_transpose_output_size(
+    x: Sequence,
+    shape: Sequence,
+    stride: Sequence,
+    padding: Sequence,
+    output_padding: Sequence,
+    dilation: Sequence,
+    groups: int,
+) -> list:
+    """Size [B, C_out, *spatial] of a transposed convolution's result."""
+    spatial = [
+        (x[i + 2] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (shape[i + 2] - 1) + output_padding[i] + 1
+        for i in range(len(stride))
+    ]
+    return [x[0], shape[1] * groups, *spatial]
+
+
+
+
+def _free_count(offsets: Tensor | None) -> torch.SymInt:
+    # data dependent: only eager code and graph-free helpers call these ops
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _shape(function: Callable) -> Callable:
+    """Register `shape_<op>` as the shape function of <op>."""
+    name = function.__name__.removeprefix("shape_")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=library)
+    return function
+
+
+@_shape
+def shape_codes(header, code, rows, cols, row0, col0):
+    return header.new_empty(rows, cols, dtype=torch.int16)
+
+
+@_shape
+def shape_draws(header, rows, cols, row0, col0):
+    return header.new_empty(rows, cols, dtype=torch.int32)
+
+
+@_shape
+def shape_partition(header, rows, cols, row0, col0):
+    return header.new_empty(rows, cols, dtype=torch.int8)
+
+
+@_shape
+def shape_uniform_scores(header, bound, rows, cols, row0, col0):
+    return header.new_empty(rows, cols, dtype=torch.float32)
+
+
+@_shape
+def shape_histogram(header, rows, cols):
+    return header.new_empty(65536, dtype=torch.int64)
+
+
+@_shape
+def shape_partition_counts(header, rows, cols):
+    return header.new_empty(3, dtype=torch.int64)
+
+
+@_shape
+def shape_offsets(header, rows, cols):
+    return header.new_empty(rows * chunks(cols) + 1, dtype=torch.int64)
+
+
+@_shape
+def shape_free_draws(header, offsets, rows, cols):
+    return header.new_empty(_free_count(offsets), dtype=torch.int32)
+
+
+@_shape
+def shape_pack(keep, partition):
+    return keep.new_empty(_free_count(None), dtype=torch.uint8)
+
+
+@_shape
+def shape_unpack(stream, partition):
+    return partition.new_empty(partition.shape, dtype=torch.bool)
+
+
+@_shape
+def shape_planes(keep):
+    return keep.new_empty(keep.shape[0], (keep.shape[1] + 31) // 32, dtype=torch.int32)
+
+
+@_shape
+def shape_keep_plane(header, supermask, offsets, rows, cols):
+    return header.new_empty(rows, words(cols), dtype=torch.int32)
+
+
+@_shape
+def shape_pack_plane(header, keep, offsets, rows, cols):
+    return header.new_empty(_free_count(offsets), dtype=torch.uint8)
+
+
+@_shape
+def shape_draw_plane(header, code, rows, cols):
+    if code == "sign":
+        return header.new_empty(rows, words(cols), dtype=torch.int32)
+    return header.new_empty(rows, cols, dtype=torch.uint8)
+
+
+@_shape
+def shape_popcount(bits):
+    return bits.new_empty((), dtype=torch.int64)
+
+
+@_shape
+def shape_select(scores, rank):
+    return scores[0].new_empty((), dtype=torch.int64)
+
+
+@_shape
+def shape_pack_above(scores, key):
+    return scores.new_empty((scores.shape[0] + 7) // 8, dtype=torch.uint8)
+
+
+@_shape
+def shape_weight(scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype):
+    return header.new_empty(shape, dtype=dtype)
+
+
+@_shape
+def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense, code, shape):
+    torch._check(x.shape[-1] == shape[1], lambda: f"x: last dimension {x.shape[-1]}, the weight has {shape[1]}")
+    return x.new_empty(*x.shape[:-1], shape[0])
+
+
+@_shape
+def shape_linear_grad_input(grad, header, supermask, offsets, keep, draw, dense, code, shape):
+    return grad.new_empty(*grad.shape[:-1], shape[1])
+
+
+@_shape
+def shape_embedding(indices, scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype, padding_idx):
+    return header.new_empty(*indices.shape, shape[1], dtype=dtype)
+
+
+@_shape
+def shape_embedding_grad_scores(grad, indices, scores, *args):
+    return torch.empty_like(scores)
+
+
+@_shape
+def shape_weight_grad_scores(grad, scores, *args):
+    return torch.empty_like(scores)
+
+
+@_shape
+def shape_linear_grad_scores(grad, x, scores, *args):
+    return torch.empty_like(scores)
+
+
+def _shape_convolution(name: str, output_size: Callable) -> None:
+    def shape_forward(x, bias, scores, *args):
+        shape, geometry = args[PACK_ARGS - 1], args[PACK_ARGS:]
+        return x.new_empty(output_size(x.shape, shape, *geometry)).to(memory_format=memory_format_of(x))
+
+    def shape_grad_input(grad, input_size, *args):
+        return grad.new_empty(input_size).to(memory_format=memory_format_of(grad))
+
+    def shape_grad_scores(grad, x, scores, *args):
+        return torch.empty_like(scores)
+
+    for suffix, function in (("", shape_forward), ("_grad_input", shape_grad_input), ("_grad_scores", shape_grad_scores)):
+        torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", function, lib=library)
+
+
+for _name in CONVOLUTIONS:
+    _shape_convolution(_name, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
+for _name in TRANSPOSED_CONVOLUTIONS:
+    _shape_convolution(_name, conv_transpose_output_size)
+
+
+
+
+def _save(ctx, pack: Sequence, *tensors: Tensor | None) -> None:
+    ctx.save_for_backward(*tensors, *pack[: PACK_ARGS - 2])
+    ctx.static = pack[PACK_ARGS - 2 :]
+
+
+def _restore(ctx, count: int) -> tuple[list, list]:
+    saved = ctx.saved_tensors
+    return list(saved[:count]), [*saved[count:], *ctx.static]
+
+
+_NO_PACK = (None,) * PACK_ARGS
+
+
+def _weight_setup(ctx, inputs, output):
+    scores, *pack, ctx.dtype = inputs
+    _save(ctx, pack, scores)
+
+
+def _weight_backward(ctx, grad):
+    (scores,), pack = _restore(ctx, 1)
+    grad_scores = _op("weight_grad_scores")(grad, scores, *pack) if ctx.needs_input_grad[0] else None
+    return grad_scores, *_NO_PACK, None
+
+
+def _embedding_setup(ctx, inputs, output):
+    indices, scores, *rest = inputs
+    ctx.padding_idx = rest[PACK_ARGS + 1]
+    _save(ctx, rest[:PACK_ARGS], indices, scores)
+
+
+def _embedding_backward(ctx, grad):
+    (indices, scores), pack = _restore(ctx, 2)
+    grad_scores = None
+    if ctx.needs_input_grad[1]:
+        grad_scores = _op("embedding_grad_scores")(grad, indices, scores, *pack, ctx.padding_idx)
+    return None, grad_scores, *_NO_PACK, None, None
+
+
+def _layer_setup(ctx, inputs, output):
+    x, bias, scores, *rest = inputs
+    ctx.geometry = tuple(rest[PACK_ARGS:])
+    ctx.bias_dtype = bias.dtype if bias is not None else None
+    ctx.input_size = x.shape
+    # x is read by the score gradient alone
+    _save(ctx, rest[:PACK_ARGS], x if scores is not None and scores.requires_grad else None, scores)
+
+
+def _grad_bias(ctx, grad: Tensor, channel: int) -> Tensor | None:
+    if not ctx.needs_input_grad[1]:
+        return None
+    dims = [d for d in range(grad.dim()) if d != channel]
+    return (grad.sum(dims) if dims else grad.clone()).to(ctx.bias_dtype)
+
+
+def _linear_backward(ctx, grad):
+    (x, scores), pack = _restore(ctx, 2)
+    grad_x = _op("linear_grad_input")(grad, *pack) if ctx.needs_input_grad[0] else None
+    grad_scores = _op("linear_grad_scores")(grad, x, scores, *pack) if ctx.needs_input_grad[2] else None
+    return grad_x, _grad_bias(ctx, grad, grad.dim() - 1), grad_scores, *_NO_PACK
+
+
+def _convolution_backward(name: str) -> Callable:
+    def backward(ctx, grad):
+        (x, scores), pack = _restore(ctx, 2)
+        grad_x = grad_scores = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _op(f"{name}_grad_input")(grad, ctx.input_size, *pack, *ctx.geometry)
+        if ctx.needs_input_grad[2]:
+            grad_scores = _op(f"{name}_grad_scores")(grad, x, scores, *pack, *ctx.geometry)
+        return grad_x, _grad_bias(ctx, grad, 1), grad_scores, *_NO_PACK, *(None for _ in ctx.geometry)
+
+    return backward
+
+
+def _autograd(name: str, setup: Callable, backward: Callable) -> None:
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
+
+
+_autograd("weight", _weight_setup, _weight_backward)
+_autograd("embedding", _embedding_setup, _embedding_backward)
+_autograd("linear", _layer_setup, _linear_backward)
+for _name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS):
+    _autograd(_name, _layer_setup, _convolution_backward(_name))

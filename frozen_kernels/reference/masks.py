@@ -1,0 +1,103 @@
+"""Bit planes, supermask streams, and the selection that makes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import format as fmt
+from .generate import _bytes, _fill, _sign_bits, partition
+
+_NAN_KEY = 0x7F800001  # every NaN orders above inf
+
+
+def _pack_bits(bits: Tensor) -> Tensor:
+    """uint8, bit i & 7 of byte i >> 3, from a flat bool tensor."""
+    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64, device=bits.device)
+    padded[: bits.numel()] = bits
+    weights = 1 << torch.arange(8, device=bits.device)
+    return (padded.reshape(-1, 8) * weights).sum(1).to(torch.uint8)
+
+
+def _unpack_bits(stream: Tensor, count: int) -> Tensor:
+    bits = stream.to(torch.int64)[:, None] >> torch.arange(8, device=stream.device) & 1
+    return bits.flatten()[:count].bool()
+
+
+def pack(keep: Tensor, partition: Tensor) -> Tensor:
+    return _pack_bits(fmt.stream_order(keep)[fmt.stream_order(partition == 0)])
+
+
+def unpack(stream: Tensor, partition: Tensor) -> Tensor:
+    rows, cols = partition.shape
+    free = fmt.stream_order(partition == 0)
+    kept = torch.zeros_like(free)
+    kept[free] = _unpack_bits(stream, int(free.sum()))
+    back = torch.arange(cols, device=partition.device) // 32 * 32 + fmt.bit_of_column(cols, partition.device)
+    # column k stands at the rank of its bit position within the row
+    rank = back.argsort().argsort()
+    return kept.reshape(rows, cols)[:, rank] | (partition == 1)
+
+
+def planes(keep: Tensor) -> Tensor:
+    rows, cols = keep.shape
+    out = torch.zeros(rows, fmt.words(cols) * 32, dtype=torch.int64, device=keep.device)
+    position = torch.arange(cols, device=keep.device) // 32 * 32 + fmt.bit_of_column(cols, keep.device)
+    out[:, position] = keep.to(torch.int64)
+    words = (out.reshape(rows, -1, 32) << torch.arange(32, device=keep.device)).sum(-1)
+    return (words - ((words >> 31) << 32)).to(torch.int32)
+
+
+def from_planes(plane: Tensor, cols: int) -> Tensor:
+    """bool [rows, cols] of an int32 plane [rows, words]: the inverse of `planes`."""
+    columns = torch.arange(cols, device=plane.device)
+    return (plane[:, columns >> 5] >> fmt.bit_of_column(cols, plane.device) & 1).bool()
+
+
+def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
+    free = partition(header, rows, cols, 0, 0) == 0
+    span = fmt.CHUNK_WORDS * 32
+    padded = torch.zeros(rows, fmt.chunks(cols) * span, dtype=torch.bool, device=header.device)
+    padded[:, :cols] = free
+    out = torch.zeros(rows * fmt.chunks(cols) + 1, dtype=torch.int64, device=header.device)
+    out[1:] = padded.reshape(-1, span).sum(1).cumsum(0)
+    return out
+
+
+def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+    return planes(unpack(supermask, partition(header, rows, cols, 0, 0)))
+
+
+def pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+    return pack(from_planes(keep, cols), partition(header, rows, cols, 0, 0))
+
+
+def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
+    if code == "constant":
+        raise ValueError("code: 'constant' has no draw to store")
+    fields = fmt.header_fields(header)
+    out = torch.empty(rows, cols, dtype=torch.uint8, device=header.device)
+    if code == "sign":
+        return planes(_fill(out, 0, 0, lambda r, c: _sign_bits(fields, r, c)).bool())
+    return _fill(out, 0, 0, lambda r, c: _bytes(fields, r, c))
+
+
+def popcount(bits: Tensor) -> Tensor:
+    table = torch.tensor([bin(i).count("1") for i in range(256)], device=bits.device)
+    return table[bits.contiguous().view(torch.uint8).flatten().int()].sum()
+
+
+def _keys(scores: Tensor) -> Tensor:
+    """int32 keys that order |score|, NaN above inf."""
+    return scores.detach().to(torch.float32).abs().view(torch.int32).clamp(max=_NAN_KEY)
+
+
+def select(scores: list[Tensor], rank: int) -> Tensor:
+    keys = torch.cat([_keys(s).flatten() for s in scores])
+    if not 1 <= rank <= keys.numel():
+        raise ValueError(f"rank: 1 to the number of scores {keys.numel()}, got {rank}")
+    return keys.kthvalue(rank).values.to(torch.int64)
+
+
+def pack_above(scores: Tensor, key: Tensor) -> Tensor:
+    return _pack_bits(_keys(scores) > key)
