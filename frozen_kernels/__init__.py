@@ -1,2 +1,29 @@
-"""frozen_kernels: fused kernels for networks whose weights are never stored."""
-from . import backends, format, ops
+"""frozen_kernels: fused kernels for networks whose weights are never stored.
+
+A seed regenerates random weights inside the kernel; packed bits say which of them count. `freeze_` converts a model,
+`EdgePopup` searches its supermask, `save_ticket` writes everything that is not regenerated.
+"""
+
+from . import backends, format, functional, nn, ops
+from .config import FreezeConfig
+from .freeze import FreezeReport, finalize_, freeze_
+from .residency import set_residency
+from .search import EdgePopup
+from .tensor import FrozenTensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EdgePopup",
+    "FreezeConfig",
+    "FreezeReport",
+    "FrozenTensor",
+    "backends",
+    "finalize_",
+    "format",
+    "freeze_",
+    "functional",
+    "nn",
+    "ops",
+    "set_residency",
+]

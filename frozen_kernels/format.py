@@ -39,8 +39,8 @@ NORMAL_UPPER_HALF = (
 )  # fmt: skip
 
 # words of the int32 header that travels with a tensor; they mean uint32
-SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE = range(7)
-HEADER_WORDS = 7
+SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE, CODE = range(8)
+HEADER_WORDS = 8
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -140,23 +140,46 @@ def make_header(
     tau_prune: int = 0,
     tau_freeze: int = 0,
     scale: float = 1.0,
+    code: str = "sign",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int32 [7] record of one frozen tensor. A tensor and not Python numbers, so that compiled graphs do not depend on it."""
+    """int32 [8] record of one frozen tensor. A tensor and not Python numbers, so that compiled graphs do not depend on it."""
     check_seed(seed)
     _check_range("stream", stream, 1 << 32)
     _check_range("generation", generation, 1 << 24)
     if not 0 <= tau_prune <= tau_freeze <= 65536:
         raise ValueError(f"thresholds: 0 <= tau_prune <= tau_freeze <= 65536, got {tau_prune} and {tau_freeze}")
-    bits = struct.unpack("<i", struct.pack("<f", scale))[0]
     low, high = seed & 0xFFFFFFFF, seed >> 32
-    values = [_int32(low), _int32(high), _int32(stream), generation, tau_prune, tau_freeze, bits]
+    values = [
+        _int32(low),
+        _int32(high),
+        _int32(stream),
+        generation,
+        tau_prune,
+        tau_freeze,
+        float32_bits(scale),
+        CODES.index(check_code(code)),
+    ]
     return torch.tensor(values, dtype=torch.int32, device=device)
 
 
-def header_fields(header: Tensor) -> dict[str, int | float]:
-    """The Python values of a header: seed, stream, generation, tau_prune, tau_freeze, scale."""
+def float32_bits(value: float) -> int:
+    """The bits of a float32 as the int32 that a header holds."""
+    return struct.unpack("<i", struct.pack("<f", value))[0]
+
+
+def header_fields(header: Tensor) -> dict:
+    """The Python values of a header: seed, stream, generation, tau_prune, tau_freeze, scale, code.
+
+    ValueError where it is not int32 [8] or holds values that no header can.
+    """
+    if header.dtype != torch.int32 or tuple(header.shape) != (HEADER_WORDS,):
+        raise ValueError(f"header: int32 [{HEADER_WORDS}], got {header.dtype} {list(header.shape)}")
     raw = [v & 0xFFFFFFFF for v in header.tolist()]
+    if not raw[TAU_PRUNE] <= raw[TAU_FREEZE] <= 65536:
+        raise ValueError(f"header: tau_prune <= tau_freeze <= 65536, got {raw[TAU_PRUNE]} and {raw[TAU_FREEZE]}")
+    if raw[CODE] >= len(CODES) or raw[GENERATION] >= 1 << 24:
+        raise ValueError(f"header: unknown code {raw[CODE]} or generation {raw[GENERATION]} of 2^24 and more")
     return {
         "seed": raw[SEED_LO] | raw[SEED_HI] << 32,
         "stream": raw[STREAM],
@@ -164,6 +187,7 @@ def header_fields(header: Tensor) -> dict[str, int | float]:
         "tau_prune": raw[TAU_PRUNE],
         "tau_freeze": raw[TAU_FREEZE],
         "scale": struct.unpack("<f", struct.pack("<I", raw[SCALE]))[0],
+        "code": CODES[raw[CODE]],
     }
 
 

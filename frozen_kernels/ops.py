@@ -1,6 +1,6 @@
 """The catalogue of ops: schemas, shape functions and autograd. No implementation lives here.
 
-Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [7] (see `format`), and of
+Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [8] (see `format`), and of
 `supermask`, `offsets`, `keep`, `draw` and `dense` those that the tensor's residency holds. `backends` registers what
 runs; `reference` is the default.
 """
@@ -17,9 +17,7 @@ from .format import chunks, matrix_shape, memory_format_of, words
 NAMESPACE = "frozen_kernels"
 library = torch.library.Library(NAMESPACE, "DEF")
 
-PACK = (
-    "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, str code, int[] shape"
-)
+PACK = "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, str code, int[] shape"
 PACK_ARGS = 8
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
@@ -99,8 +97,6 @@ def conv_transpose_output_size(
         for i in range(len(stride))
     ]
     return [x[0], shape[1] * groups, *spatial]
-
-
 
 
 def _free_count(offsets: Tensor | None) -> torch.SymInt:
@@ -249,7 +245,11 @@ def _shape_convolution(name: str, output_size: Callable) -> None:
     def shape_grad_scores(grad, x, scores, *args):
         return torch.empty_like(scores)
 
-    for suffix, function in (("", shape_forward), ("_grad_input", shape_grad_input), ("_grad_scores", shape_grad_scores)):
+    for suffix, function in (
+        ("", shape_forward),
+        ("_grad_input", shape_grad_input),
+        ("_grad_scores", shape_grad_scores),
+    ):
         torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", function, lib=library)
 
 
@@ -257,8 +257,6 @@ for _name in CONVOLUTIONS:
     _shape_convolution(_name, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
 for _name in TRANSPOSED_CONVOLUTIONS:
     _shape_convolution(_name, conv_transpose_output_size)
-
-
 
 
 def _save(ctx, pack: Sequence, *tensors: Tensor | None) -> None:

@@ -109,4 +109,3 @@ def _chooser(op: str) -> Callable:
 
 for _op_name in SCHEMAS:
     library.impl(_op_name, _chooser(_op_name), "CompositeExplicitAutograd")
-

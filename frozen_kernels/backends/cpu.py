@@ -1,3 +1,5 @@
 DEVICES = ("cpu",)
+
+
 def reasons():
     return ["the extension was not built"]

@@ -1,3 +1,5 @@
 DEVICES = ("cuda",)
+
+
 def reasons():
     return ["not there"]

@@ -1,0 +1,110 @@
+"""How a layer is frozen: the choices behind a partition, its codes and its search."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .format import check_code, check_seed
+
+DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
+_TOLERANCE = 1e-9  # ratios that are sums of decimals
+
+SCOPES = ("global", "local")
+SCALINGS = ("none", "static", "dynamic")
+SCORE_INITS = ("kaiming_normal", "kaiming_uniform", "magnitude")
+_LATER = {"code": ("stored",), "distribution": ("erk", "epl", "igq")}
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value in _LATER.get(name, ()):
+        raise NotImplementedError(f"{name}: {value!r} is not part of this release; available: {', '.join(choices)}")
+    if value not in choices:
+        raise ValueError(f"{name}: one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_ratio(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name}: a number in [0, 1], got {value!r}")
+
+
+@dataclass(frozen=True)
+class FreezeConfig:
+    """Settings of a frozen layer (Otsuka et al., arXiv 2402.14029).
+
+    Args:
+        seed: integer in `[0, 2^64)`; with the layer's stream it fixes every weight.
+        code: sign, uniform, normal or constant.
+        sparsity: fraction of zeros in the effective weight, 0 to 1 inclusive.
+        prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
+            lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
+            weights split evenly: `prune = clip(sparsity - (1 - freeze) / 2, 0, freeze)`.
+        distribution: how ratios spread over layers: uniform.
+        scope: where scores compete: global (all layers) or local (per layer).
+        scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
+        score_init: kaiming_normal, kaiming_uniform, or magnitude (of codes that have one).
+        threshold_bits: 1 to 16; 8 regenerates the partition twice as fast as 16.
+
+    Raises:
+        ValueError: a value out of range, or a sparsity outside `[prune_ratio, 1 - lock_ratio]`.
+        NotImplementedError: a documented choice that this release does not have.
+    """
+
+    seed: int = 0
+    code: str = "sign"
+    sparsity: float = 0.5
+    prune_ratio: float | None = None
+    lock_ratio: float | None = None
+    freeze_ratio: float | None = None
+    distribution: str = "uniform"
+    scope: str = "global"
+    scaling: str = "none"
+    score_init: str = "kaiming_normal"
+    threshold_bits: int = 16
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.code in _LATER["code"]:
+            raise NotImplementedError(f"code: {self.code!r} is not part of this release")
+        check_code(self.code)
+        _check_choice("distribution", self.distribution, ("uniform",))
+        _check_choice("scope", self.scope, SCOPES)
+        _check_choice("scaling", self.scaling, SCALINGS)
+        _check_choice("score_init", self.score_init, SCORE_INITS)
+        if self.score_init == "magnitude" and self.code in ("sign", "constant"):
+            raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
+        if isinstance(self.threshold_bits, bool) or self.threshold_bits not in range(1, 17):
+            raise ValueError(f"threshold_bits: 1 to 16, got {self.threshold_bits!r}")
+        self._resolve_ratios()
+
+    def _resolve_ratios(self) -> None:
+        for name in ("sparsity", "prune_ratio", "lock_ratio", "freeze_ratio"):
+            if name == "sparsity" or getattr(self, name) is not None:
+                _check_ratio(name, getattr(self, name))
+        prune, lock, freeze = self.prune_ratio, self.lock_ratio, self.freeze_ratio
+        if prune is None and lock is None:
+            freeze = DEFAULT_FREEZE_RATIO if freeze is None else freeze
+            prune = min(max(self.sparsity - (1 - freeze) / 2, 0.0), freeze)
+            lock = freeze - prune
+        elif prune is None:
+            prune = 0.0 if freeze is None else freeze - lock  # type: ignore[operator]
+        elif lock is None:
+            lock = 0.0 if freeze is None else freeze - prune
+        if freeze is not None and abs(prune + lock - freeze) > _TOLERANCE:  # type: ignore[operator]
+            raise ValueError(f"freeze_ratio: {freeze} is not prune_ratio {prune} + lock_ratio {lock}")
+        if prune < -_TOLERANCE or lock < -_TOLERANCE or prune + lock > 1 + _TOLERANCE:  # type: ignore[operator]
+            raise ValueError(f"ratios: prune_ratio {prune} and lock_ratio {lock} must be >= 0 and sum to at most 1")
+        if self.sparsity < prune - _TOLERANCE:
+            raise ValueError(f"sparsity: {self.sparsity} is below prune_ratio {prune}")
+        if self.sparsity > 1 - lock + _TOLERANCE:  # type: ignore[operator]
+            raise ValueError(f"sparsity: {self.sparsity} is above 1 - lock_ratio = {1 - lock}")  # type: ignore[operator]
+        for name, value in (("prune_ratio", prune), ("lock_ratio", lock), ("freeze_ratio", prune + lock)):  # type: ignore[operator]
+            object.__setattr__(self, name, min(max(value, 0.0), 1.0))  # type: ignore[type-var]
+
+    def factor(self, kept: int, count: int) -> float:
+        """The factor on sigma for a tensor that keeps `kept` of its `count` weights; 0 where nothing is kept."""
+        if self.scaling == "static":
+            return 1 / math.sqrt(1 - self.sparsity) if self.sparsity < 1 else 0.0
+        if self.scaling == "dynamic":
+            return math.sqrt(count / kept) if kept else 0.0
+        return 1.0

@@ -1,0 +1,333 @@
+"""`FrozenLayer`: the state of a frozen weight inside a module; `nn` adds the layers' shapes and forwards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from . import format as fmt
+from .config import FreezeConfig
+from .tensor import RESIDENCIES, FrozenTensor, calibrated
+
+_DERIVED = ("offsets", "keep", "draw", "dense")
+_SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
+
+
+def initial_scores(draws: Tensor, code_values: Tensor | None, kind: str, cols: int) -> Tensor:
+    """float32 scores from int32 SCORE draws, computed in float64 and rounded once (format section 3)."""
+    sigma = fmt.kaiming_sigma(cols)
+    if kind == "magnitude":
+        assert code_values is not None
+        return code_values.abs().to(torch.float32)
+    if kind == "kaiming_uniform":
+        bound = torch.tensor(math.sqrt(3.0) * sigma, dtype=torch.float32)
+        return (draws >> 8).to(torch.float32) * 2.0**-23 * bound
+    out = torch.empty(draws.numel(), dtype=torch.float32)
+    for start in range(0, draws.numel(), _SCORE_BLOCK):
+        block = slice(start, start + _SCORE_BLOCK)
+        probability = ((draws[block].to(torch.int64) & 0xFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-32
+        out[block] = torch.special.ndtri(probability) * sigma
+    return out
+
+
+class FrozenLayer(nn.Module):
+    """A layer whose weight is a seed, a partition and a supermask.
+
+    Saved state: `header` int32 [8] (seed, stream, generation, thresholds, scale, code), `supermask` uint8
+    [ceil(free / 8)], `scores` [free] while searching, and `bias`. Planes and offsets are derived and not saved.
+    Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
+    (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`.
+    """
+
+    header: Tensor
+    bias: Tensor | None
+    scores: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        bias: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        stream: int = 0,
+        generation: int = 0,
+        sigma: float | None = None,
+        config: FreezeConfig | None = None,
+        **settings,
+    ) -> None:
+        super().__init__()
+        if config is not None and settings:
+            raise ValueError(f"config: given together with {', '.join(settings)}")
+        known = {f.name for f in fields(FreezeConfig)}
+        for name in settings:
+            if name not in known:
+                raise TypeError(f"{name}: not a setting of a frozen layer; known: {', '.join(sorted(known))}")
+        self.config = FreezeConfig(**settings) if config is None else config
+        self.shape = tuple(shape)
+        self.rows, self.cols = fmt.matrix_shape(self.shape)
+        self.sigma = fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)
+        self.residency = "mask"
+        self._identity = {"seed": self.config.seed, "stream": stream, "generation": generation}
+        like = torch.empty(0, device=device, dtype=dtype)
+        self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
+        self.register_buffer("header", torch.empty(fmt.HEADER_WORDS, dtype=torch.int32, device=like.device))
+        self.register_buffer("supermask", None, persistent=False)
+        for name in _DERIVED:
+            self.register_buffer(name, None, persistent=False)
+        self.register_parameter("scores", None)
+        if bias is None:
+            self.register_parameter("bias", None)
+        else:
+            self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @property
+    def code(self) -> str:
+        return self.config.code
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the layer's inputs, outputs and bias."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.header.device
+
+    @property
+    def seed(self) -> int:
+        return self._identity["seed"]
+
+    @property
+    def stream(self) -> int:
+        return self._identity["stream"]
+
+    @property
+    def scale(self) -> float:
+        """The fp32 factor on every code."""
+        return fmt.header_fields(self.header)["scale"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many weights are pruned, locked and free, and how many of all are kept."""
+        pruned, locked, free = self._counts
+        return {"pruned": pruned, "locked": locked, "free": free, "kept": self._kept}
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The state that the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
+        config, on_cpu = self.config, torch.device("cpu")
+        with on_cpu:
+            seed, stream = self._identity["seed"], self._identity["stream"]
+            tau_prune, tau_freeze = calibrated(
+                self.rows, self.cols, seed, stream, config.prune_ratio, config.lock_ratio, config.threshold_bits
+            )
+            header = fmt.make_header(
+                seed,
+                stream,
+                generation=self._identity["generation"],
+                tau_prune=tau_prune,
+                tau_freeze=tau_freeze,
+                code=self.code,
+            )
+            self._adopt_header(header)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+            free = self._counts[2]
+            if self.device.type == "meta":
+                scores = torch.empty(free, device="meta")
+            else:
+                scores = self._draw_scores(header).to(self.device)
+        if self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
+            self.scores.copy_(scores)
+        else:
+            self.scores = nn.Parameter(scores) if free else None
+        if self.device.type != "meta":
+            self.apply_threshold(local_threshold([self]))
+
+    def _draw_scores(self, header: Tensor) -> Tensor:
+        ops = torch.ops.frozen_kernels
+        offsets = ops.offsets(header, self.rows, self.cols)
+        values = None
+        if self.config.score_init == "magnitude":
+            part = ops.partition(header, self.rows, self.cols, 0, 0)
+            codes = ops.codes(header, self.code, self.rows, self.cols, 0, 0)
+            values = fmt.stream_order(codes)[fmt.stream_order(part == 0)] * fmt.scale_of(self.code, self.sigma)
+        draws = ops.free_draws(header, offsets, self.rows, self.cols)
+        return initial_scores(draws, values, self.config.score_init, self.cols)
+
+    def _adopt_header(self, header: Tensor) -> None:
+        """Take over a header: `header` is on the CPU, the buffer may be anywhere."""
+        self._counts = tuple(torch.ops.frozen_kernels.partition_counts(header, self.rows, self.cols).tolist())
+        fields = fmt.header_fields(header)
+        self._identity = {name: fields[name] for name in ("seed", "stream", "generation")}
+        self.header.copy_(header)
+        self.offsets = self.supermask = self.keep = self.draw = self.dense = None
+        self._kept = self._counts[1] + self._counts[2]
+
+    def apply_threshold(self, key: Tensor) -> None:
+        """Keep the free weights whose |score| orders above `key` (see `search`)."""
+        if self.scores is None:
+            self.set_supermask(torch.empty(0, dtype=torch.uint8))
+        else:
+            self.set_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
+
+    @torch.no_grad()
+    def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
+        """Replace the supermask (uint8 [ceil(free / 8)]) and all that derives from it; ValueError where it does not fit."""
+        fmt.check_supermask(supermask, self._counts[2])
+        supermask = supermask.to(self.device).contiguous()
+        self._kept = self._counts[1] + int(torch.ops.frozen_kernels.popcount(supermask))
+        if rescale:
+            scale = fmt.scale_of(self.code, self.sigma, self.config.factor(self._kept, self.rows * self.cols))
+            self.header[fmt.SCALE] = fmt.float32_bits(scale)
+        before = self._record()
+        self._take(before._replace(supermask=supermask, keep=None, dense=None), self.residency)
+
+    def _take(self, record: FrozenTensor, residency: str) -> None:
+        held = record.hold(residency, self.dtype, with_offsets=self.scores is not None)
+        self.residency = residency
+        self.supermask = held.supermask
+        for name in _DERIVED:
+            new, old = getattr(held, name), getattr(self, name)
+            if new is not None and old is not None and new is not old and _alike(new, old):
+                old.copy_(new)  # in place: captured graphs and views stay valid
+            else:
+                setattr(self, name, new)
+
+    def _record(self) -> FrozenTensor:
+        return FrozenTensor(
+            self.shape, self.code, self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense
+        )
+
+    @property
+    def frozen(self) -> FrozenTensor:
+        """The record that `functional` takes, with the scores that receive gradients."""
+        return self._record()._replace(scores=self.scores)
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, materialised in the layer's dtype; its gradient goes to the scores."""
+        return self.frozen.weight(self.dtype)
+
+    def partition(self) -> Tensor:
+        """int8 of the weight's shape: -1 pruned, 0 free, +1 locked."""
+        matrix = torch.ops.frozen_kernels.partition(self.header, self.rows, self.cols, 0, 0)
+        return fmt.from_matrix(matrix, self.shape)
+
+    def keep_mask(self) -> Tensor:
+        """bool of the weight's shape: which weights are kept."""
+        part = torch.ops.frozen_kernels.partition(self.header, self.rows, self.cols, 0, 0)
+        return fmt.from_matrix(fmt.unpack(self.packed_supermask(), part), self.shape)
+
+    def packed_supermask(self) -> Tensor:
+        """uint8 [ceil(free / 8)]: the supermask, from whatever the residency holds."""
+        return self._record().packed()
+
+    def set_residency(self, residency: str) -> None:
+        """Hold the weight as seed, mask, planes or dense; the weights themselves do not change."""
+        if residency not in RESIDENCIES:
+            raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+        if self.device.type == "meta":
+            self.residency = residency
+        else:
+            self._take(self._record(), residency)
+
+    def finalize(self) -> None:
+        """Drop the scores and keep the supermask: the search is over."""
+        self.scores = None
+        if self.residency != "seed":
+            self.offsets = None
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x: {x.dtype} does not match the layer's {self.dtype}")
+
+    def _apply(self, fn, recurse: bool = True):
+        before = self.dtype
+        super()._apply(fn, recurse)
+        if self.dtype != before and self.dense is not None and self.device.type != "meta":
+            # rounded once from the format, not twice through the old dtype
+            self._take(self._record()._replace(dense=None), "dense")
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.device.type == "meta":
+            destination[prefix + "supermask"] = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
+        else:
+            destination[prefix + "supermask"] = self.packed_supermask()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        state = dict(state_dict)
+        supermask = state.pop(prefix + "supermask", None)
+        header = state.get(prefix + "header")
+        if supermask is None and strict:
+            missing_keys.append(prefix + "supermask")
+        trouble = self._state_trouble(prefix, header, supermask, state.get(prefix + "scores"))
+        if trouble is not None:
+            errors.append(trouble)
+            return
+        super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        if header is None or supermask is None or self.device.type == "meta" or header.device.type == "meta":
+            return
+        with torch.no_grad():
+            self._adopt_header(header.cpu())
+            self.set_supermask(supermask, rescale=False)
+
+    def _state_trouble(self, prefix: str, header, supermask, scores) -> str | None:
+        """Why a state cannot be loaded, found before anything is changed."""
+        if header is None or supermask is None or header.device.type == "meta":
+            return None
+        try:
+            fields = fmt.header_fields(header)
+            if fields["code"] != self.code:
+                return f"{prefix}header: code {fields['code']}, the layer has {self.code}"
+            free = int(torch.ops.frozen_kernels.partition_counts(header.cpu(), self.rows, self.cols)[2])
+            fmt.check_supermask(supermask, free, prefix + "supermask")
+        except ValueError as why:
+            return f"{prefix.rstrip('.')}: {why}"
+        if self.scores is not None and self.scores.numel() != free:
+            return f"{prefix}scores: the state's partition has {free} free weights, the layer {self.scores.numel()}"
+        if scores is not None and scores.numel() != free:
+            return f"{prefix}scores: {scores.numel()} for {free} free weights"
+        return None
+
+    def extra_repr(self) -> str:
+        config = self.config
+        return (
+            f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
+            f"freeze_ratio={config.freeze_ratio:g}, residency={self.residency}, dtype={str(self.dtype).split('.')[-1]}"
+        )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
+KEEP_ALL = -1  # a key below every score
+
+
+def local_threshold(layers: list[FrozenLayer]) -> Tensor:
+    """int64 key over the layers that compete: the `floor(n * sparsity)`-th smallest |score| of all n weights.
+
+    Pruned weights count as -inf and locked ones as +inf; a weight is kept iff it orders strictly above the key, and
+    with a rank of 0 every free weight is kept. Layers that share scores count once.
+    """
+    unique = list({id(layer.scores) if layer.scores is not None else id(layer): layer for layer in layers}.values())
+    sparsities = {layer.config.sparsity for layer in unique}
+    count = sum(layer.rows * layer.cols for layer in unique)
+    if len(sparsities) == 1:
+        rank = math.floor(count * sparsities.pop())
+    else:
+        rank = math.floor(math.fsum(layer.rows * layer.cols * layer.config.sparsity for layer in unique))
+    rank -= sum(layer.counts["pruned"] for layer in unique)
+    scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
+    free = sum(s.numel() for s in scores)
+    if rank <= 0 or free == 0:
+        return torch.tensor(KEEP_ALL, dtype=torch.int64, device=unique[0].device)
+    return torch.ops.frozen_kernels.select(scores, min(rank, free))

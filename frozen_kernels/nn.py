@@ -1,0 +1,284 @@
+"""Drop-in frozen twins of `torch.nn` layers: their positional signature, then `stream`, `generation`, `sigma` and any
+field of `FreezeConfig` by keyword. See `FrozenLayer` for state and residencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import functional
+from .config import FreezeConfig
+from .layer import FrozenLayer
+
+Size = int | tuple[int, ...]
+
+
+def _adopt(frozen: FrozenLayer, module: nn.Module) -> Any:
+    """Take over bias, train mode and hooks of the module that a frozen layer replaces."""
+    if frozen.bias is not None:
+        frozen.bias = module.bias  # type: ignore[assignment]
+    frozen.train(module.training)
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and "_hooks" in name and hasattr(frozen, name):
+            getattr(frozen, name).update(value)
+    frozen._is_full_backward_hook = module._is_full_backward_hook
+    return frozen
+
+
+class FrozenLinear(FrozenLayer):
+    """`torch.nn.Linear` with a frozen weight [out_features, in_features]: x [..., in] to [..., out]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **frozen: Any,
+    ) -> None:
+        super().__init__((out_features, in_features), out_features if bias else None, device, dtype, **frozen)
+        self.in_features, self.out_features = in_features, out_features
+
+    @classmethod
+    def from_module(cls, module: nn.Linear, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> FrozenLinear:
+        """The frozen twin of a linear layer, with its bias, hooks, train mode, dtype and device."""
+        w = module.weight
+        layer = cls(
+            module.in_features, module.out_features, module.bias is not None, w.device, w.dtype,
+            config=config, stream=stream, **frozen,
+        )  # fmt: skip
+        return _adopt(layer, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return functional.linear(x, self.frozen, self.bias)
+
+    def extra_repr(self) -> str:
+        bias = self.bias is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {super().extra_repr()}"
+
+
+class _FrozenConvBase(FrozenLayer):
+    """Geometry of plain and transposed convolutions; a torch twin on the meta device checks the arguments."""
+
+    def _build(self, twin: Any, device: torch.device | str | None, dtype: torch.dtype | None, frozen: dict) -> None:
+        bias = twin.out_channels if twin.bias is not None else None
+        FrozenLayer.__init__(self, tuple(twin.weight.shape), bias, device, dtype, **frozen)
+        self.in_channels, self.out_channels, self.kernel_size = twin.in_channels, twin.out_channels, twin.kernel_size
+        self.stride, self.padding, self.output_padding = twin.stride, twin.padding, twin.output_padding
+        self.dilation, self.groups, self.padding_mode = twin.dilation, twin.groups, twin.padding_mode
+        self._pad_both_sides = list(twin._reversed_padding_repeated_twice)
+        self._geometry = twin.extra_repr()
+
+    def extra_repr(self) -> str:
+        return f"{self._geometry}, {super().extra_repr()}"
+
+
+class _FrozenConv(_FrozenConvBase):
+    _twin: type
+    _function: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: str | Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **frozen: Any,
+    ) -> None:
+        twin = self._twin(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, "meta"
+        )
+        self._build(twin, device, dtype, frozen)
+
+    @classmethod
+    def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
+        """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device."""
+        m = module
+        layer = cls(
+            m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.dilation, m.groups,
+            m.bias is not None, m.padding_mode, m.weight.device, m.weight.dtype,
+            config=config, stream=stream, **frozen,
+        )  # fmt: skip
+        return _adopt(layer, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._pad_both_sides, mode=self.padding_mode), 0
+        function = type(self)._function
+        return function(x, self.frozen, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class FrozenConv1d(_FrozenConv):
+    """`torch.nn.Conv1d` with a frozen weight [out, in / groups, k]."""
+
+    _twin, _function = nn.Conv1d, staticmethod(functional.conv1d)
+
+
+class FrozenConv2d(_FrozenConv):
+    """`torch.nn.Conv2d` with a frozen weight [out, in / groups, kh, kw]."""
+
+    _twin, _function = nn.Conv2d, staticmethod(functional.conv2d)
+
+
+class FrozenConv3d(_FrozenConv):
+    """`torch.nn.Conv3d` with a frozen weight [out, in / groups, kd, kh, kw]."""
+
+    _twin, _function = nn.Conv3d, staticmethod(functional.conv3d)
+
+
+class _FrozenConvTranspose(_FrozenConvBase):
+    _twin: type
+    _function: Any
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **frozen: Any,
+    ) -> None:
+        twin = self._twin(
+            in_channels, out_channels, kernel_size, stride, padding, output_padding, groups, bias, dilation,
+            padding_mode, "meta",
+        )  # fmt: skip
+        self._build(twin, device, dtype, frozen)
+
+    @classmethod
+    def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
+        """The frozen twin of a transposed convolution, with its bias, hooks, train mode, dtype and device."""
+        m = module
+        layer = cls(
+            m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.output_padding, m.groups,
+            m.bias is not None, m.dilation, m.padding_mode, m.weight.device, m.weight.dtype,
+            config=config, stream=stream, **frozen,
+        )  # fmt: skip
+        return _adopt(layer, module)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        self._check_input(x)
+        output_padding = self.output_padding
+        if output_size is not None:
+            dims = len(self.kernel_size)
+            # torch's own rule, unbound: it reads nothing of the module
+            output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
+                self, x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
+            )
+        function = type(self)._function
+        return function(
+            x, self.frozen, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
+
+class FrozenConvTranspose1d(_FrozenConvTranspose):
+    """`torch.nn.ConvTranspose1d` with a frozen weight [in, out / groups, k]."""
+
+    _twin, _function = nn.ConvTranspose1d, staticmethod(functional.conv_transpose1d)
+
+
+class FrozenConvTranspose2d(_FrozenConvTranspose):
+    """`torch.nn.ConvTranspose2d` with a frozen weight [in, out / groups, kh, kw]."""
+
+    _twin, _function = nn.ConvTranspose2d, staticmethod(functional.conv_transpose2d)
+
+
+class FrozenConvTranspose3d(_FrozenConvTranspose):
+    """`torch.nn.ConvTranspose3d` with a frozen weight [in, out / groups, kd, kh, kw]."""
+
+    _twin, _function = nn.ConvTranspose3d, staticmethod(functional.conv_transpose3d)
+
+
+class FrozenEmbedding(FrozenLayer):
+    """`torch.nn.Embedding` with a frozen weight [num_embeddings, embedding_dim]; the row of `padding_idx` is zero.
+
+    `max_norm`, `scale_grad_by_freq` and `sparse` rewrite or bypass the weight and are refused.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: None = None,
+        _freeze: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **frozen: Any,
+    ) -> None:
+        for name, value in (
+            ("max_norm", max_norm is not None),
+            ("scale_grad_by_freq", scale_grad_by_freq),
+            ("sparse", sparse),
+            ("_weight", _weight is not None),
+        ):
+            if value:
+                raise ValueError(f"{name}: not possible with a frozen weight")
+        twin = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device="meta")
+        super().__init__((num_embeddings, embedding_dim), None, device, dtype, **frozen)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, twin.padding_idx
+
+    @classmethod
+    def from_module(
+        cls, module: nn.Embedding, config: FreezeConfig, *, stream: int = 0, **frozen: Any
+    ) -> FrozenEmbedding:
+        """The frozen twin of an embedding, with its hooks, train mode, dtype and device."""
+        m = module
+        layer = cls(
+            m.num_embeddings, m.embedding_dim, m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse,
+            device=m.weight.device, dtype=m.weight.dtype, config=config, stream=stream, **frozen,
+        )  # fmt: skip
+        return _adopt(layer, module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, materialised in the layer's dtype, its padding row zero."""
+        w = super().weight
+        if self.padding_idx is None:
+            return w
+        return w.index_fill(0, torch.tensor([self.padding_idx], device=w.device), 0.0)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return functional.embedding(indices, self.frozen, self.padding_idx, dtype=self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}, {super().extra_repr()}"
+
+
+TWINS: dict[type[nn.Module], type[FrozenLayer]] = {
+    nn.Linear: FrozenLinear,
+    nn.Conv1d: FrozenConv1d,
+    nn.Conv2d: FrozenConv2d,
+    nn.Conv3d: FrozenConv3d,
+    nn.ConvTranspose1d: FrozenConvTranspose1d,
+    nn.ConvTranspose2d: FrozenConvTranspose2d,
+    nn.ConvTranspose3d: FrozenConvTranspose3d,
+    nn.Embedding: FrozenEmbedding,
+}
+
+__all__ = ["FrozenLayer", *(twin.__name__ for twin in TWINS.values())]

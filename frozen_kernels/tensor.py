@@ -1,0 +1,140 @@
+"""`FrozenTensor`: the record behind a layer, and what each residency holds of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import format as fmt
+
+RESIDENCIES = ("seed", "mask", "planes", "dense")
+
+
+class FrozenTensor(NamedTuple):
+    """A weight that is a function of its header, its partition and a supermask.
+
+    Fields: `shape` of the torch weight and `code`; `header` int32 [8] (see `format.make_header`); then what a residency
+    holds. seed: `supermask` uint8 and `offsets` int64. mask: `keep` int32 [rows, words]. planes: `keep` and `draw` (sign
+    plane int32 [rows, words], or bytes uint8 [rows, cols]). dense: `dense`, the effective weight. `scores`, 1-D in
+    stream order, receives gradients and needs `offsets`.
+    """
+
+    shape: tuple[int, ...]
+    code: str
+    header: Tensor
+    supermask: Tensor | None = None
+    offsets: Tensor | None = None
+    keep: Tensor | None = None
+    draw: Tensor | None = None
+    dense: Tensor | None = None
+    scores: Tensor | None = None
+
+    @classmethod
+    def create(
+        cls,
+        shape: Sequence[int],
+        *,
+        seed: int,
+        stream: int = 0,
+        code: str = "sign",
+        prune_ratio: float = 0.0,
+        lock_ratio: float = 1.0,
+        threshold_bits: int = 16,
+        generation: int = 0,
+        scale: float | None = None,
+        supermask: Tensor | None = None,
+        residency: str = "mask",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> FrozenTensor:
+        """A frozen tensor from its seed. `scale` defaults to Kaiming's; `supermask` to all free weights kept.
+
+        ValueError for ratios, seeds or a supermask that do not fit.
+        """
+        rows, cols = fmt.matrix_shape(shape)
+        tau_prune, tau_freeze = calibrated(rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits)
+        scale = fmt.scale_of(code, fmt.kaiming_sigma(cols)) if scale is None else scale
+        header = fmt.make_header(
+            seed, stream, generation=generation, tau_prune=tau_prune, tau_freeze=tau_freeze, scale=scale, code=code
+        )
+        free = int(torch.ops.frozen_kernels.partition_counts(header, rows, cols)[2])
+        if supermask is None:
+            supermask = all_kept(free)
+        fmt.check_supermask(supermask, free)
+        record = cls(tuple(shape), code, header.to(device=device), supermask.to(device=device))
+        return record.hold(residency, dtype)
+
+    def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
+        """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
+        if residency not in RESIDENCIES:
+            raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+        rows, cols = fmt.matrix_shape(self.shape)
+        ops = torch.ops.frozen_kernels
+        offsets = self.offsets if self.offsets is not None else ops.offsets(self.header, rows, cols)
+        base = self._replace(supermask=None, offsets=None, keep=None, draw=None, dense=None)
+        if residency == "seed":
+            return base._replace(supermask=self.packed(offsets), offsets=offsets)
+        if with_offsets:
+            base = base._replace(offsets=offsets)
+        if residency == "dense":
+            supermask = self.packed(offsets)
+            source = base._replace(supermask=supermask, offsets=offsets)
+            return base._replace(supermask=supermask, dense=source.weight(dtype).detach())
+        keep = self.keep
+        if keep is None:
+            keep = ops.keep_plane(self.header, self.supermask, offsets, rows, cols)
+        draw = None
+        if residency == "planes" and self.code != "constant":
+            draw = self.draw if self.draw is not None else ops.draw_plane(self.header, self.code, rows, cols)
+        return base._replace(keep=keep, draw=draw)
+
+    def packed(self, offsets: Tensor | None = None) -> Tensor:
+        """uint8 [ceil(free / 8)]: the supermask, from whichever residency holds it."""
+        if self.supermask is not None:
+            return self.supermask
+        rows, cols = fmt.matrix_shape(self.shape)
+        offsets = self.offsets if offsets is None else offsets
+        if offsets is None:
+            offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
+        return torch.ops.frozen_kernels.pack_plane(self.header, self.keep, offsets, rows, cols)
+
+    def pack(self) -> tuple:
+        """The arguments that every op takes of a frozen tensor."""
+        return (
+            self.header,
+            self.supermask,
+            self.offsets,
+            self.keep,
+            self.draw,
+            self.dense,
+            self.code,
+            list(self.shape),
+        )
+
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""
+        return torch.ops.frozen_kernels.weight(self.scores, *self.pack(), dtype)
+
+
+def all_kept(free: int) -> Tensor:
+    """uint8 [ceil(free / 8)]: a supermask with every free weight kept."""
+    stream = torch.full((-(-free // 8),), 255, dtype=torch.uint8)
+    if free % 8:
+        stream[-1] = (1 << free % 8) - 1
+    return stream
+
+
+def calibrated(
+    rows: int, cols: int, seed: int, stream: int, prune_ratio: float, lock_ratio: float, bits: int
+) -> tuple[int, int]:
+    """Thresholds that bring a tensor's pruned and frozen counts as near to the ratios as they get (format section 5)."""
+    count = rows * cols
+    targets = [round(prune_ratio * count), min(round((prune_ratio + lock_ratio) * count), count)]
+    if prune_ratio < 0 or lock_ratio < 0 or targets[1] < targets[0] or prune_ratio + lock_ratio > 1 + 1e-9:
+        raise ValueError(f"ratios: prune_ratio {prune_ratio} and lock_ratio {lock_ratio} must be >= 0 and sum to <= 1")
+    counts = torch.ops.frozen_kernels.histogram(fmt.make_header(seed, stream), rows, cols)
+    tau_prune, tau_freeze = (fmt.threshold_for(counts, n, bits) for n in targets)
+    return tau_prune, tau_freeze
