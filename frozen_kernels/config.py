@@ -81,25 +81,35 @@ class FreezeConfig:
         for name in ("sparsity", "prune_ratio", "lock_ratio", "freeze_ratio"):
             if name == "sparsity" or getattr(self, name) is not None:
                 _check_ratio(name, getattr(self, name))
-        prune, lock, freeze = self.prune_ratio, self.lock_ratio, self.freeze_ratio
-        if prune is None and lock is None:
-            freeze = DEFAULT_FREEZE_RATIO if freeze is None else freeze
-            prune = min(max(self.sparsity - (1 - freeze) / 2, 0.0), freeze)
-            lock = freeze - prune
-        elif prune is None:
-            prune = 0.0 if freeze is None else freeze - lock  # type: ignore[operator]
-        elif lock is None:
-            lock = 0.0 if freeze is None else freeze - prune
-        if freeze is not None and abs(prune + lock - freeze) > _TOLERANCE:  # type: ignore[operator]
-            raise ValueError(f"freeze_ratio: {freeze} is not prune_ratio {prune} + lock_ratio {lock}")
-        if prune < -_TOLERANCE or lock < -_TOLERANCE or prune + lock > 1 + _TOLERANCE:  # type: ignore[operator]
+        prune, lock = self._given_ratios()
+        if self.freeze_ratio is not None and abs(prune + lock - self.freeze_ratio) > _TOLERANCE:
+            raise ValueError(f"freeze_ratio: {self.freeze_ratio} is not prune_ratio {prune} + lock_ratio {lock}")
+        if prune < -_TOLERANCE or lock < -_TOLERANCE or prune + lock > 1 + _TOLERANCE:
             raise ValueError(f"ratios: prune_ratio {prune} and lock_ratio {lock} must be >= 0 and sum to at most 1")
         if self.sparsity < prune - _TOLERANCE:
             raise ValueError(f"sparsity: {self.sparsity} is below prune_ratio {prune}")
-        if self.sparsity > 1 - lock + _TOLERANCE:  # type: ignore[operator]
-            raise ValueError(f"sparsity: {self.sparsity} is above 1 - lock_ratio = {1 - lock}")  # type: ignore[operator]
-        for name, value in (("prune_ratio", prune), ("lock_ratio", lock), ("freeze_ratio", prune + lock)):  # type: ignore[operator]
-            object.__setattr__(self, name, min(max(value, 0.0), 1.0))  # type: ignore[type-var]
+        if self.sparsity > 1 - lock + _TOLERANCE:
+            raise ValueError(f"sparsity: {self.sparsity} is above 1 - lock_ratio = {1 - lock}")
+        for name, value in (("prune_ratio", prune), ("lock_ratio", lock), ("freeze_ratio", prune + lock)):
+            object.__setattr__(self, name, min(max(value, 0.0), 1.0))
+
+    def _given_ratios(self) -> tuple[float, float]:
+        prune, lock, freeze = self.prune_ratio, self.lock_ratio, self.freeze_ratio
+        if prune is not None and lock is not None:
+            return prune, lock
+        if prune is not None:
+            return prune, 0.0 if freeze is None else freeze - prune
+        if lock is not None:
+            return (0.0 if freeze is None else freeze - lock), lock
+        freeze = DEFAULT_FREEZE_RATIO if freeze is None else freeze
+        prune = min(max(self.sparsity - (1 - freeze) / 2, 0.0), freeze)
+        return prune, freeze - prune
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """prune_ratio and lock_ratio as they resolved."""
+        assert self.prune_ratio is not None and self.lock_ratio is not None
+        return self.prune_ratio, self.lock_ratio
 
     def factor(self, kept: int, count: int) -> float:
         """The factor on sigma for a tensor that keeps `kept` of its `count` weights; 0 where nothing is kept."""

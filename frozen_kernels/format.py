@@ -64,7 +64,7 @@ def chunks(cols: int) -> int:
 
 
 def bit_of_column(cols: int, device: torch.device | None = None) -> Tensor:
-    """int64 [cols]: the bit that each column takes in its word; even columns fill the low half, odd ones the high half."""
+    """int64 [cols]: the bit of each column in its word; even columns fill the low half, odd ones the high half."""
     j = torch.arange(cols, device=device) & 31
     return (j >> 1) | ((j & 1) << 4)
 
@@ -143,7 +143,7 @@ def make_header(
     code: str = "sign",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int32 [8] record of one frozen tensor. A tensor and not Python numbers, so that compiled graphs do not depend on it."""
+    """int32 [8] record of one frozen tensor; a tensor, so that compiled graphs do not depend on its numbers."""
     check_seed(seed)
     _check_range("stream", stream, 1 << 32)
     _check_range("generation", generation, 1 << 24)
@@ -269,7 +269,7 @@ def uniform_scores(
 
 
 def threshold_for(histogram: Tensor, count: int, bits: int = 16) -> int:
-    """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`, from int64 [65536] counts of u."""
+    """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`; `histogram` counts each u."""
     if bits not in range(1, 17):
         raise ValueError(f"bits: 1 to 16, got {bits!r}")
     step = 1 << (16 - bits)

@@ -16,6 +16,7 @@ from .search import frozen_layers, update_masks
 ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
 FilterFn = Callable[[nn.Module, str], bool]
 
+_LAYERS: tuple[type[nn.Module], ...] = (*TWINS, FrozenLayer)
 # these read their children's weights without calling them
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -88,9 +89,10 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
 
 def _candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
     readers = [(n, type(m).__name__) for n, m in model.named_modules() if isinstance(m, _READERS)]
-    chosen, skipped = {}, []
+    chosen: dict[str, nn.Module] = {}
+    skipped: list[tuple[str, str]] = []
     for name, module in model.named_modules():
-        if not isinstance(module, (*TWINS, FrozenLayer)):
+        if not isinstance(module, _LAYERS):
             continue
         why = _reason_to_skip(module, readers, name)
         if why is None and filter_fn is None and isinstance(module, nn.Embedding):

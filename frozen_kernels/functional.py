@@ -88,9 +88,8 @@ def _check_convolution(
 
 def _check_output(size: Sequence[int], x: Tensor, frozen: FrozenTensor) -> None:
     if any(s < 0 or (s == 0 and x.numel()) for s in size[2:]):
-        raise ValueError(
-            f"x: output size {list(size[2:])} is too small for input {list(x.shape[2:])} and kernel {list(frozen.shape[2:])}"
-        )
+        sizes, kernel = list(x.shape[2:]), list(frozen.shape[2:])
+        raise ValueError(f"x: output size {list(size[2:])} is too small for input {sizes} and kernel {kernel}")
 
 
 def _convolution(
@@ -125,7 +124,7 @@ def _convolution(
 
 
 def conv1d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
-    """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; arguments as `torch.nn.functional.conv1d`."""
+    """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; as `torch.nn.functional.conv1d`."""
     return _convolution(1, x, frozen, bias, stride, padding, dilation, groups)
 
 
@@ -173,7 +172,7 @@ def _transposed(
 
 
 def conv_transpose1d(x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Tensor:
-    """Transposed convolution of x [B, C, L] with a weight [C, C_out / groups, k]; as `torch.nn.functional.conv_transpose1d`."""
+    """Transposed convolution of x [B, C, L], W [C, C_out / groups, k]; as `torch.nn.functional.conv_transpose1d`."""
     return _transposed(1, x, frozen, bias, stride, padding, output_padding, groups, dilation)
 
 

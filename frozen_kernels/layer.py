@@ -43,6 +43,11 @@ class FrozenLayer(nn.Module):
     """
 
     header: Tensor
+    supermask: Tensor | None
+    offsets: Tensor | None
+    keep: Tensor | None
+    draw: Tensor | None
+    dense: Tensor | None
     bias: Tensor | None
     scores: nn.Parameter | None
 
@@ -92,7 +97,8 @@ class FrozenLayer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the layer's inputs, outputs and bias."""
-        return self._like.dtype
+        like: Tensor = self._buffers["_like"]  # type: ignore[assignment]
+        return like.dtype
 
     @property
     def device(self) -> torch.device:
@@ -119,12 +125,12 @@ class FrozenLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """The state that the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
+        """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
         config, on_cpu = self.config, torch.device("cpu")
         with on_cpu:
             seed, stream = self._identity["seed"], self._identity["stream"]
             tau_prune, tau_freeze = calibrated(
-                self.rows, self.cols, seed, stream, config.prune_ratio, config.lock_ratio, config.threshold_bits
+                self.rows, self.cols, seed, stream, *config.ratios, config.threshold_bits
             )
             header = fmt.make_header(
                 seed,
@@ -178,7 +184,7 @@ class FrozenLayer(nn.Module):
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Replace the supermask (uint8 [ceil(free / 8)]) and all that derives from it; ValueError where it does not fit."""
+        """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
         fmt.check_supermask(supermask, self._counts[2])
         supermask = supermask.to(self.device).contiguous()
         self._kept = self._counts[1] + int(torch.ops.frozen_kernels.popcount(supermask))

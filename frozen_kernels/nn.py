@@ -183,7 +183,8 @@ class _FrozenConvTranspose(_FrozenConvBase):
         if output_size is not None:
             dims = len(self.kernel_size)
             # torch's own rule, unbound: it reads nothing of the module
-            output_padding = nn.modules.conv._ConvTransposeNd._output_padding(
+            rule: Any = nn.modules.conv._ConvTransposeNd._output_padding
+            output_padding = rule(
                 self, x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
             )
         function = type(self)._function

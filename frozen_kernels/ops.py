@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .format import chunks, matrix_shape, memory_format_of, words
+from .format import chunks, memory_format_of, words
 
 NAMESPACE = "frozen_kernels"
 library = torch.library.Library(NAMESPACE, "DEF")
 
-PACK = "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, str code, int[] shape"
+PACK = (
+    "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, "
+    "str code, int[] shape"
+)
 PACK_ARGS = 8
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"

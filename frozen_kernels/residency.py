@@ -12,7 +12,7 @@ CHOICES = (*RESIDENCIES, "auto")
 
 
 def auto_residency(layer: FrozenLayer) -> str:
-    """A fixed rule: sign codes hold two planes, 2 bits a weight; other codes one mask bit a weight, bytes regenerated."""
+    """A fixed rule: sign codes hold two planes, 2 bits a weight; other codes one mask bit, bytes regenerated."""
     return "planes" if layer.code == "sign" else "mask"
 
 

@@ -17,7 +17,7 @@ def frozen_layers(model: nn.Module) -> dict[str, FrozenLayer]:
 
 @torch.no_grad()
 def update_masks(layers: Iterable[FrozenLayer]) -> None:
-    """New thresholds and masks from the scores as they are: one threshold for all global layers, one per local layer."""
+    """New thresholds and masks from the scores as they are: one for all global layers, one per local layer."""
     layers = list(layers)
     together = [layer for layer in layers if layer.config.scope == "global"]
     groups = [together] if together else []

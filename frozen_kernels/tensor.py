@@ -17,9 +17,9 @@ class FrozenTensor(NamedTuple):
     """A weight that is a function of its header, its partition and a supermask.
 
     Fields: `shape` of the torch weight and `code`; `header` int32 [8] (see `format.make_header`); then what a residency
-    holds. seed: `supermask` uint8 and `offsets` int64. mask: `keep` int32 [rows, words]. planes: `keep` and `draw` (sign
-    plane int32 [rows, words], or bytes uint8 [rows, cols]). dense: `dense`, the effective weight. `scores`, 1-D in
-    stream order, receives gradients and needs `offsets`.
+    holds. seed: `supermask` uint8 and `offsets` int64. mask: `keep` int32 [rows, words]. planes: `keep` and `draw`
+    (sign plane int32 [rows, words], or bytes uint8 [rows, cols]). dense: `dense`, the effective weight. `scores`, 1-D
+    in stream order, receives gradients and needs `offsets`.
     """
 
     shape: tuple[int, ...]
@@ -130,7 +130,7 @@ def all_kept(free: int) -> Tensor:
 def calibrated(
     rows: int, cols: int, seed: int, stream: int, prune_ratio: float, lock_ratio: float, bits: int
 ) -> tuple[int, int]:
-    """Thresholds that bring a tensor's pruned and frozen counts as near to the ratios as they get (format section 5)."""
+    """Thresholds that bring the pruned and frozen counts as near to the ratios as they get (format section 5)."""
     count = rows * cols
     targets = [round(prune_ratio * count), min(round((prune_ratio + lock_ratio) * count), count)]
     if prune_ratio < 0 or lock_ratio < 0 or targets[1] < targets[0] or prune_ratio + lock_ratio > 1 + 1e-9:

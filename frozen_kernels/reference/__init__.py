@@ -1,3 +1,4 @@
+# ruff: noqa: F401  (a backend is a module that holds functions named like the ops)
 """Every op in plain torch, written to be read. The default implementation where no kernel serves.
 
 Nothing here is fused: the layer ops build the effective weight and call torch with it.
@@ -39,6 +40,3 @@ DEVICES = ("cpu", "cuda", "mps", "xpu")
 def reasons() -> list[str]:
     """Why this backend is not live: it always is."""
     return []
-
-
-__all__ = [name for name in dir() if not name.startswith("_") and name not in ("generate", "layers", "masks")]

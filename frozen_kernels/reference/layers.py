@@ -127,12 +127,12 @@ def _transposed(name: str, twin: str) -> tuple[Callable, Callable, Callable]:
         return y.contiguous(memory_format=fmt.memory_format_of(x))
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
-        *pack, stride, padding, output_padding, dilation, groups = args
+        *pack, stride, padding, _, dilation, groups = args
         g = plain(grad, _effective(pack, grad.dtype), None, stride, padding, dilation, groups)
         return g.contiguous(memory_format=fmt.memory_format_of(grad))
 
     def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
-        *pack, stride, padding, output_padding, dilation, groups = args
+        *pack, stride, padding, _, dilation, groups = args
         grad, x = _accurate(grad, x)
         # a transposed convolution is the input gradient of a convolution whose input is this one's output
         g = weight_gradient(grad, list(pack[7]), x, stride, padding, dilation, groups)
