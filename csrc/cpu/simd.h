@@ -3,6 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../frozen/format.h"
+
 #ifndef FK_ISA_NS
 #error "compile with -DFK_ISA_NS=portable|avx2|avx512 and -DFK_ISA_LEVEL=0|1|2"
 #endif

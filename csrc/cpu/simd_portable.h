@@ -126,6 +126,10 @@ FK_INLINE uint32_t extract(uint32_t source, uint32_t mask) {
   return result;
 }
 
+// A word of the format with bit k = column k, and back.
+FK_INLINE uint32_t natural_bits(uint32_t word) { return to_natural_order(word); }
+FK_INLINE uint32_t format_bits(uint32_t bits) { return to_format_order(bits); }
+
 // 32 bytes / int16 from 32 bits in natural order: `set` where the bit is 1.
 FK_INLINE void expand_bytes(uint32_t bits, uint8_t set, uint8_t clear, uint8_t* out) {
   for (int k = 0; k < 32; ++k) out[k] = bits >> k & 1u ? set : clear;

@@ -91,9 +91,9 @@ class RowBlock {
 
   // Stream position of the first free bit of word w of each row. Needs `offsets`; moves no cursor.
   void stream_positions(int64_t w, int64_t* positions) const {
-    const int64_t chunk = w / CHUNK_WORDS, chunks = f_.chunks();
-    for (int64_t r = 0; r < nrows_; ++r) positions[r] = f_.offsets[rows_[r] * chunks + std::min(chunk, chunks - 1)];
-    for (int64_t past = std::min(chunk, chunks - 1) * CHUNK_WORDS; past < w; ++past) {
+    const int64_t chunks = f_.chunks(), chunk = std::clamp<int64_t>(w / CHUNK_WORDS, 0, std::max<int64_t>(chunks - 1, 0));
+    for (int64_t r = 0; r < nrows_; ++r) positions[r] = f_.offsets[rows_[r] * chunks + chunk];
+    for (int64_t past = chunk * CHUNK_WORDS; past < w; ++past) {
       partition_word(past, scratch_.data(), nullptr);
       for (int64_t r = 0; r < nrows_; ++r) positions[r] += __builtin_popcount(scratch_[r]);
     }
@@ -110,7 +110,7 @@ class RowBlock {
         nrows_(nrows),
         R_(R),
         rows_(R),
-        scratch_(2 * R) {}
+        scratch_(R) {}
 
   // Bits of word w that are columns.
   uint32_t columns(int64_t w) const {
