@@ -17,28 +17,28 @@ std::vector<std::string> available_isas();
 
 // Declares `extern const Table name` for each variant, and fk::active_<name>(), which returns the one in use.
 #ifdef FK_X86_VARIANTS
-#define FK_KERNEL_TABLE(Table, name)                                                       \
-  namespace fk::portable {                                                                 \
-  extern const Table name;                                                                 \
-  }                                                                                        \
-  namespace fk::avx2 {                                                                     \
-  extern const Table name;                                                                 \
-  }                                                                                        \
-  namespace fk::avx512 {                                                                   \
-  extern const Table name;                                                                 \
-  }                                                                                        \
-  namespace fk {                                                                           \
-  inline const Table& active_##name() {                                                    \
-    const Isa isa = active_isa();                                                          \
-    return isa == AVX512 ? avx512::name : isa == AVX2 ? avx2::name : portable::name;       \
-  }                                                                                        \
+#define FK_KERNEL_TABLE(Table, name)                                                 \
+  namespace fk::portable {                                                           \
+  extern const Table name;                                                           \
+  }                                                                                  \
+  namespace fk::avx2 {                                                               \
+  extern const Table name;                                                           \
+  }                                                                                  \
+  namespace fk::avx512 {                                                             \
+  extern const Table name;                                                           \
+  }                                                                                  \
+  namespace fk {                                                                     \
+  inline const Table& active_##name() {                                              \
+    const Isa isa = active_isa();                                                    \
+    return isa == AVX512 ? avx512::name : isa == AVX2 ? avx2::name : portable::name; \
+  }                                                                                  \
   }
 #else
-#define FK_KERNEL_TABLE(Table, name)                                  \
-  namespace fk::portable {                                            \
-  extern const Table name;                                            \
-  }                                                                   \
-  namespace fk {                                                      \
+#define FK_KERNEL_TABLE(Table, name)                                           \
+  namespace fk::portable {                                                     \
+  extern const Table name;                                                     \
+  }                                                                            \
+  namespace fk {                                                               \
   inline const Table& active_##name() { return active_isa(), portable::name; } \
   }
 #endif

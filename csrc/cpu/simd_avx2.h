@@ -105,8 +105,12 @@ FK_INLINE uint32_t deposit(uint32_t source, uint32_t mask) { return _pdep_u32(so
 FK_INLINE uint32_t extract(uint32_t source, uint32_t mask) { return _pext_u32(source, mask); }
 
 // A word of the format with bit k = column k, and back.
-FK_INLINE uint32_t natural_bits(uint32_t word) { return _pdep_u32(word, 0x55555555u) | _pdep_u32(word >> 16, 0xAAAAAAAAu); }
-FK_INLINE uint32_t format_bits(uint32_t bits) { return _pext_u32(bits, 0x55555555u) | _pext_u32(bits, 0xAAAAAAAAu) << 16; }
+FK_INLINE uint32_t natural_bits(uint32_t word) {
+  return _pdep_u32(word, 0x55555555u) | _pdep_u32(word >> 16, 0xAAAAAAAAu);
+}
+FK_INLINE uint32_t format_bits(uint32_t bits) {
+  return _pext_u32(bits, 0x55555555u) | _pext_u32(bits, 0xAAAAAAAAu) << 16;
+}
 
 // All ones in byte k where bit k is 1.
 FK_INLINE __m256i byte_mask(uint32_t bits) {

@@ -101,8 +101,12 @@ FK_INLINE uint32_t deposit(uint32_t source, uint32_t mask) { return _pdep_u32(so
 FK_INLINE uint32_t extract(uint32_t source, uint32_t mask) { return _pext_u32(source, mask); }
 
 // A word of the format with bit k = column k, and back.
-FK_INLINE uint32_t natural_bits(uint32_t word) { return _pdep_u32(word, 0x55555555u) | _pdep_u32(word >> 16, 0xAAAAAAAAu); }
-FK_INLINE uint32_t format_bits(uint32_t bits) { return _pext_u32(bits, 0x55555555u) | _pext_u32(bits, 0xAAAAAAAAu) << 16; }
+FK_INLINE uint32_t natural_bits(uint32_t word) {
+  return _pdep_u32(word, 0x55555555u) | _pdep_u32(word >> 16, 0xAAAAAAAAu);
+}
+FK_INLINE uint32_t format_bits(uint32_t bits) {
+  return _pext_u32(bits, 0x55555555u) | _pext_u32(bits, 0xAAAAAAAAu) << 16;
+}
 
 // 32 bytes / int16 from 32 bits in natural order: `set` where the bit is 1.
 FK_INLINE void expand_bytes(uint32_t bits, uint8_t set, uint8_t clear, uint8_t* out) {

@@ -91,7 +91,8 @@ class RowBlock {
 
   // Stream position of the first free bit of word w of each row. Needs `offsets`; moves no cursor.
   void stream_positions(int64_t w, int64_t* positions) const {
-    const int64_t chunks = f_.chunks(), chunk = std::clamp<int64_t>(w / CHUNK_WORDS, 0, std::max<int64_t>(chunks - 1, 0));
+    const int64_t chunks = f_.chunks(),
+                  chunk = std::clamp<int64_t>(w / CHUNK_WORDS, 0, std::max<int64_t>(chunks - 1, 0));
     for (int64_t r = 0; r < nrows_; ++r) positions[r] = f_.offsets[rows_[r] * chunks + chunk];
     for (int64_t past = chunk * CHUNK_WORDS; past < w; ++past) {
       partition_word(past, scratch_.data(), nullptr);
