@@ -1,4 +1,4 @@
-"""Builds frozen_kernels._C without torch. With no working compiler the install goes on, and the package runs on its reference."""
+"""Builds frozen_kernels._C, without torch. Where no compiler works the package installs and runs on its reference."""
 
 import os
 import platform

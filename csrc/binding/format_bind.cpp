@@ -118,6 +118,14 @@ void bind_streams(py::module_& m) {
       },
       py::arg("pack"), py::arg("out_at"), py::arg("threads"), nogil);
   m.def(
+      "pack_plane",
+      [](const Pack& pack, int64_t out_at, int64_t bytes, int threads) {
+        const Frozen f = to_frozen(pack);
+        require_equal("stream bytes", bytes, (free_count(f) + 7) / 8);
+        table().pack_plane(f, pointer<uint8_t>(out_at), bytes, threads);
+      },
+      py::arg("pack"), py::arg("out_at"), py::arg("bytes"), py::arg("threads"), nogil);
+  m.def(
       "draw_plane",
       [](int64_t header_at, int code, int64_t rows, int64_t cols, int64_t out_at, int threads) {
         const Frozen f = to_frozen(header_at, code, rows, cols);

@@ -31,10 +31,11 @@ struct FormatKernels {
   void (*offsets)(const Frozen&, int64_t* out, int threads);
   void (*free_draws)(const Frozen&, int32_t* out, int threads);
   void (*keep_plane)(const Frozen&, uint32_t* out, int threads);
+  void (*pack_plane)(const Frozen&, uint8_t* stream, int64_t bytes, int threads);  // from `keep` and `offsets`
   void (*sign_plane)(const Frozen&, uint32_t* out, int threads);
   void (*byte_plane)(const Frozen&, uint8_t* out, int threads);
 
-  // pack zeroes and fills `stream`; unpack returns false where the stream has not exactly one bit per free weight.
+  // pack fills `stream` of ceil(free / 8) bytes, pad bits included.
   int64_t (*count_free)(const int8_t* partition, int64_t n, int threads);
   void (*pack)(const uint8_t* keep, const int8_t* partition, int64_t rows, int64_t cols, uint8_t* stream, int64_t bytes,
                int threads);

@@ -16,6 +16,7 @@ void partition_counts(const Frozen&, int64_t* counts, int threads);
 void offsets(const Frozen&, int64_t* out, int threads);
 void free_draws(const Frozen&, int32_t* out, int threads);
 void keep_plane(const Frozen&, uint32_t* out, int threads);
+void pack_plane(const Frozen&, uint8_t* stream, int64_t bytes, int threads);
 void sign_plane(const Frozen&, uint32_t* out, int threads);
 void byte_plane(const Frozen&, uint8_t* out, int threads);
 int64_t count_free(const int8_t* partition, int64_t n, int threads);

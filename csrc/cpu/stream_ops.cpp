@@ -171,6 +171,26 @@ class BitWriter {
 
 }  // namespace
 
+void pack_plane(const Frozen& f, uint8_t* stream, int64_t bytes, int threads) {
+  memset(stream, 0, static_cast<size_t>(bytes));
+  for_tiles(f.rows, 0, f.words, SEGMENT_WORDS, threads, [&](int64_t r0, int64_t nrows, int64_t w0, int64_t nw) {
+    RowBlock block(f, r0, nrows, VL);
+    block.seek(w0);
+    int64_t at[VL];
+    block.stream_positions(w0, at);
+    // A row's part of the tile is one run of the stream, and the tile's rows are written side by side.
+    std::vector<BitWriter> writers;
+    for (int64_t r = 0; r < nrows; ++r) writers.emplace_back(stream, at[r]);
+    uint32_t free[VL], keep[VL];
+    for (int64_t i = 0; i < nw; ++i) {
+      block.next_free(1, free);
+      block.next_keep(1, keep);
+      for (int64_t r = 0; r < nrows; ++r) writers[r].put(extract(keep[r], free[r]), __builtin_popcount(free[r]));
+    }
+    for (BitWriter& writer : writers) writer.finish();
+  });
+}
+
 int64_t count_free(const int8_t* partition, int64_t n, int threads) {
   return n ? run_starts(Runs(1, n), partition, threads).back() : 0;
 }
