@@ -1,0 +1,9 @@
+// One function per file of bindings.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace fk {
+
+void bind_format(pybind11::module_& m);
+
+}  // namespace fk

@@ -1,0 +1,69 @@
+#include "pack.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace fk {
+
+void require_equal(const std::string& what, int64_t got, int64_t wanted) {
+  if (got == wanted) return;
+  throw std::invalid_argument(what + " is " + std::to_string(got) + ", expected " + std::to_string(wanted));
+}
+
+DType to_dtype(int dtype) {
+  if (dtype < FLOAT32 || dtype > FLOAT16) {
+    throw std::invalid_argument("dtype id is " + std::to_string(dtype) + ", expected 0, 1 or 2");
+  }
+  return static_cast<DType>(dtype);
+}
+
+Frozen to_frozen(int64_t header, int code, int64_t rows, int64_t cols) {
+  const uint32_t* const words = pointer<const uint32_t>(header);
+  if (code < SIGN_CODE || code > CONSTANT_CODE) {
+    throw std::invalid_argument("code id is " + std::to_string(code) + ", expected 0 to 3");
+  }
+  if (rows < 0 || cols < 0 || rows > int64_t{1} << 32 || cols > int64_t{1} << 34) {
+    throw std::invalid_argument("rows and cols are " + std::to_string(rows) + " and " + std::to_string(cols) +
+                                ", expected 0 to 2^32 and 0 to 2^34");
+  }
+  Frozen f{};
+  f.rows = rows;
+  f.cols = cols;
+  f.words = (cols + 31) / 32;
+  f.code = code;
+  f.key0 = words[0];
+  f.key1 = words[1];
+  f.stream = words[2];
+  f.generation = words[3];
+  f.tau_prune = words[4];
+  f.tau_freeze = words[5];
+  std::memcpy(&f.scale, &words[6], 4);
+  if (f.tau_prune > f.tau_freeze || f.tau_freeze > FULL_THRESHOLD) {
+    throw std::invalid_argument("tau_prune and tau_freeze are " + std::to_string(f.tau_prune) + " and " +
+                                std::to_string(f.tau_freeze) + ", expected 0 <= tau_prune <= tau_freeze <= 65536");
+  }
+  return f;
+}
+
+Frozen to_frozen(const Pack& pack) {
+  const auto& [header, code, rows, cols, supermask, supermask_bytes, offsets, keep, draw] = pack;
+  Frozen f = to_frozen(header, static_cast<int>(code), rows, cols);
+  f.supermask = pointer<const uint8_t>(supermask);
+  f.supermask_bytes = supermask_bytes;
+  f.offsets = pointer<const int64_t>(offsets);
+  f.keep = pointer<const uint32_t>(keep);
+  if (f.code == SIGN_CODE) f.sign = pointer<const uint32_t>(draw);
+  if (f.code == UNIFORM_CODE || f.code == NORMAL_CODE) f.bytes = pointer<const uint8_t>(draw);
+  if (!f.keep) {
+    if (!f.offsets) throw std::invalid_argument("a tensor without a keep plane needs supermask and offsets");
+    require_equal("supermask bytes", f.supermask_bytes, (free_count(f) + 7) / 8);
+  }
+  return f;
+}
+
+int64_t free_count(const Frozen& f) {
+  if (!f.offsets) throw std::invalid_argument("offsets are missing");
+  return f.offsets[f.rows * f.chunks()];
+}
+
+}  // namespace fk

@@ -1,0 +1,32 @@
+// From the integers that Python passes to the Frozen that kernels take.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../cpu/frozen.h"
+
+namespace fk {
+
+// header pointer, code, rows, cols, supermask pointer, supermask bytes, offsets pointer, keep pointer, draw pointer;
+// pointers to CPU memory, 0 where a residency has none.
+using Pack = std::array<int64_t, 9>;
+
+template <class T>
+T* pointer(int64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+// The seed, thresholds and scale of a header (int32[8]; its last word, the code, is passed beside it) and the sizes; no
+// buffers.
+Frozen to_frozen(int64_t header, int code, int64_t rows, int64_t cols);
+// Throws std::invalid_argument where the supermask's bytes do not match the offsets.
+Frozen to_frozen(const Pack& pack);
+// Free weights of a tensor that has offsets.
+int64_t free_count(const Frozen& f);
+// Throws std::invalid_argument naming both values.
+void require_equal(const std::string& what, int64_t got, int64_t wanted);
+DType to_dtype(int dtype);
+
+}  // namespace fk
