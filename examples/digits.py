@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import frozen_kernels as fk
 
-EPOCHS, SWEEP_EPOCHS, BATCH = 20, 6, 128
+EPOCHS, SWEEP_EPOCHS, BATCH = 20, 6, 64
 FROZEN = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.7}
 DENSE_SOURCE = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.0}
 SWEEP_FREEZE = (0.3, 0.5, 0.7, 0.9)
@@ -64,13 +64,11 @@ def build_net() -> nn.Sequential:
         *block(1, 32),
         *block(32, 64),
         nn.MaxPool2d(2),
-        *block(64, 128),
-        *block(128, 128),
+        *block(64, 144),
+        *block(144, 216),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(512, 288, bias=False),
-        nn.ReLU(),
-        nn.Linear(288, 10, bias=False),
+        nn.Linear(864, 10, bias=False),
     )
 
 

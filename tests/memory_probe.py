@@ -1,6 +1,6 @@
 """Run in a fresh process by `test_memory`: measures one case and prints it as JSON.
 
-`memory_probe.py peak linear|conv2d seed|mask|planes forward|step` gives the rise of process memory over the state that
+`memory_probe.py peak linear|conv2d seed|mask|planes forward|backward|step` gives the rise of process memory over the state that
 exists between steps; `memory_probe.py rest seed|mask|planes` gives resident bytes per 4096 x 4096 layer.
 """
 
@@ -34,6 +34,9 @@ def sample(op: str) -> torch.Tensor:
 def peak(op: str, residency: str, mode: str) -> dict:
     layer = build(op, residency)
     x = sample(op)
+    with torch.no_grad():
+        grad = torch.ones_like(layer(x))
+    live = 1 if mode == "forward" else 2  # the output, and the gradient of the input
     if mode == "forward":
         fk.finalize_(layer)
 
@@ -41,10 +44,15 @@ def peak(op: str, residency: str, mode: str) -> dict:
             with torch.no_grad():
                 layer(x)
 
-        live = 1  # the output
+    elif mode == "backward":
+        # a fixed network: no gradient of scores is freed or made that could hide another block
+        fk.finalize_(layer)
+        x.requires_grad_(True)
+
+        def run() -> None:
+            layer(x).backward(grad)
+
     else:
-        with torch.no_grad():
-            grad = torch.ones_like(layer(x))
         x.requires_grad_(True)
         search = fk.EdgePopup(layer)
         optimizer = torch.optim.SGD(search.parameters(), lr=0.1, momentum=0.9)
@@ -52,13 +60,12 @@ def peak(op: str, residency: str, mode: str) -> dict:
         def run() -> None:
             # frees the last gradient, which the state between steps holds, before the next one is made
             optimizer.zero_grad()
-            x.grad = None
             layer(x).backward(grad)
             optimizer.step()
             search.step()
 
-        live = 2  # the output, and the input's gradient
     run()
+    x.grad = None
     trim()
     if not reset_peak():
         return {"skip": "/proc/self/clear_refs is refused"}

@@ -37,7 +37,7 @@ def probe(*case: str) -> dict:
 
 
 @pytest.mark.parametrize("residency", FUSED)
-@pytest.mark.parametrize("mode", ["forward", "step"])
+@pytest.mark.parametrize("mode", ["forward", "backward", "step"])
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
 def test_peak_rises_by_less_than_an_eighth_of_the_dense_weight(op, mode, residency):
     found = probe("peak", op, residency, mode)
