@@ -39,15 +39,18 @@ void Task::over_pixels(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixel
   const bool few = std::min(rows, layer.rows) <= MIDDLE_M;
   const int64_t tile = few ? std::min<int64_t>(BROAD * VL, DEPTH) : TILE_LANES;
   const int64_t ld = round_up(pixels, tile);
+  const bool shared = last_group > first_group;
   Scratch scratch(4 * (Codes::SCRATCH_FLOATS + 2 * DEPTH * LD + rows * ld) + 1024 +
-                  (pixels + tile) * static_cast<int64_t>(sizeof(Run) + sizeof(Span)));
+                  pixels * static_cast<int64_t>(sizeof(Run)) +
+                  (shared ? DEPTH : 1) * tile * static_cast<int64_t>(sizeof(Span)));
   Codes codes(f, scratch);
   codes.start(row0, rows);
   float* const panel = scratch.take<float>(DEPTH * LD);
   float* const packed = scratch.take<float>(DEPTH * LD);
   float* const sums = scratch.take<float>(rows * ld);
   Run* const runs = scratch.take<Run>(pixels);
-  Span* const spans = scratch.take<Span>(tile);
+  Span* const all_spans = scratch.take<Span>(shared ? DEPTH * tile : tile);
+  int64_t span_counts[DEPTH];
   clear(sums, rows * ld);
   for (int64_t word = 0; word < f.words; word += CHUNK) {
     const int64_t k0 = 32 * word, depth = std::min(DEPTH, f.cols - k0);
@@ -57,7 +60,12 @@ void Task::over_pixels(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixel
       const int64_t run_count = find_runs(grid, pixel0 + lane, lanes, runs);
       for (int64_t group = first_group; group <= last_group; ++group) {
         each_tap(k0, depth, [&](int64_t tap, int64_t column, int64_t channel, int64_t channels) {
-          const int64_t span_count = find_spans(grid, wide, narrow_shift(g, tap), runs, run_count, spans);
+          // Groups read the same pixels: a chunk of a few taps finds them once.
+          Span* const spans = all_spans + (shared ? column * tile : 0);
+          int64_t& span_count = span_counts[shared ? column : 0];
+          if (!shared || group == first_group) {
+            span_count = find_spans(grid, wide, narrow_shift(g, tap), runs, run_count, spans);
+          }
           pack_lanes(wide, grid, spans, span_count, round_up(lanes, TILE_LANES), group * layer.channels + channel,
                      channels, packed + column * LD, LD);
         });

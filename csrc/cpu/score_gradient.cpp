@@ -7,7 +7,12 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 constexpr int64_t TILE_FLOATS = 1 << 16;  // dL/dW held by a task
-constexpr int64_t DOT_ROWS = VL / 4;      // groups of at most so many rows sum along pixels instead
+constexpr int64_t EMIT_WORDS = DEPTH / 32;
+constexpr int64_t DOT_ROWS = VL / 4;  // groups of at most so many rows sum along pixels instead
+
+struct Buffers {
+  float *panel, *x, *y, *gradient;
+};
 
 struct Task {
   const Frozen& f;
@@ -20,9 +25,7 @@ struct Task {
   int scores_dtype;
 
   void run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t words) const;
-  void emit(Codes& codes, float* panel, const float* gradient, int64_t ld, int64_t word, int64_t words) const;
-  template <int DTYPE>
-  void emit_row(int64_t row, uint32_t free, const float* column, int64_t ld, int64_t& position) const;
+  void emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, int64_t words) const;
 };
 
 // Sums along lanes: c[k][row] += sum over pixels of x[k][pixel] * y[row][pixel].
@@ -51,10 +54,10 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   const bool narrow_by_channel = !along_pixels && narrow.stride[CHANNEL] == 1;
   const bool wide_by_channel =
       !along_pixels && wide.stride[CHANNEL] == 1 && grid.step[2] * wide.stride[SPATIAL + 2] != 1;
-  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + (3 * DEPTH + WINDOW_COLS) * LD + 32 * words * ld) + 1024 +
+  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
                   2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span)));
   Codes codes(f, scratch);
-  float* const panel = scratch.take<float>(WINDOW_COLS * LD);
+  float* const panel = scratch.take<float>(DEPTH * LD);
   float* const x = scratch.take<float>(DEPTH * LD);
   float* const y = scratch.take<float>(DEPTH * LD);
   float* const staging = scratch.take<float>(DEPTH * LD);
@@ -103,42 +106,64 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
     }
   }
   codes.start(group * layer.rows + row, rows);
-  emit(codes, panel, gradient, ld, word, words);
+  emit(codes, {panel, x, y, gradient}, ld, word, words);
 }
 
+// out[i] = value[i] * sign(score[i]); the sign of NaN is NaN.
 template <int DTYPE>
-FK_INLINE void Task::emit_row(int64_t, uint32_t free, const float* column, int64_t ld, int64_t& position) const {
-  using Type = typename Element<DTYPE>::Type;
-  for (; free; free &= free - 1, ++position) {
-    const float score = load_one<DTYPE>(static_cast<const Type*>(scores) + position);
-    const float sign = score > 0.0f ? 1.0f : score < 0.0f ? -1.0f : score == 0.0f ? 0.0f : score;
-    const float value = column[column_of_bit(__builtin_ctz(free)) * ld];
-    store_one<DTYPE>(static_cast<Type*>(out) + position, value * sign);
+void store_signed(const float* value, const typename Element<DTYPE>::Type* score, int64_t count,
+                  typename Element<DTYPE>::Type* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float s = load_one<DTYPE>(score + i);
+    store_one<DTYPE>(out + i, value[i] * (s > 0.0f ? 1.0f : s < 0.0f ? -1.0f : s));
   }
 }
 
-void Task::emit(Codes& codes, float* panel, const float* gradient, int64_t ld, int64_t word, int64_t words) const {
+// The values at the set bits of `mask`, in order; up to 32 floats of `out` are written.
+FK_INLINE int64_t compress(uint32_t mask, const float* values, float* out) {
+#if FK_ISA_LEVEL == 2
+  const int low = __builtin_popcount(mask & 0xFFFFu);
+  _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(values)));
+  _mm512_storeu_ps(out + low,
+                   _mm512_maskz_compress_ps(static_cast<__mmask16>(mask >> 16), _mm512_loadu_ps(values + 16)));
+#else
+  float* to = out;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) *to++ = values[__builtin_ctz(rest)];
+#endif
+  return __builtin_popcount(mask);
+}
+
+void Task::emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, int64_t words) const {
   RowBlock& block = codes.block();
   const int64_t rows = block.nrows(), lanes = codes.lanes();
+  const vf32 by = vf32::set(f.scale);
   int64_t position[DEPTH];
-  uint32_t free[WINDOW_WORDS * DEPTH];
+  uint32_t free[EMIT_WORDS * DEPTH];
   block.stream_positions(word, position);
-  for (int64_t w = 0; w < words; w += WINDOW_WORDS) {
-    const int64_t count = std::min(WINDOW_WORDS, words - w);
-    codes.decode_all(word + w, count, panel);
+  for (int64_t w = 0; w < words; w += EMIT_WORDS) {
+    const int64_t count = std::min(EMIT_WORDS, words - w);
+    codes.decode_all(word + w, count, buffers.panel);
     block.next_free(count, free);
-    const vf32 by = vf32::set(f.scale);
     for (int64_t k = 0; k < 32 * count; ++k) {
+      // Columns go to their bits' places, so a row's values lie in stream order.
+      float* const to = buffers.x + (k / 32 * 32 + beta(k)) * LD;
+      const float *gradient = buffers.gradient + (32 * w + k) * ld, *code = buffers.panel + k * LD;
       for (int64_t lane = 0; lane < lanes; lane += VL) {
-        const vf32 value = vf32::load(gradient + (32 * w + k) * ld + lane) * vf32::load(panel + k * LD + lane) * by;
-        value.store(panel + k * LD + lane);
+        (vf32::load(gradient + lane) * vf32::load(code + lane) * by).store(to + lane);
       }
     }
+    transpose(buffers.x, LD, 32 * count, lanes, buffers.y, LD);
     with_dtype(scores_dtype, [&](auto dtype) {
+      using Type = typename Element<dtype>::Type;
       for (int64_t r = 0; r < rows; ++r) {
+        alignas(64) float line[32 * EMIT_WORDS + 32];
+        int64_t found = 0;
         for (int64_t i = 0; i < count; ++i) {
-          emit_row<dtype>(r, free[i * lanes + r], panel + 32 * i * LD + r, LD, position[r]);
+          found += compress(free[i * lanes + r], buffers.y + r * LD + 32 * i, line + found);
         }
+        store_signed<dtype>(line, static_cast<const Type*>(scores) + position[r], found,
+                            static_cast<Type*>(out) + position[r]);
+        position[r] += found;
       }
     });
   }
