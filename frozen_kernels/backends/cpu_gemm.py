@@ -45,7 +45,9 @@ def _sizes(wide: Tensor, narrow: Tensor, shape: Sequence[int], stride, padding, 
     return sizes
 
 
-def _convolve(x: Tensor, bias: Tensor | None, out: Tensor, pack: Sequence, geometry: Sequence, wide_out: bool) -> Tensor:
+def _convolve(
+    x: Tensor, bias: Tensor | None, out: Tensor, pack: Sequence, geometry: Sequence, wide_out: bool
+) -> Tensor:
     spatial = out.dim() - 2
     wide, narrow = (out, x) if wide_out else (x, out)
     run = _C.convolve_transposed if wide_out else _C.convolve
