@@ -28,10 +28,11 @@ def flags(name: str) -> list[str]:
 
 
 def compiler() -> str:
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and shutil.which(name.split()[0]):
+    wanted = os.environ.get("CXX")
+    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
+        if shutil.which(name.split()[0]):
             return name
-    raise CompileError("no C++ compiler found (tried $CXX, g++, clang++, c++)")
+    raise OSError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'})")
 
 
 def ninja_program() -> str:
@@ -42,7 +43,7 @@ def ninja_program() -> str:
     except ImportError:
         found = shutil.which("ninja")
     if not found:
-        raise CompileError("ninja not found (pip install ninja)")
+        raise OSError("ninja not found (pip install ninja)")
     return found
 
 

@@ -19,8 +19,8 @@ FK_INLINE void store_element(void* data, DType dtype, int64_t i, float x) {
   }
 }
 
-// As torch.sign: 0 at 0, NaN at NaN.
-FK_INLINE float sign_of(float x) { return x > 0 ? 1.0f : x < 0 ? -1.0f : x * 0.0f; }
+// As torch.sign: 0 at 0 and at NaN.
+FK_INLINE float sign_of(float x) { return static_cast<float>((x > 0) - (x < 0)); }
 
 // Gradients of the free weights in words [w0, w0 + nw) of a block of rows: out[i] = sign(scores[i]) * dW * code *
 // scale, at the weights' places in the stream. dw[r * ld + (k - 32 * w0)] is dL/dW of row r of the block, column k.

@@ -172,7 +172,7 @@ class BitWriter {
 }  // namespace
 
 void pack_plane(const Frozen& f, uint8_t* stream, int64_t bytes, int threads) {
-  memset(stream, 0, static_cast<size_t>(bytes));
+  std::fill(stream, stream + bytes, uint8_t{0});
   for_tiles(f.rows, 0, f.words, SEGMENT_WORDS, threads, [&](int64_t r0, int64_t nrows, int64_t w0, int64_t nw) {
     RowBlock block(f, r0, nrows, VL);
     block.seek(w0);
@@ -200,7 +200,7 @@ void pack(const uint8_t* keep, const int8_t* partition, int64_t rows, int64_t co
   if (rows == 0 || cols == 0) return;
   const Runs runs(rows, cols);
   const std::vector<int64_t> starts = run_starts(runs, partition, threads);
-  memset(stream, 0, static_cast<size_t>(bytes));
+  std::fill(stream, stream + bytes, uint8_t{0});
   parallel_for(threads, runs.count, [&](int64_t run) {
     BitWriter writer(stream, starts[run]);
     runs.each(run, [&](int64_t at, int64_t n) {

@@ -1,0 +1,358 @@
+"""Triton kernels of weight format 1: tiles of weights decoded in registers, and the two kernels that use them.
+
+A tile is `ROWS` rows by `WORDS` words of 32 columns. Which plane is stored and which is generated follows from the
+pointers: `keep` None means that the keep words come from the partition and the supermask, `draw` None that signs or
+bytes come from the generator. All words are uint32, element offsets int64.
+"""
+
+import triton
+import triton.language as tl
+
+SIGN = tl.constexpr(0)
+UNIFORM = tl.constexpr(1)
+NORMAL = tl.constexpr(2)
+CONSTANT = tl.constexpr(3)
+
+# purposes of the generator
+SIGN_PURPOSE = tl.constexpr(0)
+BYTE_PURPOSE = tl.constexpr(1)
+PARTITION_PURPOSE = tl.constexpr(16)
+
+CHUNK_WORDS = tl.constexpr(32)
+ONES = tl.constexpr(0xFFFFFFFF)
+
+
+@triton.jit
+def philox(key0, key1, c0, c1, c2, c3):
+    """Philox4x32-10 of uint32 counters of any broadcastable shapes; four words."""
+    # 64-bit products: one wide multiply on the GPU where mul and mulhi are two
+    m0 = tl.full((), 0xD2511F53, tl.uint64)
+    m1 = tl.full((), 0xCD9E8D57, tl.uint64)
+    w0 = tl.full((), 0x9E3779B9, tl.uint32)
+    w1 = tl.full((), 0xBB67AE85, tl.uint32)
+    for i in tl.static_range(10):
+        a = c0.to(tl.uint64) * m0
+        b = c2.to(tl.uint64) * m1
+        c0 = (b >> 32).to(tl.uint32) ^ c1 ^ key0
+        c2 = (a >> 32).to(tl.uint32) ^ c3 ^ key1
+        c1 = b.to(tl.uint32)
+        c3 = a.to(tl.uint32)
+        if i < 9:
+            key0 = key0 + w0
+            key1 = key1 + w1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def header_word(header, index: tl.constexpr):
+    return tl.load(header + index).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def interleave(x0, x1, x2, x3, ROWS: tl.constexpr, CALLS: tl.constexpr):
+    """The four words of every call side by side: [ROWS, CALLS] each -> [ROWS, 4 * CALLS]."""
+    return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (ROWS, 4 * CALLS))
+
+
+@triton.jit
+def spread_bits(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """[ROWS, WORDS] words -> 0 or 1 of each column [ROWS, 32 * WORDS]; bit j is column 2j, bit 16 + j column 2j + 1."""
+    pair = tl.arange(0, 16)[None, None, :, None]
+    half = tl.arange(0, 2)[None, None, None, :]
+    bits = (words[:, :, None, None] >> (pair + 16 * half).to(tl.uint32)) & 1
+    return tl.reshape(bits, (ROWS, 32 * WORDS))
+
+
+@triton.jit
+def valid_bits(word, cols):
+    """The bits of a word that belong to columns below `cols`."""
+    left = tl.minimum(tl.maximum(cols - word * 32, 0), 32)
+    even = ((left + 1) // 2).to(tl.uint32)
+    odd = (left // 2).to(tl.uint32)
+    one = tl.full((), 1, tl.uint32)
+    return ((one << even) - 1) | (((one << odd) - 1) << 16)
+
+
+@triton.jit
+def at_least(so_far, plane, tau, bit):
+    """One step of `u >= tau` on 32 columns at once, from the least significant bit upwards."""
+    zero_bit = ((tau >> bit) & 1) - 1  # all ones where the threshold's bit is 0
+    return (so_far & plane) | (zero_bit & (so_far | plane))
+
+
+@triton.jit
+def partition_words(header, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Words of `u >= tau_prune` and of `u >= tau_freeze`."""
+    key0 = header_word(header, 0)
+    key1 = header_word(header, 1)
+    stream = header_word(header, 2)
+    tau_prune = header_word(header, 4)
+    tau_freeze = header_word(header, 5)
+    # trailing zero bits common to both thresholds cannot change the comparison: their calls are not made
+    used = (tau_prune | tau_freeze) & 0xFFFF
+    some = (used != 0).to(tl.int32)
+    calls = some + ((used & 0x0FFF) != 0).to(tl.int32) + ((used & 0x00FF) != 0).to(tl.int32)
+    calls = calls + ((used & 0x000F) != 0).to(tl.int32)
+    unpruned = tl.full((ROWS, WORDS), 0xFFFFFFFF, tl.uint32)
+    free = tl.full((ROWS, WORDS), 0xFFFFFFFF, tl.uint32)
+    for i in range(calls):
+        call = (calls - 1 - i).to(tl.uint32)
+        x0, x1, x2, x3 = philox(key0, key1, word, row, call + PARTITION_PURPOSE, stream)
+        low = 12 - 4 * call  # significance of the call's last plane
+        unpruned = at_least(unpruned, x3, tau_prune, low)
+        unpruned = at_least(unpruned, x2, tau_prune, low + 1)
+        unpruned = at_least(unpruned, x1, tau_prune, low + 2)
+        unpruned = at_least(unpruned, x0, tau_prune, low + 3)
+        free = at_least(free, x3, tau_freeze, low)
+        free = at_least(free, x2, tau_freeze, low + 1)
+        free = at_least(free, x1, tau_freeze, low + 2)
+        free = at_least(free, x0, tau_freeze, low + 3)
+    # a threshold of 65536 is above every u, whatever its low 16 bits say
+    return unpruned & ((tau_prune >> 16) - 1), free & ((tau_freeze >> 16) - 1)
+
+
+@triton.jit
+def byte_totals(word):
+    """Byte i of the result: set bits of the word in its bytes 0 to i."""
+    n = word - ((word >> 1) & 0x55555555)
+    n = (n & 0x33333333) + ((n >> 2) & 0x33333333)
+    n = (n + (n >> 4)) & 0x0F0F0F0F
+    return n * 0x01010101
+
+
+@triton.jit
+def move_mask(skip):
+    """Bit k of every byte: parity of `skip` over bits 0 to k of that byte."""
+    skip = skip ^ ((skip << 1) & 0xFEFEFEFE)
+    skip = skip ^ ((skip << 2) & 0xFCFCFCFC)
+    return skip ^ ((skip << 4) & 0xF0F0F0F0)
+
+
+@triton.jit
+def deposit(run, mask, totals):
+    """PDEP: the low bits of `run`, in order, on the set bits of `mask`; `totals` is byte_totals(mask)."""
+    # each byte of the mask takes its own part of the run, then three log steps spread it inside the byte
+    spread = (run & 0xFF) | (((run >> (totals & 0xFF)) & 0xFF) << 8)
+    spread = spread | (((run >> ((totals >> 8) & 0xFF)) & 0xFF) << 16) | ((run >> ((totals >> 16) & 0xFF)) << 24)
+    packed = mask
+    gaps = ((mask ^ ONES) << 1) & 0xFEFEFEFE  # below a bit, the number of clear mask bits says how far it moves
+    odd = move_mask(gaps)
+    move1 = odd & packed
+    packed = (packed ^ move1) | (move1 >> 1)
+    gaps = gaps & (odd ^ ONES)
+    odd = move_mask(gaps)
+    move2 = odd & packed
+    packed = (packed ^ move2) | (move2 >> 2)
+    gaps = gaps & (odd ^ ONES)
+    move4 = move_mask(gaps) & packed
+    spread = (spread & (move4 ^ ONES)) | ((spread << 4) & move4)
+    spread = (spread & (move2 ^ ONES)) | ((spread << 2) & move2)
+    spread = (spread & (move1 ^ ONES)) | ((spread << 1) & move1)
+    return spread & mask
+
+
+@triton.jit
+def supermask_run(supermask, supermask_bytes, position):
+    """32 bits of the stream from any bit position; the stream has no padding, so what lies past its end reads as 0."""
+    first = position >> 3
+    window = tl.zeros_like(position).to(tl.uint64)
+    for i in tl.static_range(5):
+        byte = tl.load(supermask + first + i, mask=first + i < supermask_bytes, other=0)
+        window = window | (byte.to(tl.uint64) << (8 * i))
+    return (window >> (position & 7).to(tl.uint64)).to(tl.uint32)
+
+
+@triton.jit
+def keep_words(
+    header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS: tl.constexpr, WORDS: tl.constexpr
+):
+    """Keep words [ROWS, WORDS] and the stream position behind them; row int64 [ROWS, 1], word int64 [1, WORDS]."""
+    if keep is None:
+        unpruned, free = partition_words(header, row.to(tl.uint32), word.to(tl.uint32), ROWS, WORDS)
+        valid = valid_bits(word, cols)
+        free = free & valid
+        locked = unpruned & (free ^ ONES) & valid
+        totals = byte_totals(free)
+        count = (totals >> 24).to(tl.int64)
+        before = position + tl.cumsum(count, 1) - count
+        run = supermask_run(supermask, supermask_bytes, before)
+        words = locked | deposit(run, free, totals)
+        position = position + tl.sum(count, 1)[:, None]
+    else:
+        inside = (row < rows) & (word * 32 < cols)
+        stride = (cols + 31) // 32
+        words = tl.load(keep + row * stride + word, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    return words, position
+
+
+@triton.jit
+def sign_words(header, draw, rows, cols, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    if draw is None:
+        # one call makes four words, so the tile starts at a multiple of four words
+        call = (tl.min(word, 1)[:, None] // 4 + tl.arange(0, WORDS // 4)[None, :]).to(tl.uint32)
+        purpose = (header_word(header, 3) << 8) | SIGN_PURPOSE
+        x0, x1, x2, x3 = philox(
+            header_word(header, 0),
+            header_word(header, 1),
+            call,
+            row.to(tl.uint32),
+            purpose,
+            header_word(header, 2),
+        )
+        words = interleave(x0, x1, x2, x3, ROWS, WORDS // 4)
+    else:
+        inside = (row < rows) & (word * 32 < cols)
+        stride = (cols + 31) // 32
+        words = tl.load(draw + row * stride + word, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    return words
+
+
+@triton.jit
+def draw_bytes(header, draw, rows, cols, row, col, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Bytes of columns as int32 [ROWS, 32 * WORDS]."""
+    if draw is None:
+        call = (tl.min(col, 1)[:, None] // 16 + tl.arange(0, 2 * WORDS)[None, :]).to(tl.uint32)
+        purpose = (header_word(header, 3) << 8) | BYTE_PURPOSE
+        x0, x1, x2, x3 = philox(
+            header_word(header, 0),
+            header_word(header, 1),
+            call,
+            row.to(tl.uint32),
+            purpose,
+            header_word(header, 2),
+        )
+        quads = interleave(x0, x1, x2, x3, ROWS, 2 * WORDS)
+        shift = (8 * tl.arange(0, 4)[None, None, :]).to(tl.uint32)
+        values = tl.reshape((quads[:, :, None] >> shift) & 255, (ROWS, 32 * WORDS))
+    else:
+        values = tl.load(draw + row * cols + col, mask=(row < rows) & (col < cols), other=0)
+    return values.to(tl.int32)
+
+
+@triton.jit
+def tile(
+    header,
+    supermask,
+    supermask_bytes,
+    keep,
+    draw,
+    normal_table,
+    rows,
+    cols,
+    row,
+    word0,
+    position,
+    CODE: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """Codes of one tile as float32 [ROWS, 32 * WORDS], 0 where dropped, and the stream position behind it."""
+    word = (word0 + tl.arange(0, WORDS))[None, :].to(tl.int64)
+    col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
+    kept, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
+    kept = spread_bits(kept, ROWS, WORDS) != 0
+    if CODE == SIGN:
+        negative = spread_bits(sign_words(header, draw, rows, cols, row, word, ROWS, WORDS), ROWS, WORDS) != 0
+        codes = tl.where(negative, -1.0, 1.0)
+    elif CODE == CONSTANT:
+        codes = tl.full((ROWS, 32 * WORDS), 1.0, tl.float32)
+    else:
+        values = draw_bytes(header, draw, rows, cols, row, col, ROWS, WORDS)
+        codes = tl.load(normal_table + values) if CODE == NORMAL else (2 * values - 255).to(tl.float32)
+    return tl.where(kept, codes, 0.0), position
+
+
+@triton.jit
+def stream_position(offsets, keep, rows, cols, row, chunk, ROWS: tl.constexpr):
+    """Free weights before (row, chunk), int64 [ROWS, 1]; rows past the end get 0."""
+    if keep is None:
+        per_row = (cols + CHUNK_WORDS * 32 - 1) // (CHUNK_WORDS * 32)
+        start = tl.load(offsets + row * per_row + chunk, mask=row < rows, other=0)
+    else:
+        start = tl.zeros((ROWS, 1), tl.int64)
+    return start
+
+
+@triton.jit
+def weight_kernel(
+    out,
+    header,
+    supermask,
+    offsets,
+    keep,
+    draw,
+    normal_table,
+    supermask_bytes,
+    rows,
+    cols,
+    CODE: tl.constexpr,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """out[row, channel, tap] = code * scale of column `tap * channels + channel`; one program per chunk of 32 words."""
+    words = (cols + 31) // 32
+    chunks = (words + CHUNK_WORDS - 1) // CHUNK_WORDS
+    chunk = tl.program_id(0) % chunks
+    row = ((tl.program_id(0) // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    scale = header_word(header, 6).to(tl.float32, bitcast=True)
+    position = stream_position(offsets, keep, rows, cols, row, chunk, ROWS)
+    for word0 in range(chunk * CHUNK_WORDS, tl.minimum((chunk + 1) * CHUNK_WORDS, words), WORDS):
+        codes, position = tile(
+            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
+            CODE, ROWS, WORDS,
+        )  # fmt: skip
+        col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
+        if TAPS == 1:
+            place = col
+        else:
+            channels = cols // TAPS
+            place = (col % channels) * TAPS + col // channels
+        tl.store(out + row * cols + place, (codes * scale).to(out.dtype.element_ty), mask=(row < rows) & (col < cols))
+
+
+@triton.jit
+def linear_kernel(
+    y,
+    x,
+    bias,
+    header,
+    supermask,
+    offsets,
+    keep,
+    draw,
+    normal_table,
+    supermask_bytes,
+    batch,
+    rows,
+    cols,
+    x_batch_stride,
+    x_col_stride,
+    CODE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BATCH: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    """y[batch, rows] = (x @ codes^T) * scale + bias, accumulated in float32; the codes exist in registers only."""
+    words = (cols + 31) // 32
+    blocks = (rows + ROWS - 1) // ROWS
+    row = ((tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    sample = ((tl.program_id(0) // blocks).to(tl.int64) * BATCH + tl.arange(0, BATCH))[None, :]
+    scale = header_word(header, 6).to(tl.float32, bitcast=True)
+    # free weights of a row are contiguous in the stream, so the position is carried from its first chunk
+    position = stream_position(offsets, keep, rows, cols, row, 0, ROWS)
+    total = tl.zeros((ROWS, BATCH), tl.float32)
+    for word0 in range(0, words, WORDS):
+        codes, position = tile(
+            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
+            CODE, ROWS, WORDS,
+        )  # fmt: skip
+        col = (word0 * 32 + tl.arange(0, 32 * WORDS))[:, None].to(tl.int64)
+        inputs = tl.load(
+            x + sample * x_batch_stride + col * x_col_stride, mask=(sample < batch) & (col < cols), other=0.0
+        )
+        total = tl.dot(codes.to(inputs.dtype), inputs, total, input_precision="ieee")
+    result = total * scale
+    if bias is not None:
+        result = result + tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)
+    tl.store(y + sample * rows + row, result.to(y.dtype.element_ty), mask=(row < rows) & (sample < batch))

@@ -1,0 +1,68 @@
+"""The Triton backend without a GPU: right in the interpreter, compiled for real targets, and not imported unasked.
+
+Each check is a process of its own: TRITON_INTERPRET counts when triton is imported, changes what `triton.jit` makes,
+and would break torch.compile in the rest of the session.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+
+def run(*command: str, timeout: int = 900, **env: str) -> str:
+    """Output of a Python process that imports the package under test; fails with its last lines."""
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET" and not k.startswith("PYTEST_")}
+    inherited["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # small tensors only: on a busy machine threads that wait for each other cost ten times the work
+    env = {**inherited, "OMP_NUM_THREADS": "1", **env}
+    full = [sys.executable, *command]
+    done = subprocess.run(full, check=False, capture_output=True, text=True, timeout=timeout, cwd=HERE, env=env)
+    if done.returncode:
+        pytest.fail(f"exit status {done.returncode}\n{done.stdout[-8000:]}\n{done.stderr[-4000:]}", pytrace=False)
+    return done.stdout
+
+
+NOT_LIVE = """
+import os, sys, torch
+torch.cuda.is_available = lambda: False
+import frozen_kernels as fk
+from frozen_kernels.backends import triton
+fk.backends.report()
+assert "no CUDA device" in "; ".join(triton.reasons()), triton.reasons()
+os.environ["TRITON_INTERPRET"] = "1"
+assert "CUDA" not in "; ".join(triton.reasons()), triton.reasons()
+assert "triton" not in sys.modules
+"""
+
+
+def test_says_why_it_is_not_live_without_importing_triton():
+    run("-c", NOT_LIVE)
+
+
+@needs_triton
+def test_bitwise_in_the_interpreter():
+    pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "triton_cases.py"]
+    assert " passed" in run("-m", "pytest", *pytest_options, TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_compiles_without_spills(target, tmp_path):
+    printed = run("triton_offline.py", target, TRITON_CACHE_DIR=str(tmp_path))
+    cases = [json.loads(line) for line in printed.splitlines()]
+    assert len(cases) == 5
+    for case in cases:
+        assert case["spills"] == 0, case
+        assert not case.get("serialised"), case
+        if case["kernel"] == "linear" and case["dtype"] != "torch.float32":
+            assert case["matrix_instructions"] > 0, case
