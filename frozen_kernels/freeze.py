@@ -70,7 +70,7 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
     if isinstance(module, FrozenLayer):
         return "already frozen"
     for reader, kind in readers:
-        if name.startswith(reader + "."):
+        if not reader or name.startswith(reader + "."):
             return f"{kind} {reader!r} reads its weight without calling it"
     if nn.utils.parametrize.is_parametrized(module):
         return "parametrized"
