@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from . import format as fmt
 from .config import FreezeConfig
+from .functional import autocasting
 from .tensor import RESIDENCIES, FrozenTensor, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
@@ -250,7 +251,7 @@ class FrozenLayer(nn.Module):
             self.offsets = None
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.dtype and not autocasting(x):
             raise TypeError(f"x: {x.dtype} does not match the layer's {self.dtype}")
 
     def _apply(self, fn, recurse: bool = True):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .format import chunks, memory_format_of, words
 
@@ -337,6 +338,8 @@ def _convolution_backward(name: str) -> Callable:
 
 
 def _autograd(name: str, setup: Callable, backward: Callable) -> None:
+    # no formula for a second derivative: refused, for torch would only warn and give none
+    backward = once_differentiable(backward)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
 
 
