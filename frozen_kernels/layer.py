@@ -275,7 +275,7 @@ class FrozenLayer(nn.Module):
         header = state.get(prefix + "header")
         if supermask is None and strict:
             missing_keys.append(prefix + "supermask")
-        trouble = self._state_trouble(prefix, header, supermask, state.get(prefix + "scores"))
+        trouble = self._state_trouble(prefix, header, supermask, state)
         if trouble is not None:
             errors.append(trouble)
             return
@@ -284,11 +284,17 @@ class FrozenLayer(nn.Module):
             return
         with torch.no_grad():
             self._adopt_header(header.cpu())
-            self.set_supermask(supermask, rescale=False)
+            self.set_supermask(supermask.clone(), rescale=False)
 
-    def _state_trouble(self, prefix: str, header, supermask, scores) -> str | None:
+    def _state_trouble(self, prefix: str, header, supermask, state: dict) -> str | None:
         """Why a state cannot be loaded, found before anything is changed."""
-        if header is None or supermask is None or header.device.type == "meta":
+        if (header is None) != (supermask is None):
+            present, absent = ("header", "supermask") if supermask is None else ("supermask", "header")
+            return f"{prefix}{present}: the state has no {prefix}{absent}, and one means nothing without the other"
+        bias, scores = state.get(prefix + "bias"), state.get(prefix + "scores")
+        if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
+            return f"{prefix}bias: {list(bias.shape)} in the state, {list(self.bias.shape)} in the layer"
+        if header is None or header.device.type == "meta":
             return None
         try:
             fields = fmt.header_fields(header)
@@ -300,8 +306,8 @@ class FrozenLayer(nn.Module):
             return f"{prefix.rstrip('.')}: {why}"
         if self.scores is not None and self.scores.numel() != free:
             return f"{prefix}scores: the state's partition has {free} free weights, the layer {self.scores.numel()}"
-        if scores is not None and scores.numel() != free:
-            return f"{prefix}scores: {scores.numel()} for {free} free weights"
+        if scores is not None and tuple(scores.shape) != (free,):
+            return f"{prefix}scores: {list(scores.shape)} for {free} free weights"
         return None
 
     def extra_repr(self) -> str:
