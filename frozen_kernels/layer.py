@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import format as fmt
 from .config import FreezeConfig
 from .functional import autocasting
-from .tensor import RESIDENCIES, FrozenTensor, calibrated
+from .tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
 _SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
@@ -176,10 +176,10 @@ class FrozenLayer(nn.Module):
         self.offsets = self.supermask = self.keep = self.draw = self.dense = None
         self._kept = self._counts[1] + self._counts[2]
 
-    def apply_threshold(self, key: Tensor) -> None:
-        """Keep the free weights whose |score| orders above `key` (see `search`)."""
-        if self.scores is None:
-            self.set_supermask(torch.empty(0, dtype=torch.uint8))
+    def apply_threshold(self, key: Tensor | None) -> None:
+        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None."""
+        if key is None or self.scores is None:
+            self.set_supermask(all_kept(self._counts[2]))
         else:
             self.set_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
 
@@ -322,14 +322,11 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-KEEP_ALL = -1  # a key below every score
-
-
-def local_threshold(layers: list[FrozenLayer]) -> Tensor:
+def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
     """int64 key over the layers that compete: the `floor(n * sparsity)`-th smallest |score| of all n weights.
 
     Pruned weights count as -inf and locked ones as +inf; a weight is kept iff it orders strictly above the key, and
-    with a rank of 0 every free weight is kept. Layers that share scores count once.
+    it is None where the rank falls on no free weight and all are kept. Layers that share scores count once.
     """
     unique = list({id(layer.scores) if layer.scores is not None else id(layer): layer for layer in layers}.values())
     sparsities = {layer.config.sparsity for layer in unique}
@@ -342,5 +339,5 @@ def local_threshold(layers: list[FrozenLayer]) -> Tensor:
     scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
     free = sum(s.numel() for s in scores)
     if rank <= 0 or free == 0:
-        return torch.tensor(KEEP_ALL, dtype=torch.int64, device=unique[0].device)
+        return None
     return torch.ops.frozen_kernels.select(scores, min(rank, free))

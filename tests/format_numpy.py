@@ -20,7 +20,12 @@ def philox(c0, c1, c2, c3, seed: int) -> list[np.ndarray]:
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
         a, b = np.uint64(0xD2511F53) * x[0], np.uint64(0xCD9E8D57) * x[2]
-        x = [(b >> np.uint64(32)) ^ x[1] ^ np.uint64(k0), b & _LOW, (a >> np.uint64(32)) ^ x[3] ^ np.uint64(k1), a & _LOW]
+        x = [
+            (b >> np.uint64(32)) ^ x[1] ^ np.uint64(k0),
+            b & _LOW,
+            (a >> np.uint64(32)) ^ x[3] ^ np.uint64(k1),
+            a & _LOW,
+        ]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return x
 

@@ -194,7 +194,9 @@ def test_partition_and_streams(rows, cols, tau, threads):
         assert int(cpu.popcount(tensor)) == int(np.unpackbits(tensor.numpy().view(np.uint8)).sum())
 
 
-@pytest.mark.parametrize("row0,col0", [(0, 0), (1, 3), (5, 31), (2, 129), (2**32 - 4, 7), (9, 2**34 - 75), (3, 2**33 + 1)])
+@pytest.mark.parametrize(
+    "row0,col0", [(0, 0), (1, 3), (5, 31), (2, 129), (2**32 - 4, 7), (9, 2**34 - 75), (3, 2**33 + 1)]
+)
 def test_shards(row0, col0, threads):
     rows, cols, at = 3, 75, {"row0": row0, "col0": col0}
     threads(2)
@@ -427,7 +429,16 @@ def test_isa_from_the_environment(isa):
 def test_scale_is_taken_by_its_bits():
     for scale in (1e-42, 3.0e38, 0.0):
         header = fmt.make_header(1, scale=scale, code="sign", tau_freeze=65536)
-        pack = (header, torch.empty(0, dtype=torch.uint8), cpu.offsets(header, 2, 40), None, None, None, "sign", [2, 40])
+        pack = (
+            header,
+            torch.empty(0, dtype=torch.uint8),
+            cpu.offsets(header, 2, 40),
+            None,
+            None,
+            None,
+            "sign",
+            [2, 40],
+        )
         exact = np.float32(struct.unpack("<f", struct.pack("<f", scale))[0])
         got = cpu.weight(None, *pack, torch.float32)
         codes = ref.codes(2, 40, seed=1, stream=0, code="sign").astype(np.float32)
