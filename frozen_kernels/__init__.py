@@ -10,6 +10,7 @@ from .freeze import FreezeReport, finalize_, freeze_
 from .residency import set_residency
 from .search import EdgePopup
 from .tensor import FrozenTensor
+from .ticket import TicketError, load_ticket, save_ticket
 
 __version__ = "0.1.0"
 
@@ -18,12 +19,15 @@ __all__ = [
     "FreezeConfig",
     "FreezeReport",
     "FrozenTensor",
+    "TicketError",
     "backends",
     "finalize_",
     "format",
     "freeze_",
     "functional",
+    "load_ticket",
     "nn",
     "ops",
+    "save_ticket",
     "set_residency",
 ]

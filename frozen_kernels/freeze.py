@@ -70,7 +70,7 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
     if isinstance(module, FrozenLayer):
         return "already frozen"
     for reader, kind in readers:
-        if name.startswith(f"{reader}." if reader else ""):
+        if not reader or name.startswith(reader + "."):
             return f"{kind} {reader!r} reads its weight without calling it"
     if nn.utils.parametrize.is_parametrized(module):
         return "parametrized"
@@ -87,7 +87,8 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
     return None
 
 
-def _candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
+def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
+    """Layers that can be converted by name, and (name, reason) of those that are not."""
     readers = [(n, type(m).__name__) for n, m in model.named_modules() if isinstance(m, _READERS)]
     chosen: dict[str, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
@@ -131,7 +132,8 @@ def _share(layer: FrozenLayer, first: FrozenLayer) -> None:
     layer.set_supermask(first.packed_supermask())
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever the model holds `old`."""
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is old:
@@ -194,7 +196,7 @@ def freeze_(
     if not callable(config) and not isinstance(config, FreezeConfig):
         raise TypeError(f"config: a FreezeConfig or a function, got {type(config).__name__}")
     config_of: ConfigFn = config if callable(config) else lambda module, name: config
-    chosen, skipped = _candidates(model, filter_fn)
+    chosen, skipped = candidates(model, filter_fn)
     built, without_config = convert(model, config_of, chosen, _next_streams(model))
     skipped += without_config
     if not built and not frozen_layers(model):
@@ -203,7 +205,7 @@ def freeze_(
     with torch.no_grad():
         update_masks(m for m in built.values() if m.device.type != "meta")
     for name, layer in built.items():
-        _replace(model, chosen[name], layer)
+        replace_module(model, chosen[name], layer)
     report = FreezeReport(skipped=skipped)
     for name, layer in built.items():
         c = layer.counts

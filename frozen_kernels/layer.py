@@ -40,7 +40,8 @@ class FrozenLayer(nn.Module):
     Saved state: `header` int32 [8] (seed, stream, generation, thresholds, scale, code), `supermask` uint8
     [ceil(free / 8)], `scores` [free] while searching, and `bias`. Planes and offsets are derived and not saved.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
-    (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`.
+    (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
+    `config` in place of those fields, and `state`, a header on the CPU and a supermask to hold without scores.
     """
 
     header: Tensor
@@ -63,6 +64,7 @@ class FrozenLayer(nn.Module):
         generation: int = 0,
         sigma: float | None = None,
         config: FreezeConfig | None = None,
+        state: tuple[Tensor, Tensor] | None = None,
         **settings,
     ) -> None:
         super().__init__()
@@ -89,7 +91,10 @@ class FrozenLayer(nn.Module):
             self.register_parameter("bias", None)
         else:
             self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
-        self.reset_parameters()
+        if state is None:
+            self.reset_parameters()
+        else:
+            self.restore(*state, self.config, self.sigma)
 
     @property
     def code(self) -> str:
@@ -155,6 +160,18 @@ class FrozenLayer(nn.Module):
             self.scores = nn.Parameter(scores) if free else None
         if self.device.type != "meta":
             self.apply_threshold(local_threshold([self]))
+
+    @torch.no_grad()
+    def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
+        """Become the finalized tensor of a header (on the CPU) and a supermask, with the settings that describe it.
+
+        ValueError where the supermask does not fit the header; the layer is then unchanged.
+        """
+        free = int(torch.ops.frozen_kernels.partition_counts(header, self.rows, self.cols)[2])
+        fmt.check_supermask(supermask, free)
+        self.config, self.sigma, self.scores = config, sigma, None
+        self._adopt_header(header)
+        self.set_supermask(supermask, rescale=False)
 
     def _draw_scores(self, header: Tensor) -> Tensor:
         ops = torch.ops.frozen_kernels

@@ -138,3 +138,18 @@ def calibrated(
     counts = torch.ops.frozen_kernels.histogram(fmt.make_header(seed, stream), rows, cols)
     tau_prune, tau_freeze = (fmt.threshold_for(counts, n, bits) for n in targets)
     return tau_prune, tau_freeze
+
+
+def resident_bytes(shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4) -> int:
+    """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype."""
+    rows, cols = fmt.matrix_shape(shape)
+    header, supermask = 4 * fmt.HEADER_WORDS, -(-free // 8)
+    plane = 4 * rows * fmt.words(cols)
+    if residency == "seed":
+        return header + supermask + 8 * (rows * fmt.chunks(cols) + 1)
+    if residency == "dense":
+        return header + supermask + rows * cols * itemsize
+    if residency not in RESIDENCIES:
+        raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+    draw = {"constant": 0, "sign": plane}.get(code, rows * cols) if residency == "planes" else 0
+    return header + plane + draw

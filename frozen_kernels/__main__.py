@@ -1,0 +1,224 @@
+"""`python -m frozen_kernels info | inspect FILE | verify FILE | footprint FILE | bench`.
+
+Exit status: 0, 1 for a failure (told in one line on stderr), 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__, backends
+from . import nn as frozen_nn
+from .config import FreezeConfig
+from .format import CODES
+from .tensor import RESIDENCIES, resident_bytes
+from .ticket_file import Ticket, read_ticket, short, verify_ticket
+
+BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
+    ("linear 1024x1024", lambda: nn.Linear(1024, 1024), (1024,)),
+    ("linear 4096x1024", lambda: nn.Linear(1024, 4096), (1024,)),
+    ("conv2d 64x64x3x3 on 28x28", lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
+    ("conv2d 256x256x3x3 on 14x14", lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
+)
+BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lines of columns: text on the left, numbers on the right."""
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
+    numeric = [all(row[i][:1].isdigit() for row in cells) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in [list(head), *cells]) for i in range(len(head))]
+    lines = []
+    for line in [list(head), *cells]:
+        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def info(_: argparse.Namespace) -> None:
+    """Versions, live backends, instruction set, threads."""
+    print(f"frozen_kernels {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors")))
+    try:
+        from . import _C  # type: ignore[attr-defined]
+
+        print(f"extension: {_C.build_info()}; instruction set {_C.isa()} of {', '.join(_C.isa_available())}")
+    except ImportError as why:
+        print(f"extension: missing ({why}); ops run on the reference, without fused kernels")
+    print(f"threads: {torch.get_num_threads()}")
+    for name, state in backends.report().items():
+        print(f"backend {name}: {state}")
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """What a ticket holds; its digest and counts are checked."""
+    ticket = read_ticket(options.file)
+    print(f"{ticket.path}: format {ticket.metadata['frozen_kernels.format']}, {ticket.file_bytes:,} bytes\n")
+    head = ("frozen", "shape", "code", "seed", "stream", "pruned", "locked", "free", "kept", "scale")
+    rows = [
+        (short(r.name), _sizes(r.shape), r.code, str(r.seed), str(r.stream), r.pruned, r.locked, r.free, r.kept,
+         f"{r.scale:.6g}")
+        for r in ticket.records
+    ]  # fmt: skip
+    print(table(head, rows))
+    if ticket.ordinary:
+        rest = [(short(n), _sizes(t.shape), str(t.dtype).split(".")[-1], t.nbytes) for n, t in ticket.ordinary.items()]
+        print("\n" + table(("ordinary", "shape", "dtype", "bytes"), rest))
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Digest, counts and supermasks of a ticket, and every keep plane regenerated from its seed."""
+    ticket = read_ticket(options.file)
+    verify_ticket(ticket)
+    print(f"{ticket.path}: whole; {len(ticket.records)} keep planes regenerate as written")
+
+
+def footprint(options: argparse.Namespace) -> None:
+    """Bytes of a ticket on disk by kind, and of its frozen weights in memory by residency."""
+    ticket = read_ticket(options.file)
+    weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
+    masks = sum(-(-r.free // 8) for r in ticket.records)
+    ordinary = sum(t.nbytes for t in ticket.ordinary.values())
+    disk = [("supermasks", masks), ("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
+    disk.append(("file", ticket.file_bytes))
+    print(f"{ticket.path}: {weights:,} frozen weights\n")
+    print(table(("on disk", "bytes", "bits/weight"), [(n, size, _bits(size, weights)) for n, size in disk]))
+    print("\n" + table(("in memory", "bytes", "bits/weight"), _resident(ticket, weights)))
+    print("\nin memory: computed, frozen weights alone; dense is float32. Add the ordinary tensors.")
+
+
+def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
+    out = []
+    for residency in RESIDENCIES:
+        size = sum(resident_bytes(r.shape, r.code, r.free, residency) for r in ticket.records)
+        out.append((residency, size, _bits(size, weights)))
+    return out
+
+
+def _bits(size: int, weights: int) -> str:
+    return f"{8 * size / weights:.3f}"
+
+
+def _check_output(name: str, found: Tensor, right: Tensor) -> None:
+    error = float((found.double() - right).abs().max() / right.abs().max())
+    if not error <= BENCH_TOLERANCE:
+        raise ValueError(f"{name}: relative error {error:.2e} against float64, at most {BENCH_TOLERANCE:.0e}")
+
+
+def _measure(calls: dict[str, Callable[[], Tensor]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each call, taken in turns so that a slow spell of the machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    deadline = time.perf_counter() + seconds
+    for turn in range(rounds + 1):
+        if turn > 2 and time.perf_counter() > deadline:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:  # the first one warms up
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...], options) -> list[Sequence[object]]:
+    plain = make()
+    twin = frozen_nn.TWINS[type(plain)]
+    config = FreezeConfig(code=options.code, freeze_ratio=options.freeze_ratio)
+    x = torch.randn(options.batch, *size)
+    layers: dict[str, nn.Module] = {}
+    for residency in RESIDENCIES:
+        layers[residency] = twin.from_module(plain, config)  # type: ignore[attr-defined]
+        layers[residency].finalize()  # type: ignore[operator]
+        layers[residency].set_residency(residency)  # type: ignore[operator]
+    plain.weight.copy_(layers["mask"].weight)  # type: ignore[operator, union-attr, arg-type]
+    right = make().double()
+    right.load_state_dict(plain.state_dict())
+    expected = right(x.double())
+    calls = {"torch": lambda: plain(x)} | {name: (lambda m=layer: m(x)) for name, layer in layers.items()}
+    for name, call in calls.items():
+        _check_output(f"{label}, {name}", call(), expected)
+    times = _measure(calls, options.rounds, options.seconds)
+    base = statistics.median(times["torch"])
+    out: list[Sequence[object]] = []
+    for name, taken in times.items():
+        low, middle, high = statistics.quantiles(taken, n=4)
+        held = 4 * plain.weight.numel()  # type: ignore[operator, union-attr]
+        if name != "torch":
+            layer = layers[name]
+            held = resident_bytes(layer.shape, layer.code, layer.counts["free"], name)  # type: ignore
+        out.append((label, name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{base / middle:.2f}", held))
+    return out
+
+
+@torch.no_grad()
+def bench(options: argparse.Namespace) -> None:
+    """Forward of a few layers in each residency against the dense torch layer, checked first, on the same threads."""
+    torch.set_num_threads(options.threads)
+    live = ", ".join(name for name, state in backends.report().items() if state == "live")
+    print(
+        f"batch {options.batch}, float32, code {options.code}, freeze ratio {options.freeze_ratio:g}, "
+        f"{torch.get_num_threads()} threads, up to {options.rounds} rounds; live backends: {live}\n"
+    )
+    rows = [row for label, make, size in BENCH_LAYERS for row in _bench_layer(label, make, size, options)]
+    print(table(("layer", "residency", "median ms", "quartiles", "x torch", "bytes held"), rows))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"1 or more, got {value}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    root = argparse.ArgumentParser(prog="python -m frozen_kernels", description="Frozen networks and their tickets.")
+    commands = root.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help=info.__doc__).set_defaults(run=info)
+    for command in (inspect, verify, footprint):
+        sub = commands.add_parser(command.__name__, help=command.__doc__)
+        sub.add_argument("file", metavar="FILE", help="a ticket")
+        sub.set_defaults(run=command)
+    sub = commands.add_parser("bench", help=bench.__doc__)
+    sub.add_argument("--batch", type=_positive, default=1)
+    sub.add_argument("--rounds", type=lambda text: max(_positive(text), 2), default=20)
+    sub.add_argument("--seconds", type=float, default=5.0, help="a layer gets no further rounds after this")
+    sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
+    sub.add_argument("--code", choices=CODES, default="sign")
+    sub.add_argument("--freeze-ratio", type=float, default=0.7)
+    sub.set_defaults(run=bench)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has seen enough; nothing is left to write when the interpreter closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, RuntimeError) as why:
+        print(f"error: {why}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

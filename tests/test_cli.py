@@ -1,0 +1,128 @@
+"""The command line: what it prints, its exit status, and that a bad file is one line and no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import frozen_kernels as fk
+from frozen_kernels import __main__ as cli
+
+
+@pytest.fixture
+def ticket(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))
+    fk.freeze_(model, fk.FreezeConfig(seed=12345678901234567890))
+    path = tmp_path / "net.safetensors"
+    fk.save_ticket(model, path)
+    return path
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    status = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_info(capsys):
+    status, out, _ = run(capsys, "info")
+    assert status == 0
+    assert f"torch {torch.__version__.split('+')[0]}" in out and "backend reference: live" in out
+    assert sum(line.startswith("extension: ") for line in out.splitlines()) == 1
+    assert f"threads: {torch.get_num_threads()}" in out
+
+
+def test_info_says_in_one_line_that_the_extension_is_missing(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "frozen_kernels._C", None)
+    monkeypatch.delattr(fk, "_C", raising=False)
+    status, out, _ = run(capsys, "info")
+    lines = [line for line in out.splitlines() if line.startswith("extension: ")]
+    assert status == 0 and len(lines) == 1 and "missing" in lines[0] and "reference" in lines[0]
+
+
+def test_inspect_lists_every_tensor(capsys, ticket):
+    status, out, _ = run(capsys, "inspect", ticket)
+    assert status == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith("'")}
+    assert set(rows) == {f"'{n}'" for n in (
+        "0", "3", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked", "3.bias"
+    )}  # fmt: skip
+    assert rows["'0'"][1:5] == ["8x3x3x3", "sign", "12345678901234567890", "0"]
+    assert rows["'1.num_batches_tracked'"][1:] == ["scalar", "int64", "8"]
+
+
+def test_verify(capsys, ticket):
+    status, out, err = run(capsys, "verify", ticket)
+    assert (status, err) == (0, "") and "2 keep planes regenerate" in out
+    data = bytearray(ticket.read_bytes())
+    data[-1] ^= 1
+    ticket.write_bytes(data)
+    status, out, err = run(capsys, "verify", ticket)
+    assert (status, out) == (1, "") and err.count("\n") == 1
+    assert err.startswith(f"error: {ticket}: digest: ")
+
+
+def test_footprint(capsys, ticket):
+    status, out, _ = run(capsys, "footprint", ticket)
+    assert status == 0
+    rows = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in out.splitlines() if line}
+    size = ticket.stat().st_size
+    assert rows["file"] == [f"{size:,}", f"{8 * size / 344:.3f}"]
+    parts = [int(rows[n][0].replace(",", "")) for n in ("supermasks", "ordinary tensors", "metadata")]
+    assert sum(parts) == size
+    loaded = fk.load_ticket(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4)), ticket
+    )
+    for residency in ("seed", "mask", "planes", "dense"):
+        fk.set_residency(loaded, residency)
+        held = sum(b.nbytes for layer in (loaded[0], loaded[3]) for b in layer.buffers())
+        assert int(rows[residency][0].replace(",", "")) == held
+
+
+def test_bench(capsys, monkeypatch):
+    layers = (
+        ("linear", lambda: nn.Linear(40, 8), (40,)),
+        ("conv2d", lambda: nn.Conv2d(3, 4, 3), (3, 6, 6)),
+    )
+    monkeypatch.setattr(cli, "BENCH_LAYERS", layers)
+    status, out, _ = run(capsys, "bench", "--rounds", 2, "--batch", 3, "--code", "uniform")
+    lines = [line.split() for line in out.splitlines() if line.startswith(("linear", "conv2d"))]
+    assert status == 0
+    assert [line[:2] for line in lines] == [
+        [layer, name] for layer in ("linear", "conv2d") for name in ("torch", "seed", "mask", "planes", "dense")
+    ]
+
+
+def test_bench_refuses_numbers_for_wrong_outputs(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "BENCH_LAYERS", (("linear", lambda: nn.Linear(40, 8), (40,)),))
+    monkeypatch.setattr(cli.frozen_nn.FrozenLinear, "forward", lambda self, x: x.new_zeros(1, 8))
+    status, out, err = run(capsys, "bench", "--rounds", 2)
+    assert status == 1 and "relative error" in err and "quartiles" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [([], 2), (["verify"], 2), (["nothing"], 2), (["bench", "--rounds", "0"], 2), (["bench", "--code", "stored"], 2)],
+)
+def test_wrong_usage(arguments, status, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    assert stopped.value.code == status
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "footprint"])
+def test_missing_and_foreign_files(tmp_path, capsys, command):
+    (tmp_path / "empty").touch()
+    for name in ("none", "empty", "."):
+        status, out, err = run(capsys, command, tmp_path / name)
+        assert (status, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_as_a_program(ticket, tmp_path):
+    ticket.write_bytes(b"no ticket")
+    command = [sys.executable, "-m", "frozen_kernels", "verify", str(ticket)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.startswith("error: ")
