@@ -6,6 +6,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 
 from . import backends, format, functional, nn, ops
 from .config import FreezeConfig
+from .footprint import Footprint, footprint
 from .freeze import FreezeReport, finalize_, freeze_
 from .residency import set_residency
 from .search import EdgePopup
@@ -16,12 +17,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EdgePopup",
+    "Footprint",
     "FreezeConfig",
     "FreezeReport",
     "FrozenTensor",
     "TicketError",
     "backends",
     "finalize_",
+    "footprint",
     "format",
     "freeze_",
     "functional",

@@ -32,4 +32,5 @@ PYBIND11_MODULE(_C, m) {
     return py::make_tuple(words.x[0], words.x[1], words.x[2], words.x[3]);
   });
   fk::bind_format(m);
+  fk::bind_gemm(m);
 }

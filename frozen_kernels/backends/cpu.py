@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
-from ..tensor import all_kept
 from . import Unsupported
 
 try:
@@ -252,8 +251,6 @@ def select(scores: Sequence[Tensor], rank: int) -> Tensor:
 def pack_above(scores: Tensor, key: Tensor) -> Tensor:
     scores = scores.contiguous()
     args = _scores(scores)
-    if int(key) < 0:  # below every key: all are kept
-        return all_kept(scores.numel())
     out = torch.empty(-(-scores.numel() // 8), dtype=torch.uint8)
     _C.pack_above(args, int(key), out.data_ptr(), _threads())
     return out
@@ -381,3 +378,29 @@ def embedding_grad_scores(
         _threads(),
     )
     return out
+
+
+# Last, since it builds on the helpers above.
+from .cpu_gemm import (  # noqa: E402, F401
+    conv1d,
+    conv1d_grad_input,
+    conv1d_grad_scores,
+    conv2d,
+    conv2d_grad_input,
+    conv2d_grad_scores,
+    conv3d,
+    conv3d_grad_input,
+    conv3d_grad_scores,
+    conv_transpose1d,
+    conv_transpose1d_grad_input,
+    conv_transpose1d_grad_scores,
+    conv_transpose2d,
+    conv_transpose2d_grad_input,
+    conv_transpose2d_grad_scores,
+    conv_transpose3d,
+    conv_transpose3d_grad_input,
+    conv_transpose3d_grad_scores,
+    linear,
+    linear_grad_input,
+    linear_grad_scores,
+)

@@ -1,0 +1,43 @@
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+PYTEST_ARGS ?= -q -n 2
+
+# Linux wheels of torch on PyPI carry CUDA; the CPU build has a version of its own
+LOCAL := $(if $(filter Linux,$(shell uname -s)),+cpu,)
+TORCH ?= $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)$(LOCAL)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
+
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)" --extra-index-url $(TORCH_INDEX)
+	touch $@
+
+# the development set contains the demo's
+$(VENV)/.demo: $(VENV)/.torch $(SOURCES)
+	if test -e $(VENV)/.dev; then $(MAKE) $(VENV)/.dev; else $(PIP) install -q -e '.[demo]' -c constraints.txt; fi
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out *.egg-info frozen_kernels/_C*.so

@@ -1,0 +1,353 @@
+"""Train a ticket inside a frozen CNN on scikit-learn's handwritten digits and compare it with a trained dense net.
+
+`python examples/digits.py` runs everything and writes to `out/`; see `--help`. The pieces are plain functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import frozen_kernels as fk
+
+EPOCHS, SWEEP_EPOCHS, BATCH = 20, 6, 64
+FROZEN = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.7}
+DENSE_SOURCE = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.0}
+SWEEP_FREEZE = (0.3, 0.5, 0.7, 0.9)
+SWEEP_PRUNE = (0.25, 0.45)
+
+
+class Split(NamedTuple):
+    """Images [B, 1, 8, 8] and labels [B]."""
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def load_split() -> Split:
+    """1437 digits to train on and 360 held out, one fixed stratified split, normalised by the training part."""
+    data = load_digits()
+    parts = train_test_split(data.images, data.target, test_size=360, random_state=0, stratify=data.target)
+    train_x, test_x = (torch.tensor(p, dtype=torch.float32)[:, None] for p in parts[:2])
+    train_y, test_y = (torch.tensor(p) for p in parts[2:])
+    mean, std = train_x.mean(), train_x.std()
+    return Split((train_x - mean) / std, train_y, (test_x - mean) / std, test_y)
+
+
+def build_net() -> nn.Sequential:
+    """A CNN of 390,240 weights for 8x8 images: no bias, batch norm without affine parameters."""
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(1, 32),
+        *block(32, 64),
+        nn.MaxPool2d(2),
+        *block(64, 144),
+        *block(144, 216),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(864, 10, bias=False),
+    )
+
+
+def fit(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    data: Split,
+    *,
+    epochs: int,
+    seed: int,
+    title: str,
+    after_step: Callable[[], None] = lambda: None,
+    quiet: bool = False,
+) -> None:
+    """SGD at 0.1 with momentum 0.9, weight decay 1e-4 and a cosine schedule, over `epochs` shuffled passes."""
+    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    count = len(data.train_y)
+    steps = count // BATCH if count >= BATCH else 1
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    order = torch.Generator().manual_seed(seed)
+    model.train()
+    with tqdm(total=epochs * steps, desc=title, unit="step", disable=quiet, leave=True) as bar:
+        for _ in range(epochs):
+            shuffled = torch.randperm(count, generator=order)
+            for batch in shuffled[: steps * BATCH].split(BATCH):
+                loss = F.cross_entropy(model(data.train_x[batch]), data.train_y[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                after_step()
+                schedule.step()
+                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.update()
+    model.eval()
+
+
+def train_dense(data: Split, *, seed: int, epochs: int = EPOCHS, quiet: bool = False) -> nn.Module:
+    """The baseline: every weight trained."""
+    torch.manual_seed(seed)
+    model = build_net()
+    fit(model, list(model.parameters()), data, epochs=epochs, seed=seed, title=f"dense, seed {seed}", quiet=quiet)
+    return model
+
+
+def train_ticket(
+    data: Split, *, seed: int, epochs: int = EPOCHS, title: str = "", quiet: bool = False, **config
+) -> nn.Module:
+    """A supermask found by edge-popup inside random weights; `config` as `fk.FreezeConfig`. Finalized."""
+    model = build_net()
+    fk.freeze_(model, fk.FreezeConfig(seed=seed, **(config or FROZEN)))
+    search = fk.EdgePopup(model)
+    title = title or f"frozen, seed {seed}"
+    fit(
+        model, search.parameters(), data,
+        epochs=epochs, seed=seed, title=title, after_step=search.step, quiet=quiet,
+    )  # fmt: skip
+    fk.finalize_(model)
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Split) -> float:
+    """Share of the held-out digits that the model gets right."""
+    return (model.eval()(data.test_x).argmax(1) == data.test_y).float().mean().item()
+
+
+def mask_bytes(model: nn.Module) -> int:
+    """Bytes of the packed supermasks: what a ticket stores of the weights."""
+    return sum(m.packed_supermask().numel() for m in model.modules() if isinstance(m, fk.nn.FrozenLayer))
+
+
+@torch.no_grad()
+def latencies(models: dict[str, nn.Module], x: Tensor, seconds: float = 1.0) -> dict[str, float]:
+    """Median seconds of a forward of each model, calls interleaved so that a busy machine slows all alike."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model(x)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(x)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def load_net(path: Path) -> nn.Module:
+    """The dense net or the ticket behind a file name, ready to serve."""
+    if path.name.startswith("dense"):
+        model = build_net()
+        model.load_state_dict(load_file(path))
+    else:
+        model = fk.load_ticket(build_net(), path)
+        fk.set_residency(model, "auto")
+    return model.eval()
+
+
+def in_new_process(*arguments: str) -> str:
+    """Run this script once more with other arguments; what it prints."""
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def check(ticket: Path, outputs: Path) -> None:
+    """In a new process: does the ticket give bitwise the outputs that were saved beside it?"""
+    model = load_net(ticket)
+    expected = load_file(outputs)["outputs"]
+    with torch.no_grad():
+        got = model(load_split().test_x)
+    if not torch.equal(got.view(torch.int32), expected.view(torch.int32)):
+        raise SystemExit(f"{ticket}: outputs differ by up to {(got - expected).abs().max().item()}")
+    print("bitwise equal")
+
+
+def memory(path: Path, batch: int) -> None:
+    """In a new process: JSON of the resident bytes of a net and the peak of one forward."""
+    model = load_net(path)
+    print(fk.footprint(model, torch.zeros(batch, 1, 8, 8)).to_json())
+
+
+@dataclass
+class Point:
+    """One trained ticket of the sweep."""
+
+    source: str
+    freeze_ratio: float
+    ticket_bytes: int
+    mask_bytes: int
+    accuracy: float
+
+
+def sweep(data: Split, out: Path, *, seed: int, epochs: int = SWEEP_EPOCHS, quiet: bool = False) -> list[Point]:
+    """Tickets of a dense source, of randomly pruned (sparse) sources and of frozen ones, with the sizes of their files."""
+    settings: list[tuple[str, dict]] = [("dense source", DENSE_SOURCE)]
+    settings += [("sparse source", {"code": "sign", "sparsity": 0.5, "prune_ratio": p}) for p in SWEEP_PRUNE]
+    settings += [("frozen", {"code": "sign", "sparsity": 0.5, "freeze_ratio": f}) for f in SWEEP_FREEZE]
+    points = []
+    for source, config in settings:
+        freeze = fk.FreezeConfig(**config).freeze_ratio
+        title = f"{source}, {freeze:.0%} fixed"
+        model = train_ticket(data, seed=seed, epochs=epochs, title=title, quiet=quiet, **config)
+        path = out / "sweep.safetensors"
+        fk.save_ticket(model, path)
+        points.append(Point(source, freeze, path.stat().st_size, mask_bytes(model), accuracy(model, data)))
+        path.unlink()
+    return points
+
+
+def plot(points: list[Point], dense: tuple[int, float], path: Path, *, epochs: int, seed: int) -> None:
+    """Accuracy against bytes on disk as a PNG; `dense` is the size and the accuracy of the trained dense net."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for source, marker in (("dense source", "s"), ("sparse source", "^"), ("frozen", "o")):
+        chosen = sorted((p for p in points if p.source == source), key=lambda p: p.ticket_bytes)
+        sizes, scores = [p.ticket_bytes / 1000 for p in chosen], [100 * p.accuracy for p in chosen]
+        axes.plot(sizes, scores, marker=marker, label=f"ticket, {source}")
+        for p, x, y in zip(chosen, sizes, scores, strict=True):
+            axes.annotate(f"{p.freeze_ratio:g}", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axes.plot([dense[0] / 1000], [100 * dense[1]], "k*", markersize=10, label=f"dense weights trained, {EPOCHS} epochs")
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes on disk [kB], numbers: share of weights fixed before the search")
+    axes.set_ylabel("accuracy on held-out digits [%]")
+    axes.set_title(f"Digits: accuracy against size (tickets: {epochs} epochs only, one run, seed {seed})", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def save_run(data: Split, out: Path, *, seed: int, epochs: int, quiet: bool) -> dict:
+    """Train both nets, save them, check the ticket in a new process, and measure them from their files."""
+    dense_path, ticket_path, outputs = (out / f for f in ("dense.safetensors", "ticket.safetensors", "outputs.safetensors"))
+    save_file(train_dense(data, seed=seed, epochs=epochs, quiet=quiet).state_dict(), dense_path)
+    ticket = train_ticket(data, seed=seed, epochs=epochs, quiet=quiet)
+    fk.save_ticket(ticket, ticket_path)
+    fk.set_residency(ticket, "auto")
+    with torch.no_grad():
+        save_file({"outputs": ticket(data.test_x)}, outputs)
+    print("ticket loaded in a new process:", in_new_process("--check", str(ticket_path), str(outputs)).strip())
+    nets = {"dense": load_net(dense_path), "frozen": load_net(ticket_path)}
+    files = {"dense": dense_path, "frozen": ticket_path}
+    result: dict = {"seed": seed, "mask_bytes": mask_bytes(nets["frozen"])}
+    for name, net in nets.items():
+        measured = json.loads(in_new_process("--memory", str(files[name])))
+        result[name] = {
+            "accuracy": accuracy(net, data),
+            "disk": files[name].stat().st_size,
+            "resident": measured["resident"]["total"],
+            "peak": measured["peak"]["bytes"],
+        }
+    for batch in (1, 64):
+        for name, seconds in latencies(nets, data.test_x[:batch]).items():
+            result[name][f"latency_{batch}"] = seconds
+    return result
+
+
+def show(runs: list[dict], points: list[Point]) -> None:
+    """The table: dense trained net against frozen ticket, means over the runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    def mean(name: str, key: str) -> float | None:
+        values = [r[name][key] for r in runs]
+        return None if None in values else float(np.mean(values))
+
+    def kilobytes(value: float | None) -> str:
+        return "not measured" if value is None else f"{value / 1000:,.1f} kB"
+
+    seeds = ", ".join(str(r["seed"]) for r in runs)
+    table = Table(title=f"Digits, 390,240 weights, mean over seed{'s' * (len(runs) > 1)} {seeds}")
+    for column in ("", "dense, trained", "frozen ticket", "ratio"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows: list[tuple[str, str, Callable[[float | None], str]]] = [
+        ("bytes on disk", "disk", kilobytes),
+        ("resident bytes of the net", "resident", kilobytes),
+        ("peak bytes of a forward, batch 64", "peak", kilobytes),
+        ("latency, batch 1", "latency_1", lambda v: f"{1e3 * (v or 0):.2f} ms"),
+        ("latency, batch 64", "latency_64", lambda v: f"{1e3 * (v or 0):.2f} ms"),
+    ]
+    table.add_row("accuracy, 360 held-out digits", *(f"{mean(n, 'accuracy'):.2%}" for n in ("dense", "frozen")), "")
+    for label, key, text in rows:
+        dense, frozen = mean("dense", key), mean("frozen", key)
+        ratio = f"{dense / frozen:.2f}x" if dense and frozen else ""
+        table.add_row(label, text(dense), text(frozen), ratio)
+    console = Console()
+    console.print(table)
+    for run in runs:
+        got = f"dense {run['dense']['accuracy']:.2%}, frozen ticket {run['frozen']['accuracy']:.2%}"
+        console.print(f"seed {run['seed']}: {got}", highlight=False)
+    source = next((p for p in points if p.source == "dense source"), None)
+    if source is not None:
+        ours = runs[0]["mask_bytes"]
+        console.print(
+            f"mask bytes: {ours:,} frozen, {source.mask_bytes:,} in the ticket of the dense source, "
+            f"{source.mask_bytes / ours:.2f}x smaller",
+            highlight=False,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="train with seeds 0..N-1, report the mean")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--sweep-epochs", type=int, default=SWEEP_EPOCHS, help="0 leaves the plot out")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--check", nargs=2, type=Path, metavar=("TICKET", "OUTPUTS"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.check:
+        return check(*options.check)
+    if options.memory:
+        return memory(options.memory, 64)
+    if options.seeds < 1 or options.epochs < 1:
+        parser.error("--seeds and --epochs: at least 1")
+    start = time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
+    data = load_split()
+    live = [name for name, state in fk.backends.report().items() if state == "live"]
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, backends: {', '.join(live)}")
+    run = {"epochs": options.epochs, "quiet": options.quiet}
+    runs = [save_run(data, options.out, seed=seed, **run) for seed in range(options.seeds)]
+    points = []
+    if options.sweep_epochs:
+        points = sweep(data, options.out, seed=0, epochs=options.sweep_epochs, quiet=options.quiet)
+        dense = (runs[0]["dense"]["disk"], runs[0]["dense"]["accuracy"])
+        picture = options.out / "accuracy_vs_size.png"
+        plot(points, dense, picture, epochs=options.sweep_epochs, seed=0)
+    show(runs, points)
+    (options.out / "digits.json").write_text(json.dumps({"runs": runs, "sweep": [asdict(p) for p in points]}, indent=1))
+    if options.sweep_epochs:
+        print(f"wrote {picture}")
+    print(f"{time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The layer ops of the CPU backend: linear layers, convolutions and transposed convolutions with their gradients.
+
+Every layer is one geometry with two sides: the taps slide over the wide side (input of a convolution, output of a
+transposed one), whose channels make columns; the channels of the narrow side make rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..format import memory_format_of
+from .cpu import _C, DTYPES, _dtype, _pack, _threads
+
+_SHAPE = 7  # place in the pack
+
+
+def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
+    if list(got) != list(wanted):
+        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
+
+
+def _side(x: Tensor, spatial: int) -> list[int]:
+    """Pointer, dtype and the strides of [batch, channel, three spatial dimensions]."""
+    stride = x.stride()
+    return [x.data_ptr(), DTYPES[x.dtype], *stride[:2], *[0] * (3 - spatial), *stride[2:]]
+
+
+def _bias(bias: Tensor | None, channels: int) -> list[int]:
+    if bias is None:
+        return [0, 0, 0]
+    _dtype(bias.dtype, "bias")
+    _check_size("bias", bias.shape, [channels])
+    return [bias.data_ptr(), DTYPES[bias.dtype], bias.stride(0)]
+
+
+def _sizes(wide: Tensor, narrow: Tensor, shape: Sequence[int], stride, padding, dilation, groups: int) -> list[int]:
+    spatial = len(shape) - 2
+    sizes = [wide.shape[0], groups, *[1, 1, 1, 1, 0, 1] * (3 - spatial)]
+    for i in range(spatial):
+        sizes += [wide.shape[i + 2], narrow.shape[i + 2], shape[i + 2], stride[i], padding[i], dilation[i]]
+    return sizes
+
+
+def _convolve(
+    x: Tensor, bias: Tensor | None, out: Tensor, pack: Sequence, geometry: Sequence, wide_out: bool
+) -> Tensor:
+    spatial = out.dim() - 2
+    wide, narrow = (out, x) if wide_out else (x, out)
+    run = _C.convolve_transposed if wide_out else _C.convolve
+    packed = _pack(*pack)
+    sides = [_side(x, spatial), _side(out, spatial)]
+    sizes = _sizes(wide, narrow, pack[_SHAPE], *geometry)
+    run(packed.args, sizes, *sides, _bias(bias, out.shape[1]), _threads())
+    return out
+
+
+def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence, geometry: Sequence) -> Tensor:
+    _dtype(scores.dtype, "scores")
+    spatial = wide.dim() - 2
+    scores, out = scores.contiguous(), torch.empty_like(scores, memory_format=torch.contiguous_format)
+    sizes = _sizes(wide, narrow, pack[_SHAPE], *geometry)
+    sides = [_side(wide, spatial), _side(narrow, spatial)]
+    ends = [scores.data_ptr(), out.data_ptr(), scores.numel(), DTYPES[scores.dtype]]
+    packed = _pack(*pack)
+    _C.score_gradient(packed.args, sizes, *sides, *ends, _threads())
+    return out
+
+
+def _as_pixels(x: Tensor) -> Tensor:
+    """[..., K] as [batch, K, two more pixel dimensions and one]; a copy only past five dimensions."""
+    if x.dim() > 5:
+        x = x.flatten(0, x.dim() - 5)
+    return x[(None,) * (5 - x.dim())].movedim(-1, 1)
+
+
+_LINEAR = ((1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+
+
+def _linear_pack(pack: Sequence) -> list:
+    return [*pack[:_SHAPE], [*pack[_SHAPE], 1, 1, 1]]
+
+
+def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tensor:
+    _dtype(x.dtype, "x")
+    rows, cols = pack[_SHAPE]
+    _check_size("last dimension of x", x.shape[-1:], [cols])
+    out = x.new_empty(*x.shape[:-1], rows)
+    _convolve(_as_pixels(x), bias, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=False)
+    return out
+
+
+def linear_grad_input(grad: Tensor, *pack) -> Tensor:
+    _dtype(grad.dtype, "grad")
+    rows, cols = pack[_SHAPE]
+    _check_size("last dimension of grad", grad.shape[-1:], [rows])
+    out = grad.new_empty(*grad.shape[:-1], cols)
+    _convolve(_as_pixels(grad), None, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=True)
+    return out
+
+
+def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor:
+    _dtype(grad.dtype, "grad")
+    _dtype(x.dtype, "x")
+    rows, cols = pack[_SHAPE]
+    _check_size("x", x.shape, [*x.shape[:-1], cols])
+    _check_size("grad", grad.shape, [*x.shape[:-1], rows])
+    return _score_gradient(_as_pixels(x), _as_pixels(grad), scores, _linear_pack(pack), _LINEAR)
+
+
+def _empty(size: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
+
+
+def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
+    def out_size(x: Sequence[int], pack: Sequence, stride, padding, dilation, groups: int) -> list[int]:
+        shape = pack[_SHAPE]
+        _check_size("channels of x", [x[1]], [shape[1] * groups])
+        return ops.conv_output_size(x, shape, stride, padding, dilation)
+
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+        *pack, stride, padding, dilation, groups = args
+        _dtype(x.dtype, "x")
+        geometry = (stride, padding, dilation, groups)
+        return _convolve(x, bias, _empty(out_size(x.shape, pack, *geometry), x), pack, geometry, wide_out=False)
+
+    def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
+        *pack, stride, padding, dilation, groups = args
+        _dtype(grad.dtype, "grad")
+        geometry = (stride, padding, dilation, groups)
+        _check_size("grad", grad.shape, out_size(input_size, pack, *geometry))
+        return _convolve(grad, None, _empty(input_size, grad), pack, geometry, wide_out=True)
+
+    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
+        *pack, stride, padding, dilation, groups = args
+        _dtype(grad.dtype, "grad")
+        _dtype(x.dtype, "x")
+        geometry = (stride, padding, dilation, groups)
+        _check_size("grad", grad.shape, out_size(x.shape, pack, *geometry))
+        return _score_gradient(x, grad, scores, pack, geometry)
+
+    return forward, grad_input, grad_scores
+
+
+def _transposed(name: str) -> tuple[Callable, Callable, Callable]:
+    def out_size(x: Sequence[int], pack: Sequence, stride, padding, output_padding, dilation, groups: int) -> list[int]:
+        shape = pack[_SHAPE]
+        _check_size("channels of x", [x[1]], [shape[0]])
+        return ops.conv_transpose_output_size(x, shape, stride, padding, output_padding, dilation, groups)
+
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+        *pack, stride, padding, output_padding, dilation, groups = args
+        _dtype(x.dtype, "x")
+        size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
+        return _convolve(x, bias, _empty(size, x), pack, (stride, padding, dilation, groups), wide_out=True)
+
+    def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
+        *pack, stride, padding, output_padding, dilation, groups = args
+        _dtype(grad.dtype, "grad")
+        size = out_size(input_size, pack, stride, padding, output_padding, dilation, groups)
+        _check_size("grad", grad.shape, size)
+        geometry = (stride, padding, dilation, groups)
+        return _convolve(grad, None, _empty(input_size, grad), pack, geometry, wide_out=False)
+
+    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
+        *pack, stride, padding, output_padding, dilation, groups = args
+        _dtype(grad.dtype, "grad")
+        _dtype(x.dtype, "x")
+        size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
+        _check_size("grad", grad.shape, size)
+        return _score_gradient(grad, x, scores, pack, (stride, padding, dilation, groups))
+
+    return forward, grad_input, grad_scores
+
+
+conv1d, conv1d_grad_input, conv1d_grad_scores = _convolution("conv1d")
+conv2d, conv2d_grad_input, conv2d_grad_scores = _convolution("conv2d")
+conv3d, conv3d_grad_input, conv3d_grad_scores = _convolution("conv3d")
+conv_transpose1d, conv_transpose1d_grad_input, conv_transpose1d_grad_scores = _transposed("conv_transpose1d")
+conv_transpose2d, conv_transpose2d_grad_input, conv_transpose2d_grad_scores = _transposed("conv_transpose2d")
+conv_transpose3d, conv_transpose3d_grad_input, conv_transpose3d_grad_scores = _transposed("conv_transpose3d")
