@@ -6,6 +6,7 @@ import math
 from dataclasses import fields
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from . import format as fmt
@@ -14,6 +15,11 @@ from .functional import autocasting
 from .tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
+# dynamo fixes the sizes of parameters and buffers, and these differ from layer to layer: it would compile each anew
+_SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
+if hasattr(torch.compiler.config, "dynamic_sources"):
+    _others = torch.compiler.config.dynamic_sources
+    torch.compiler.config.dynamic_sources = f"{_others},{_SIZES_VARY}" if _others else _SIZES_VARY
 _SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
 
 
