@@ -2,7 +2,6 @@
 
 Every layer is one geometry with two sides: the taps slide over the wide side (input of a convolution, output of a
 transposed one), whose channels make columns; the channels of the narrow side make rows.
-A dense weight goes to torch's own kernels, through the reference.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .. import ops, reference
+from .. import ops
 from ..format import matrix_shape, memory_format_of
 from .cpu import _C, DTYPES, _dtype, _pack, _threads, offsets
 
-_OFFSETS, _DENSE, _SHAPE = 2, 5, 7  # places in the pack
+_OFFSETS, _SHAPE = 2, 7  # places in the pack
 
 
 def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
@@ -67,7 +66,6 @@ def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence
     sides = [_side(wide, spatial), _side(narrow, spatial)]
     ends = [scores.data_ptr(), out.data_ptr(), scores.numel(), DTYPES[scores.dtype]]
     pack = list(pack)
-    pack[_DENSE] = None  # its own sign and code are regenerated
     if pack[_OFFSETS] is None:
         pack[_OFFSETS] = offsets(pack[0], *matrix_shape(pack[_SHAPE]))
     packed = _pack(*pack)
@@ -90,8 +88,6 @@ def _linear_pack(pack: Sequence) -> list:
 
 
 def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tensor:
-    if pack[_DENSE] is not None:
-        return reference.linear(x, bias, scores, *pack)
     _dtype(x.dtype, "x")
     rows, cols = pack[_SHAPE]
     _check_size("last dimension of x", x.shape[-1:], [cols])
@@ -101,8 +97,6 @@ def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tens
 
 
 def linear_grad_input(grad: Tensor, *pack) -> Tensor:
-    if pack[_DENSE] is not None:
-        return reference.linear_grad_input(grad, *pack)
     _dtype(grad.dtype, "grad")
     rows, cols = pack[_SHAPE]
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
@@ -132,16 +126,12 @@ def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
 
     def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
         *pack, stride, padding, dilation, groups = args
-        if pack[_DENSE] is not None:
-            return getattr(reference, name)(x, bias, scores, *args)
         _dtype(x.dtype, "x")
         geometry = (stride, padding, dilation, groups)
         return _convolve(x, bias, _empty(out_size(x.shape, pack, *geometry), x), pack, geometry, wide_out=False)
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, dilation, groups = args
-        if pack[_DENSE] is not None:
-            return getattr(reference, f"{name}_grad_input")(grad, input_size, *args)
         _dtype(grad.dtype, "grad")
         geometry = (stride, padding, dilation, groups)
         _check_size("grad", grad.shape, out_size(input_size, pack, *geometry))
@@ -166,16 +156,12 @@ def _transposed(name: str) -> tuple[Callable, Callable, Callable]:
 
     def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
-        if pack[_DENSE] is not None:
-            return getattr(reference, name)(x, bias, scores, *args)
         _dtype(x.dtype, "x")
         size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
         return _convolve(x, bias, _empty(size, x), pack, (stride, padding, dilation, groups), wide_out=True)
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
-        if pack[_DENSE] is not None:
-            return getattr(reference, f"{name}_grad_input")(grad, input_size, *args)
         _dtype(grad.dtype, "grad")
         size = out_size(input_size, pack, stride, padding, output_padding, dilation, groups)
         _check_size("grad", grad.shape, size)
