@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .format import check_code, check_seed
+from .format import check_bits, check_code, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
@@ -73,8 +73,7 @@ class FreezeConfig:
         _check_choice("score_init", self.score_init, SCORE_INITS)
         if self.score_init == "magnitude" and self.code in ("sign", "constant"):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
-        if isinstance(self.threshold_bits, bool) or self.threshold_bits not in range(1, 17):
-            raise ValueError(f"threshold_bits: 1 to 16, got {self.threshold_bits!r}")
+        check_bits("threshold_bits", self.threshold_bits)
         self._resolve_ratios()
 
     def _resolve_ratios(self) -> None:

@@ -114,6 +114,12 @@ def _check_range(name: str, value: int, limit: int) -> int:
     return value
 
 
+def check_bits(name: str, bits: int) -> int:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
+        raise ValueError(f"{name}: an integer from 1 to 16, got {bits!r}")
+    return bits
+
+
 def kaiming_sigma(cols: int) -> float:
     """Standard deviation sqrt(2 / fan) with fan = columns, torch's fan_in."""
     return math.sqrt(2.0 / cols) if cols else 0.0
@@ -121,11 +127,8 @@ def kaiming_sigma(cols: int) -> float:
 
 def scale_of(code: str, sigma: float, factor: float = 1.0) -> float:
     """The fp32 number that multiplies every code: `float32(factor * sigma / RMS)`, computed in float64."""
-    value = factor * sigma / RMS[check_code(code)]
-    try:
-        return struct.unpack("<f", struct.pack("<f", value))[0]
-    except OverflowError:
-        raise ValueError(f"scale: {value!r} does not fit float32 (sigma {sigma!r}, factor {factor!r})") from None
+    bits = float32_bits(factor * sigma / RMS[check_code(code)])
+    return struct.unpack("<f", struct.pack("<i", bits))[0]
 
 
 def _int32(value: int) -> int:
@@ -147,7 +150,9 @@ def make_header(
     check_seed(seed)
     _check_range("stream", stream, 1 << 32)
     _check_range("generation", generation, 1 << 24)
-    if not 0 <= tau_prune <= tau_freeze <= 65536:
+    _check_range("tau_prune", tau_prune, 65537)
+    _check_range("tau_freeze", tau_freeze, 65537)
+    if tau_prune > tau_freeze:
         raise ValueError(f"thresholds: 0 <= tau_prune <= tau_freeze <= 65536, got {tau_prune} and {tau_freeze}")
     low, high = seed & 0xFFFFFFFF, seed >> 32
     values = [
@@ -164,8 +169,13 @@ def make_header(
 
 
 def float32_bits(value: float) -> int:
-    """The bits of a float32 as the int32 that a header holds."""
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    """The bits of a scale rounded to float32, as the int32 that a header holds; ValueError where it is not finite."""
+    try:
+        if math.isfinite(value):
+            return struct.unpack("<i", struct.pack("<f", value))[0]
+    except OverflowError:
+        pass
+    raise ValueError(f"scale: a finite float32, got {value!r}")
 
 
 def header_fields(header: Tensor) -> dict:
@@ -270,8 +280,7 @@ def uniform_scores(
 
 def threshold_for(histogram: Tensor, count: int, bits: int = 16) -> int:
     """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`; `histogram` counts each u."""
-    if bits not in range(1, 17):
-        raise ValueError(f"bits: 1 to 16, got {bits!r}")
+    check_bits("bits", bits)
     step = 1 << (16 - bits)
     below = torch.zeros(65537, dtype=torch.int64)
     torch.cumsum(histogram.cpu(), 0, out=below[1:])
@@ -291,8 +300,8 @@ def calibrate(
 ) -> int:
     """The threshold that brings `#(u < tau)` over the tensor as near to `count` as it gets (format section 5)."""
     _check_extent(rows, cols, 0, 0)
-    if not 0 <= count <= rows * cols:
-        raise ValueError(f"count: 0 to rows * cols = {rows * cols}, got {count}")
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= rows * cols:
+        raise ValueError(f"count: an integer from 0 to rows * cols = {rows * cols}, got {count!r}")
     header = make_header(seed, stream, device=device)
     return threshold_for(torch.ops.frozen_kernels.histogram(header, rows, cols), count, bits)
 

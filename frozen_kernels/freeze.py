@@ -104,6 +104,17 @@ def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, 
             chosen[name] = module
         else:
             skipped.append((name, why))
+    converted = {id(m) for m in chosen.values()}
+    kept = {
+        id(p): name or type(m).__name__
+        for name, m in model.named_modules()
+        if id(m) not in converted
+        for p in m._parameters.values()
+    }
+    for name, module in list(chosen.items()):
+        if id(module.weight) in kept:
+            del chosen[name]
+            skipped.append((name, f"shares its weight with {kept[id(module.weight)]!r}, which is not converted"))
     return chosen, skipped
 
 
@@ -191,10 +202,10 @@ def freeze_(
     if not built and not frozen_layers(model):
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped) or "no linear, convolution or embedding layers"
         raise ValueError(f"model: nothing to freeze ({why})")
-    for name, layer in built.items():
-        replace_module(model, chosen[name], layer)
     with torch.no_grad():
         update_masks(m for m in built.values() if m.device.type != "meta")
+    for name, layer in built.items():
+        replace_module(model, chosen[name], layer)
     report = FreezeReport(skipped=skipped)
     for name, layer in built.items():
         c = layer.counts

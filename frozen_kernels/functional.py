@@ -18,10 +18,17 @@ from .tensor import FrozenTensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def autocasting(x: Tensor) -> bool:
+    """Whether torch's own layers would cast x: never float64 or integers, and the meta device has no autocast."""
+    if x.dtype == torch.float64 or not x.dtype.is_floating_point or x.device.type == "meta":
+        return False
+    return torch.is_autocast_enabled(x.device.type)
+
+
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     x = tensors[0]
     assert x is not None
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+    if not autocasting(x):
         return list(tensors)
     dtype = torch.get_autocast_dtype(x.device.type)
     return [t if t is None else t.to(dtype) for t in tensors]
@@ -186,6 +193,13 @@ def conv_transpose3d(x, frozen, bias=None, stride=1, padding=0, output_padding=0
     return _transposed(3, x, frozen, bias, stride, padding, output_padding, groups, dilation)
 
 
+def padding_row(rows: int, padding_idx: int) -> int:
+    """The row of a padding_idx that may count from the end, as torch's; ValueError where there is none."""
+    if not -rows <= padding_idx < rows:
+        raise ValueError(f"padding_idx: within the {rows} rows of the table, got {padding_idx}")
+    return padding_idx % rows
+
+
 def embedding(
     indices: Tensor, frozen: FrozenTensor, padding_idx: int | None = None, *, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -197,5 +211,5 @@ def embedding(
         raise TypeError(f"indices: int64 or int32, got {indices.dtype}")
     if len(frozen.shape) != 2:
         raise ValueError(f"frozen: an embedding's weight has 2 dimensions, got shape {frozen.shape}")
-    padding = -1 if padding_idx is None else padding_idx
+    padding = -1 if padding_idx is None else padding_row(frozen.shape[0], padding_idx)
     return torch.ops.frozen_kernels.embedding(indices, frozen.scores, *frozen.pack(), dtype, padding)

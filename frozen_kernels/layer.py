@@ -6,13 +6,20 @@ import math
 from dataclasses import fields
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from . import format as fmt
 from .config import FreezeConfig
-from .tensor import RESIDENCIES, FrozenTensor, calibrated
+from .functional import autocasting
+from .tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
+# dynamo fixes the sizes of parameters and buffers, and these differ from layer to layer: it would compile each anew
+_SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
+if hasattr(torch.compiler.config, "dynamic_sources"):
+    _others = torch.compiler.config.dynamic_sources
+    torch.compiler.config.dynamic_sources = f"{_others},{_SIZES_VARY}" if _others else _SIZES_VARY
 _SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
 
 
@@ -192,10 +199,10 @@ class FrozenLayer(nn.Module):
         self.offsets = self.supermask = self.keep = self.draw = self.dense = None
         self._kept = self._counts[1] + self._counts[2]
 
-    def apply_threshold(self, key: Tensor) -> None:
-        """Keep the free weights whose |score| orders above `key` (see `search`)."""
-        if self.scores is None:
-            self.set_supermask(torch.empty(0, dtype=torch.uint8))
+    def apply_threshold(self, key: Tensor | None) -> None:
+        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None."""
+        if key is None or self.scores is None:
+            self.set_supermask(all_kept(self._counts[2]))
         else:
             self.set_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
 
@@ -267,7 +274,7 @@ class FrozenLayer(nn.Module):
             self.offsets = None
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dtype != self.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.dtype and not autocasting(x):
             raise TypeError(f"x: {x.dtype} does not match the layer's {self.dtype}")
 
     def _apply(self, fn, recurse: bool = True):
@@ -291,7 +298,7 @@ class FrozenLayer(nn.Module):
         header = state.get(prefix + "header")
         if supermask is None and strict:
             missing_keys.append(prefix + "supermask")
-        trouble = self._state_trouble(prefix, header, supermask, state.get(prefix + "scores"))
+        trouble = self._state_trouble(prefix, header, supermask, state)
         if trouble is not None:
             errors.append(trouble)
             return
@@ -300,11 +307,17 @@ class FrozenLayer(nn.Module):
             return
         with torch.no_grad():
             self._adopt_header(header.cpu())
-            self.set_supermask(supermask, rescale=False)
+            self.set_supermask(supermask.clone(), rescale=False)
 
-    def _state_trouble(self, prefix: str, header, supermask, scores) -> str | None:
+    def _state_trouble(self, prefix: str, header, supermask, state: dict) -> str | None:
         """Why a state cannot be loaded, found before anything is changed."""
-        if header is None or supermask is None or header.device.type == "meta":
+        if (header is None) != (supermask is None):
+            present, absent = ("header", "supermask") if supermask is None else ("supermask", "header")
+            return f"{prefix}{present}: the state has no {prefix}{absent}, and one means nothing without the other"
+        bias, scores = state.get(prefix + "bias"), state.get(prefix + "scores")
+        if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
+            return f"{prefix}bias: {list(bias.shape)} in the state, {list(self.bias.shape)} in the layer"
+        if header is None or header.device.type == "meta":
             return None
         try:
             fields = fmt.header_fields(header)
@@ -316,8 +329,8 @@ class FrozenLayer(nn.Module):
             return f"{prefix.rstrip('.')}: {why}"
         if self.scores is not None and self.scores.numel() != free:
             return f"{prefix}scores: the state's partition has {free} free weights, the layer {self.scores.numel()}"
-        if scores is not None and scores.numel() != free:
-            return f"{prefix}scores: {scores.numel()} for {free} free weights"
+        if scores is not None and tuple(scores.shape) != (free,):
+            return f"{prefix}scores: {list(scores.shape)} for {free} free weights"
         return None
 
     def extra_repr(self) -> str:
@@ -332,14 +345,11 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-KEEP_ALL = -1  # a key below every score
-
-
-def local_threshold(layers: list[FrozenLayer]) -> Tensor:
+def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
     """int64 key over the layers that compete: the `floor(n * sparsity)`-th smallest |score| of all n weights.
 
     Pruned weights count as -inf and locked ones as +inf; a weight is kept iff it orders strictly above the key, and
-    with a rank of 0 every free weight is kept. Layers that share scores count once.
+    it is None where the rank falls on no free weight and all are kept. Layers that share scores count once.
     """
     unique = list({id(layer.scores) if layer.scores is not None else id(layer): layer for layer in layers}.values())
     sparsities = {layer.config.sparsity for layer in unique}
@@ -352,5 +362,5 @@ def local_threshold(layers: list[FrozenLayer]) -> Tensor:
     scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
     free = sum(s.numel() for s in scores)
     if rank <= 0 or free == 0:
-        return torch.tensor(KEEP_ALL, dtype=torch.int64, device=unique[0].device)
+        return None
     return torch.ops.frozen_kernels.select(scores, min(rank, free))

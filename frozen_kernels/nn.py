@@ -23,7 +23,7 @@ def _adopt(frozen: FrozenLayer, module: nn.Module) -> Any:
     frozen.train(module.training)
     for name, value in vars(module).items():
         if isinstance(value, dict) and "_hooks" in name and hasattr(frozen, name):
-            getattr(frozen, name).update(value)
+            setattr(frozen, name, value)  # the same dict: the caller's handles go on removing their hooks
     frozen._is_full_backward_hook = module._is_full_backward_hook
     return frozen
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .format import chunks, memory_format_of, words
 
@@ -336,7 +337,17 @@ def _convolution_backward(name: str) -> Callable:
     return backward
 
 
+def _not_differentiable(ctx, inputs, output):
+    ctx.mark_non_differentiable(output)
+
+
+def _no_second_derivative(ctx, grad):
+    raise RuntimeError("frozen layers have no second derivative")
+
+
 def _autograd(name: str, setup: Callable, backward: Callable) -> None:
+    # no formula for a second derivative: refused, for torch would only warn and give none
+    backward = once_differentiable(backward)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
 
 
@@ -345,3 +356,6 @@ _autograd("embedding", _embedding_setup, _embedding_backward)
 _autograd("linear", _layer_setup, _linear_backward)
 for _name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS):
     _autograd(_name, _layer_setup, _convolution_backward(_name))
+for _name in SCHEMAS:
+    if _name.endswith(("_grad_input", "_grad_scores")):
+        _autograd(_name, _not_differentiable, _no_second_derivative)

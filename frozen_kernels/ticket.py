@@ -52,7 +52,6 @@ class _Slot(NamedTuple):
 
     name: str
     owner: nn.Module
-    attribute: str
     tensor: Tensor
 
 
@@ -66,7 +65,7 @@ def _slots(model: nn.Module, to_freeze: set[int]) -> Iterator[_Slot]:
                 continue
             if id(module) in to_freeze and name != "bias":
                 continue
-            yield _Slot(f"{prefix}.{name}" if prefix else name, module, name, tensor)
+            yield _Slot(f"{prefix}.{name}" if prefix else name, module, tensor)
 
 
 def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:

@@ -9,6 +9,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels import __main__ as cli
+from frozen_kernels.tensor import resident_bytes
 
 
 @pytest.fixture
@@ -126,3 +127,13 @@ def test_as_a_program(ticket, tmp_path):
     command = [sys.executable, "-m", "frozen_kernels", "verify", str(ticket)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("code", ["sign", "uniform", "constant"])
+@pytest.mark.parametrize("residency", ["seed", "mask", "planes", "dense"])
+def test_resident_bytes(code, residency):
+    layer = fk.nn.FrozenConv2d(40, 5, 3, code=code)
+    layer.finalize()
+    layer.set_residency(residency)
+    held = sum(b.nbytes for b in layer.buffers())
+    assert held == resident_bytes(layer.shape, code, layer.counts["free"], residency)

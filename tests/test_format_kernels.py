@@ -351,12 +351,6 @@ def test_pack_above_feeds_the_keep_plane():
     assert int(cpu.popcount(plane)) == int((part == 1).sum()) + scores.numel() - scores.numel() // 2
 
 
-def test_pack_above_a_key_below_all_keeps_all():
-    for n in (1, 8, 13):
-        kept = cpu.pack_above(torch.zeros(n), torch.tensor(-1)).numpy()
-        assert np.array_equal(kept, np.packbits(np.ones(n, bool), bitorder="little"))
-
-
 def test_draw_planes():
     for rows, cols in ((1, 1), (19, 200), (3, 33)):
         header = fmt.make_header(7, 3)

@@ -109,13 +109,13 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   emit(codes, {panel, x, y, gradient}, ld, word, words);
 }
 
-// out[i] = value[i] * sign(score[i]); the sign of NaN is NaN.
+// out[i] = value[i] * sign(score[i]); as in torch, the sign of NaN is 0.
 template <int DTYPE>
 void store_signed(const float* value, const typename Element<DTYPE>::Type* score, int64_t count,
                   typename Element<DTYPE>::Type* out) {
   for (int64_t i = 0; i < count; ++i) {
     const float s = load_one<DTYPE>(score + i);
-    store_one<DTYPE>(out + i, value[i] * (s > 0.0f ? 1.0f : s < 0.0f ? -1.0f : s));
+    store_one<DTYPE>(out + i, value[i] * static_cast<float>((s > 0.0f) - (s < 0.0f)));
   }
 }
 

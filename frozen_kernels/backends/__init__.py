@@ -1,7 +1,8 @@
 """Which implementation runs an op: `report()` says what is live, `use()` forces one.
 
 Without `use` the fastest live backend that serves the arguments runs, and the reference where none does. With it, a
-backend that cannot serve raises with its reasons.
+backend that cannot serve raises with its reasons. A tensor in the dense residency is run by torch's own GEMM and
+convolutions under any of them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from ..ops import SCHEMAS, library
+from ..ops import NAMESPACE, SCHEMAS, library
 
 
 class Unsupported(RuntimeError):
@@ -92,16 +93,27 @@ def _run_forced(name: str, op: str, args: tuple):
         raise RuntimeError(f"backend {name!r} cannot run {op}: {why}") from None
 
 
+def _choose(op: str, args: tuple):
+    if _forced is not None:
+        return _run_forced(_forced, op, args)
+    for name in candidates(op, _device_of(args)):
+        try:
+            return getattr(_module(name), op)(*args)
+        except Unsupported:
+            continue
+    raise RuntimeError(f"{op}: no backend serves these arguments")
+
+
 def _chooser(op: str) -> Callable:
+    arguments = [a.name for a in getattr(getattr(torch.ops, NAMESPACE), op).default._schema.arguments]
+    dense = arguments.index("dense") if "dense" in arguments else None
+
     def choose(*args):
-        if _forced is not None:
-            return _run_forced(_forced, op, args)
-        for name in candidates(op, _device_of(args)):
-            try:
-                return getattr(_module(name), op)(*args)
-            except Unsupported:
-                continue
-        raise RuntimeError(f"{op}: no backend serves these arguments")
+        if dense is None or args[dense] is None:
+            return _choose(op, args)
+        if op.endswith("_grad_scores"):  # reads codes and partition, never the weight
+            return _choose(op, (*args[:dense], None, *args[dense + 1 :]))
+        return getattr(_module("reference"), op)(*args)
 
     choose.__name__ = f"choose_{op}"
     return choose

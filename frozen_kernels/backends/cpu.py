@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
-from ..tensor import all_kept
 from . import Unsupported
 
 try:
@@ -252,8 +251,6 @@ def select(scores: Sequence[Tensor], rank: int) -> Tensor:
 def pack_above(scores: Tensor, key: Tensor) -> Tensor:
     scores = scores.contiguous()
     args = _scores(scores)
-    if int(key) < 0:  # below every key: all are kept
-        return all_kept(scores.numel())
     out = torch.empty(-(-scores.numel() // 8), dtype=torch.uint8)
     _C.pack_above(args, int(key), out.data_ptr(), _threads())
     return out

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..format import memory_format_of
-from .cpu import _C, DTYPES, _dtype, _pack, _threads
+from ..format import matrix_shape, memory_format_of
+from .cpu import _C, DTYPES, _dtype, _pack, _threads, offsets
 
-_SHAPE = 7  # place in the pack
+_OFFSETS, _SHAPE = 2, 7  # places in the pack
 
 
 def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
@@ -65,6 +65,9 @@ def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence
     sizes = _sizes(wide, narrow, pack[_SHAPE], *geometry)
     sides = [_side(wide, spatial), _side(narrow, spatial)]
     ends = [scores.data_ptr(), out.data_ptr(), scores.numel(), DTYPES[scores.dtype]]
+    pack = list(pack)
+    if pack[_OFFSETS] is None:
+        pack[_OFFSETS] = offsets(pack[0], *matrix_shape(pack[_SHAPE]))
     packed = _pack(*pack)
     _C.score_gradient(packed.args, sizes, *sides, *ends, _threads())
     return out

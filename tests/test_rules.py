@@ -1,0 +1,256 @@
+"""The rules of the architecture, read off the sources and observed on running code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import live_backends
+from helpers import FUSED
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import frozen_kernels as fk
+from frozen_kernels import format as fmt
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "frozen_kernels"
+PYTHON = sorted(PACKAGE.rglob("*.py"))
+NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
+OWN = [p for p in (*PYTHON, *NATIVE, *ROOT.glob("tests/*.py"), *ROOT.glob("*.py"), *ROOT.glob("benchmarks/**/*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path, everywhere: bool = True) -> set[str]:
+    """Absolute dotted names that a file of the package imports, inside functions too unless told otherwise."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def inside(names: set[str], *modules: str) -> set[str]:
+    return {n for n in names for m in modules if n == m or n.startswith(m + ".")}
+
+
+@pytest.mark.parametrize("module", ["nn", "functional", "layer", "tensor", "search", "freeze", "format", "config"])
+def test_modules_never_import_a_backend(module):
+    names = imports(PACKAGE / f"{module}.py")
+    assert not inside(names, "frozen_kernels.backends", "frozen_kernels.reference", "frozen_kernels._C")
+
+
+def test_the_catalogue_imports_no_implementation():
+    names = inside(imports(PACKAGE / "ops.py"), "frozen_kernels")
+    assert not inside(names, "frozen_kernels.backends", "frozen_kernels.reference", "frozen_kernels.nn")
+    assert names == inside(names, "frozen_kernels.format")
+
+
+def test_the_reference_imports_only_the_format():
+    for path in (PACKAGE / "reference").glob("*.py"):
+        allowed = ("frozen_kernels.reference", "frozen_kernels.format")
+        names = inside(imports(path), "frozen_kernels") - {"frozen_kernels"}
+        assert names == inside(names, *allowed), name_of(path)
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=name_of)
+def test_no_torch_header_in_native_code(path):
+    found = re.findall(r'#\s*include\s*[<"]((?:torch|ATen|c10|caffe2)[/.][^>"]*)', path.read_text())
+    assert found == []
+    if "binding" not in path.parts:
+        assert not re.search(r"#\s*include\s*[<\"](pybind11/|Python\.h)", path.read_text())
+
+
+def test_the_build_needs_no_torch():
+    setup = ROOT / "setup.py"
+    assert not inside(imports(setup), "torch")
+    build = re.search(r"\[build-system\].*?requires\s*=\s*\[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S)
+    assert build and "torch" not in build.group(1)
+
+
+def test_the_build_keeps_arithmetic_as_written():
+    text = (ROOT / "setup.py").read_text()
+    assert "-ffp-contract=off" in text
+    for path in (ROOT / "setup.py", *NATIVE):
+        assert not re.search(r"fast-math|Ofast|-funsafe|associative-math|reciprocal-math", path.read_text()), path
+    assert "nvcc" not in text or "-fmad=false" in text
+
+
+def calls(path: Path) -> set[str]:
+    """Dotted names of everything that a file calls."""
+    functions = (node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    return {ast.unparse(f) for f in functions if isinstance(f, (ast.Attribute, ast.Name))}
+
+
+RANDOM = re.compile(
+    r"(^|\.)(rand|randn|randint|rand_like|randn_like|randint_like|randperm|bernoulli_?|multinomial|normal_?|uniform_"
+    r"|random_|exponential_|geometric_|manual_seed|kaiming_(normal|uniform)_|xavier_(normal|uniform)_|trunc_normal_|Generator|RandomState"
+    r"|default_rng|philox|dropout)$"
+)
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=name_of)
+def test_randomness_comes_from_the_format_alone(path):
+    assert not inside(imports(path), "random", "numpy.random", "secrets")
+    allowed = {"philox"} if "reference" in path.parts or "triton" in path.parts else set()
+    assert {name for name in calls(path) if RANDOM.search(name)} <= allowed
+    assert not re.search(r"tl\.rand|tl\.philox|curand", path.read_text())
+
+
+@pytest.mark.parametrize("path", NATIVE, ids=name_of)
+def test_native_code_draws_from_the_format_alone(path):
+    assert not re.search(r"curand|std::(mt19937|random_device|uniform_)|\brand\(|<random>", path.read_text())
+
+
+@pytest.mark.parametrize("path", OWN, ids=name_of)
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) < 600
+
+
+def constants_of(header: str) -> dict[str, int]:
+    """Integer constants and enumerators of a header by name."""
+    text = re.sub(r"//[^\n]*", "", header)
+    found = re.findall(r"\b([A-Z][A-Z0-9_]+)\s*=\s*(0x[0-9A-Fa-f]+|\d+)u?\b", text)
+    return {name: int(value, 0) for name, value in found}
+
+
+def numbers_of(header: str, array: str) -> list[int]:
+    """The elements of a constant array of a header; its declaration may come in two forms, chosen by the compiler."""
+    text = re.sub(r"#[^\n]*|//[^\n]*", "", header)
+    body = re.search(rf"{array}\[\d+\]\s*=\s*\{{([^{{}}]*)\}}", text)
+    assert body is not None
+    return [int(n, 0) for n in re.findall(r"0x[0-9A-Fa-f]+|\d+", body.group(1))]
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native sources here")
+def test_format_constants_agree_between_python_and_native_code():
+    folder = ROOT / "csrc" / "frozen"
+    header, generator = (folder / "format.h").read_text(), (folder / "philox.h").read_text()
+    constants = constants_of(header)
+    assert constants["FORMAT_VERSION"] == fmt.VERSION
+    assert [constants[f"{code.upper()}_CODE"] for code in fmt.CODES] == list(range(len(fmt.CODES)))
+    purposes = ("SIGN", "BYTE", "PARTITION", "SCORE")
+    assert [constants[f"{p}_PURPOSE"] for p in purposes] == [getattr(fmt, p) for p in purposes]
+    assert constants["PLANES"] == 4 * fmt.PARTITION_CALLS and constants["FULL_THRESHOLD"] == 65536
+    assert numbers_of(header, "NORMAL_HALF") == list(fmt.NORMAL_UPPER_HALF)
+    words = [int(word, 16) for word in re.findall(r"0x[0-9A-Fa-f]{8}", generator)]
+    assert words == [*fmt.PHILOX_MULTIPLIERS, *fmt.PHILOX_WEYL]
+    assert constants_of(generator)["PHILOX_ROUNDS"] == fmt.PHILOX_ROUNDS
+    chunk = [constants_of(p.read_text()).get("CHUNK_WORDS") for p in NATIVE]
+    assert {c for c in chunk if c is not None} == {fmt.CHUNK_WORDS}
+
+
+LIGHT = """
+import sys, torch
+before = set(sys.modules)
+import frozen_kernels as fk
+fresh = {name.split(".")[0] for name in set(sys.modules) - before}
+heavy = {"triton", "safetensors", "matplotlib", "sklearn", "tqdm", "rich", "torchvision", "ninja", "pybind11"}
+assert not fresh & heavy, fresh & heavy
+assert not torch.cuda.is_initialized()
+fk.nn.FrozenLinear(40, 30)(torch.ones(1, 40)).sum().backward()
+assert "triton" in before or "triton" not in sys.modules
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_importing_the_package_is_light():
+    """Torch and numpy only; a CPU forward loads no Triton and no CUDA either."""
+    subprocess.run([sys.executable, "-c", LIGHT], check=True, cwd=ROOT)
+
+
+class Calls(TorchDispatchMode):
+    """Names of the package's ops, as the modules call them."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "frozen_kernels":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+LAYERS = {
+    "linear": (lambda **s: fk.nn.FrozenLinear(160, 96, **s), (3, 160)),
+    "conv2d": (lambda **s: fk.nn.FrozenConv2d(32, 48, 3, padding=1, **s), (1, 32, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("residency", FUSED)
+def test_a_step_is_one_op_forward_and_two_back(name, residency):
+    make, x_shape = LAYERS[name]
+    layer = make()
+    layer.set_residency(residency)
+    x = torch.randn(x_shape, requires_grad=True)
+    with Calls() as seen:
+        layer(x).sum().backward()
+    assert seen.names == [name, f"{name}_grad_input", f"{name}_grad_scores"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("residency", FUSED)
+def test_no_dense_weight_is_allocated_by_a_fused_backend(name, residency):
+    """Of any dtype: the smallest dense weight has 2 bytes per element. The reference must be caught doing it."""
+    make, x_shape = LAYERS[name]
+    layer, x = make(), torch.randn(x_shape, requires_grad=True)
+    layer.set_residency(residency)
+    weight = layer.rows * layer.cols
+    for backend in live_backends():
+        with fk.backends.use(backend), torch.profiler.profile(profile_memory=True) as profile:
+            layer(x).sum().backward()
+        events = profile.profiler.kineto_results.events()
+        largest = max(e.nbytes() for e in events if e.name() == "[memory]")
+        # scores and their gradient are part of a training step
+        allowed = max(layer.scores.numel() * 4, x.numel() * 4, x.numel() * layer.rows)
+        assert (largest >= 2 * weight) if backend == "reference" else largest <= allowed < 2 * weight, backend
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("residency", [*FUSED, "dense"])
+def test_a_forward_never_mutates_the_module(name, residency, backend):
+    make, x_shape = LAYERS[name]
+    layer = make(scaling="dynamic")
+    layer.set_residency(residency)
+
+    def state() -> dict:
+        own = {k: v for k, v in vars(layer).items() if k not in ("_parameters", "_buffers")}
+        tensors = {**layer._parameters, **layer._buffers}
+        held = {k: None if t is None else (id(t), t._version) for k, t in tensors.items()}
+        return {"attributes": repr(own), **held}
+
+    before = state()
+    layer(torch.randn(x_shape)).sum().backward()
+    layer.eval()(torch.randn(x_shape))
+    layer.train()
+    assert state() == before
+
+
+def test_seeds_are_never_python_numbers_of_an_op():
+    for op, schema in fk.ops.SCHEMAS.items():
+        assert not re.search(r"\b(int|SymInt) (seed|stream|generation)\b", schema), op
+
+
+def test_every_op_has_a_reference():
+    assert {op for op in fk.ops.SCHEMAS if not hasattr(fk.backends._module("reference"), op)} == set()
+
+
+def test_report_names_every_backend():
+    report = fk.backends.report()
+    assert set(report) == {"reference", "cpu", "triton", "cuda"} and report["reference"] == "live"
+    assert all(status for status in report.values())
