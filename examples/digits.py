@@ -187,7 +187,7 @@ def check(ticket: Path, outputs: Path) -> None:
 
 
 def memory(path: Path, batch: int) -> None:
-    """In a new process: JSON of the resident bytes of a net and the peak of one forward."""
+    """In a new process: JSON of the footprint of a net, with the rise of memory during one forward."""
     model = load_net(path)
     print(fk.footprint(model, torch.zeros(batch, 1, 8, 8)).to_json())
 
@@ -204,7 +204,7 @@ class Point:
 
 
 def sweep(data: Split, out: Path, *, seed: int, epochs: int = SWEEP_EPOCHS, quiet: bool = False) -> list[Point]:
-    """Tickets of a dense source, of randomly pruned (sparse) sources and of frozen ones, with the sizes of their files."""
+    """Tickets of a dense source, of randomly pruned (sparse) sources and of frozen ones, with their file sizes."""
     settings: list[tuple[str, dict]] = [("dense source", DENSE_SOURCE)]
     settings += [("sparse source", {"code": "sign", "sparsity": 0.5, "prune_ratio": p}) for p in SWEEP_PRUNE]
     settings += [("frozen", {"code": "sign", "sparsity": 0.5, "freeze_ratio": f}) for f in SWEEP_FREEZE]
@@ -248,7 +248,7 @@ def plot(points: list[Point], dense: tuple[int, float], path: Path, *, epochs: i
 
 def save_run(data: Split, out: Path, *, seed: int, epochs: int, quiet: bool) -> dict:
     """Train both nets, save them, check the ticket in a new process, and measure them from their files."""
-    dense_path, ticket_path, outputs = (out / f for f in ("dense.safetensors", "ticket.safetensors", "outputs.safetensors"))
+    dense_path, ticket_path, outputs = (out / f"{name}.safetensors" for name in ("dense", "ticket", "outputs"))
     save_file(train_dense(data, seed=seed, epochs=epochs, quiet=quiet).state_dict(), dense_path)
     ticket = train_ticket(data, seed=seed, epochs=epochs, quiet=quiet)
     fk.save_ticket(ticket, ticket_path)
@@ -261,11 +261,13 @@ def save_run(data: Split, out: Path, *, seed: int, epochs: int, quiet: bool) -> 
     result: dict = {"seed": seed, "mask_bytes": mask_bytes(nets["frozen"])}
     for name, net in nets.items():
         measured = json.loads(in_new_process("--memory", str(files[name])))
+        resident, rise = measured["resident"]["total"], measured["peak"]["bytes"]
         result[name] = {
             "accuracy": accuracy(net, data),
             "disk": files[name].stat().st_size,
-            "resident": measured["resident"]["total"],
-            "peak": measured["peak"]["bytes"],
+            "resident": resident,
+            "forward": rise,
+            "peak": None if rise is None else resident + rise,
         }
     for batch in (1, 64):
         for name, seconds in latencies(nets, data.test_x[:batch]).items():
@@ -292,7 +294,7 @@ def show(runs: list[dict], points: list[Point]) -> None:
     rows: list[tuple[str, str, Callable[[float | None], str]]] = [
         ("bytes on disk", "disk", kilobytes),
         ("resident bytes of the net", "resident", kilobytes),
-        ("peak bytes of a forward, batch 64", "peak", kilobytes),
+        ("peak bytes of net and forward, batch 64", "peak", kilobytes),
         ("latency, batch 1", "latency_1", lambda v: f"{1e3 * (v or 0):.2f} ms"),
         ("latency, batch 64", "latency_64", lambda v: f"{1e3 * (v or 0):.2f} ms"),
     ]

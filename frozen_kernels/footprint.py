@@ -124,7 +124,7 @@ class Footprint:
 
     def __str__(self) -> str:
         head = ("layer", "residency", "weights", "on disk", "resident", "dense", "bits resident")
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (
                 x.name, f"{x.kind} {x.residency}", f"{x.weights:,}", f"{x.disk:,}", f"{x.resident:,}", f"{x.dense:,}",
                 f"{8 * x.resident / x.weights:.3f}" if x.weights else "",
@@ -144,7 +144,7 @@ class Footprint:
         lines = _columns([head, *rows])
         per_weight = self.bits("disk")
         if per_weight is not None:
-            lines.append(f"bytes; on disk {per_weight:.3f} bits per frozen weight without ordinary tensors and metadata")
+            lines.append(f"bytes; {per_weight:.3f} bits on disk per frozen weight, ordinary tensors and metadata apart")
         scores = sum(x.scores for x in self.layers)
         if scores:
             lines.append(f"resident includes {scores:,} bytes of scores; finalize_ drops them")
@@ -156,10 +156,12 @@ class Footprint:
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     left = 2  # name and residency; figures align right
-    return [
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in cells).rstrip()
+
+    return [line(row) for row in rows]
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:
@@ -203,7 +205,7 @@ def trim() -> None:
 
 
 def reset_peak() -> bool:
-    """Bring the kernel's high-water mark of this process (VmHWM) down to what is resident now; False where it refuses."""
+    """Lower the kernel's high-water mark of this process (VmHWM) to what is resident now; False where it refuses."""
     try:
         with open("/proc/self/clear_refs", "w") as control:
             control.write("5")
@@ -236,7 +238,7 @@ def _process_peak(run: Any) -> Peak:
     after = _lifetime_peak()
     if after > lifetime:
         return Peak(after - before, "process memory, ru_maxrss")
-    return Peak(None, "not measured: /proc/self/clear_refs is refused and an earlier peak of the process hides this one")
+    return Peak(None, "not measured: /proc/self/clear_refs is refused, and an earlier peak of the process was higher")
 
 
 def _peak(model: nn.Module, sample_input: Any) -> Peak:

@@ -1,7 +1,7 @@
 """Run in a fresh process by `test_memory`: measures one case and prints it as JSON.
 
-`memory_probe.py peak linear|conv2d seed|mask|planes forward|backward|step` gives the rise of process memory over the state that
-exists between steps; `memory_probe.py rest seed|mask|planes` gives resident bytes per 4096 x 4096 layer.
+`memory_probe.py peak linear|conv2d seed|mask|planes forward|backward|step` gives the rise of process memory over the
+state that exists between steps; `memory_probe.py rest seed|mask` gives resident bytes per 4096 x 4096 layer.
 """
 
 import gc

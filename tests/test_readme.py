@@ -1,0 +1,97 @@
+"""The README: its example runs, its tables are those of the code."""
+
+import contextlib
+import importlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import frozen_kernels as fk
+from frozen_kernels.ops import SCHEMAS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+GRADIENTS = ("_grad_input", "_grad_scores")
+MODULES = {
+    "reference": "frozen_kernels.reference",
+    "cpu": "frozen_kernels.backends.cpu",
+    "triton": "frozen_kernels.backends.triton",
+}
+
+
+def rows_of_table(first_header: str) -> list[list[str]]:
+    """Cells of the table whose first column has this header, without its head."""
+    lines = README.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_header} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_example_runs_as_printed(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue().rstrip().endswith("True") and (tmp_path / "net.safetensors").exists()
+
+
+def test_the_commands_exist_and_ci_runs_the_test_command():
+    commands = re.findall(r"^make \w+$", README, re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "test", "lint"} <= set(targets)
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
+
+
+@pytest.mark.parametrize("row", rows_of_table("residency"), ids=lambda row: row[0].strip("`"))
+@pytest.mark.parametrize("code", ["sign", "uniform"])
+def test_bits_per_weight_are_those_of_footprint(row, code):
+    model = nn.Sequential(nn.Linear(1024, 1024, bias=False))
+    fk.freeze_(model, fk.FreezeConfig(code=code))
+    fk.finalize_(model)
+    fk.set_residency(model, row[0].strip("`"))
+    found = fk.footprint(model)
+    claimed = float(row[2 if code == "sign" else 3])
+    assert found.bits("resident") == pytest.approx(claimed, abs=2e-3)
+    assert found.bits("disk") == pytest.approx(0.300, abs=1e-3)
+
+
+def test_every_residency_has_a_row():
+    assert [row[0].strip("`") for row in rows_of_table("residency")] == ["seed", "mask", "planes", "dense"]
+
+
+def state_of(module: object, op: str) -> str:
+    """yes: the op and all gradients that it has; forward: the op alone; no."""
+    if not hasattr(module, op):
+        return "no"
+    gradients = [op + suffix for suffix in GRADIENTS if op + suffix in SCHEMAS]
+    there = [hasattr(module, name) for name in gradients]
+    assert all(there) or not any(there), f"{op}: some gradients only, which the table cannot say"
+    return "yes" if all(there) else "forward"
+
+
+def test_the_table_of_ops_is_what_the_backends_hold():
+    listed = [op for row in rows_of_table("op") for op in row[0].split(", ")]
+    assert sorted(listed) == sorted(op for op in SCHEMAS if not op.endswith(GRADIENTS))
+    for row in rows_of_table("op"):
+        for name, cell in zip(MODULES, row[1:], strict=True):
+            module = importlib.import_module(MODULES[name])
+            for op in row[0].split(", "):
+                assert state_of(module, op) == cell, f"{op} on {name}"
+
+
+def test_backends_without_a_column_are_not_live():
+    assert all(state != "live" for name, state in fk.backends.report().items() if name not in MODULES)
+
+
+def test_no_figure_is_left_to_be_filled_in():
+    assert not re.search(r"\b(DIGITS_TABLE|REST_\w+|PEAK_\w+)\b", README)
