@@ -49,14 +49,6 @@ def seeded():
 
 @pytest.fixture(params=live_backends())
 def backend(request):
-    """Each live backend of the CPU in turn, forced for the whole test.
-
-    The dense residency runs on torch's own kernels: there the backend is left to choose, and not forced.
-    """
-    callspec = getattr(request.node, "callspec", None)
-    residency = callspec.params.get("residency") if callspec else None
-    if residency == "dense" and request.param != "reference":
-        yield request.param
-        return
+    """Each live backend of the CPU in turn, forced for the whole test."""
     with fk.backends.use(request.param):
         yield request.param

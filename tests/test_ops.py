@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import live_backends
 from helpers import CODES, FUSED, RESIDENCIES, codes_of, make_frozen, partition_of, score_gradient, weight_of
 from torch.nn import functional as F
 
@@ -426,15 +425,6 @@ def test_forced_backends_never_fall_back():
             pass
         assert fk.backends._forced == "reference"
     assert fk.backends._forced is None
-
-
-def test_fused_backends_leave_the_dense_residency_to_torch():
-    frozen, weight = make_frozen((3, 5), residency="dense")
-    for name in live_backends():
-        if name != "reference":
-            with fk.backends.use(name), pytest.raises(RuntimeError, match=f"{name}.*linear.*dense residency"):
-                functional.linear(torch.ones(2, 5), frozen)
-    assert torch.equal(functional.linear(torch.ones(2, 5), frozen).double(), weight.sum(1).expand(2, 3))
 
 
 def test_weight_layout_helper_agrees_with_the_package():
