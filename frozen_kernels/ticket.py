@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from . import format as fmt
@@ -145,10 +143,12 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
         PREFIX + "requires": "[]",
         PREFIX + "tensors": json.dumps([r.to_json() for r in records], separators=(",", ":"), ensure_ascii=False),
     }
+    import safetensors.torch  # importing the package needs torch and numpy only
+
     metadata[PREFIX + "digest"] = content_digest(metadata, tensors)
     try:
-        data = to_safetensors(tensors, metadata)
-    except SafetensorError as why:
+        data = safetensors.torch.save(tensors, metadata)
+    except safetensors.SafetensorError as why:
         raise ValueError(f"model: {why}") from None
     _write_whole(os.path.realpath(path), data)
 

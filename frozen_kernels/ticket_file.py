@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import format as fmt
@@ -238,6 +237,8 @@ def _parse(text: str | bytes) -> Any:
 
 def _read_file(path: str) -> tuple[dict[str, str], dict[str, Tensor], int]:
     """Metadata, tensors and header size of a safetensors file; ValueError where it is none, or ambiguous."""
+    from safetensors import SafetensorError, safe_open  # importing the package needs torch and numpy only
+
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
         start = file.read(8)

