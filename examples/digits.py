@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import frozen_kernels as fk
 
-EPOCHS, SWEEP_EPOCHS, BATCH = 20, 6, 64
+EPOCHS, SWEEP_EPOCHS, BATCH = 20, 10, 64
 FROZEN = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.7}
 DENSE_SOURCE = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.0}
 SWEEP_FREEZE = (0.3, 0.5, 0.7, 0.9)
@@ -294,7 +294,7 @@ def show(runs: list[dict], points: list[Point]) -> None:
     rows: list[tuple[str, str, Callable[[float | None], str]]] = [
         ("bytes on disk", "disk", kilobytes),
         ("resident bytes of the net", "resident", kilobytes),
-        ("peak bytes of net and forward, batch 64", "peak", kilobytes),
+        ("peak of net + forward, batch 64", "peak", kilobytes),
         ("latency, batch 1", "latency_1", lambda v: f"{1e3 * (v or 0):.2f} ms"),
         ("latency, batch 64", "latency_64", lambda v: f"{1e3 * (v or 0):.2f} ms"),
     ]
@@ -315,6 +315,7 @@ def show(runs: list[dict], points: list[Point]) -> None:
             f"mask bytes: {ours:,} frozen, {source.mask_bytes:,} in the ticket of the dense source, "
             f"{source.mask_bytes / ours:.2f}x smaller",
             highlight=False,
+            soft_wrap=True,
         )
 
 

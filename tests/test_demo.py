@@ -111,7 +111,7 @@ def test_the_sweep_compares_sizes_of_files_and_the_plot_is_a_png(tiny, tmp_path)
 
 def test_the_table_shows_means_ratios_and_what_was_not_measured(digits, capsys):
     pytest.importorskip("rich")
-    side = {"accuracy": 0.98, "disk": 2000, "resident": 4000, "forward": None, "peak": None, "latency_1": 1e-3, "latency_64": 2e-3}
+    side = {"accuracy": 0.98, "disk": 2000, "resident": 4000, "peak": None, "latency_1": 1e-3, "latency_64": 2e-3}
     runs = [{"seed": s, "mask_bytes": 100, "dense": side, "frozen": side | {"disk": 1000 + 200 * s}} for s in (0, 1)]
     digits.show(runs, [digits.Point("dense source", 0.0, 1, 333, 0.9)])
     text = capsys.readouterr().out
