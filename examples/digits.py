@@ -220,25 +220,30 @@ def sweep(data: Split, out: Path, *, seed: int, epochs: int = SWEEP_EPOCHS, quie
     return points
 
 
-def plot(points: list[Point], dense: tuple[int, float], path: Path, *, epochs: int, seed: int) -> None:
-    """Accuracy against bytes on disk as a PNG; `dense` is the size and the accuracy of the trained dense net."""
+def plot(points: list[Point], finished: dict[str, dict], path: Path, *, epochs: int, seed: int) -> None:
+    """Accuracy against bytes on disk as a PNG: the sweep and, by label, `disk` and `accuracy` of the finished nets."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    for source, marker in (("dense source", "s"), ("sparse source", "^"), ("frozen", "o")):
+    series = (("dense source", "s", (6, -3)), ("sparse source", "^", (8, -8)), ("frozen", "o", (-24, 4)))
+    for source, marker, offset in series:
         chosen = sorted((p for p in points if p.source == source), key=lambda p: p.ticket_bytes)
         sizes, scores = [p.ticket_bytes / 1000 for p in chosen], [100 * p.accuracy for p in chosen]
         axes.plot(sizes, scores, marker=marker, label=f"ticket, {source}")
         for p, x, y in zip(chosen, sizes, scores, strict=True):
-            axes.annotate(f"{p.freeze_ratio:g}", (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.plot([dense[0] / 1000], [100 * dense[1]], "k*", markersize=10, label=f"dense weights trained, {EPOCHS} epochs")
+            axes.annotate(f"{p.freeze_ratio:g}", (x, y), textcoords="offset points", xytext=offset, fontsize=8)
+    for (label, net), marker in zip(finished.items(), ("k*", "kD"), strict=True):
+        axes.plot([net["disk"] / 1000], [100 * net["accuracy"]], marker, label=label)
     axes.set_xscale("log")
+    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000]
+    axes.set_xticks(ticks, labels=[str(t) for t in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("bytes on disk [kB], numbers: share of weights fixed before the search")
     axes.set_ylabel("accuracy on held-out digits [%]")
-    axes.set_title(f"Digits: accuracy against size (tickets: {epochs} epochs only, one run, seed {seed})", fontsize=10)
+    axes.set_title(f"Digits: accuracy against size (coloured: {epochs} epochs only, one run, seed {seed})", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
@@ -345,9 +350,9 @@ def main() -> None:
     points = []
     if options.sweep_epochs:
         points = sweep(data, options.out, seed=0, epochs=options.sweep_epochs, quiet=options.quiet)
-        dense = (runs[0]["dense"]["disk"], runs[0]["dense"]["accuracy"])
         picture = options.out / "accuracy_vs_size.png"
-        plot(points, dense, picture, epochs=options.sweep_epochs, seed=0)
+        finished = {f"{name}, {options.epochs} epochs": runs[0][name] for name in ("dense", "frozen")}
+        plot(points, finished, picture, epochs=options.sweep_epochs, seed=0)
     show(runs, points)
     (options.out / "digits.json").write_text(json.dumps({"runs": runs, "sweep": [asdict(p) for p in points]}, indent=1))
     if options.sweep_epochs:

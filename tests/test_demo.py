@@ -105,7 +105,8 @@ def test_the_sweep_compares_sizes_of_files_and_the_plot_is_a_png(tiny, tmp_path)
     assert dense.mask_bytes / frozen.mask_bytes == pytest.approx(1 / 0.3, rel=0.02)
     assert dense.ticket_bytes > sparse.ticket_bytes > frozen.ticket_bytes > frozen.mask_bytes
     pytest.importorskip("matplotlib")
-    digits.plot(points, (12345, 0.9), tmp_path / "plot.png", epochs=1, seed=0)
+    finished = {"dense": {"disk": 12345, "accuracy": 0.9}, "frozen": {"disk": 2345, "accuracy": 0.8}}
+    digits.plot(points, finished, tmp_path / "plot.png", epochs=1, seed=0)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
