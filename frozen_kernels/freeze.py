@@ -129,7 +129,8 @@ def _next_streams(model: nn.Module) -> dict[int, int]:
 def _share(layer: FrozenLayer, first: FrozenLayer) -> None:
     """Make two layers of one torch Parameter one tensor: same header, same scores."""
     layer.scores = first.scores
-    layer.set_supermask(first.packed_supermask())
+    if layer.device.type != "meta":
+        layer.set_supermask(first.packed_supermask())
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -187,6 +187,14 @@ def test_tied_embedding_and_head_are_one_tensor():
     assert torch.equal(model["table"].weight, model["head"].weight) and model["table"].scores is model["head"].scores
 
 
+def test_tied_weights_on_the_meta_device():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    fk.freeze_(model, CONFIG)
+    assert model[0].scores is model[1].scores and model[0].stream == model[1].stream == 0
+
+
 def test_tied_parameters_need_one_config():
     model = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
     model[1].weight = model[0].weight
