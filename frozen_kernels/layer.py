@@ -303,6 +303,10 @@ class FrozenLayer(nn.Module):
             errors.append(trouble)
             return
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        if local_metadata.get("assign_to_params_buffers", False):
+            # tensors of the state took the place of the layer's, with their device and dtype
+            dtype = self.dtype if self.bias is None else self.bias.dtype
+            self._like = torch.empty(0, dtype=dtype, device=self.device)
         if header is None or supermask is None or self.device.type == "meta" or header.device.type == "meta":
             return
         with torch.no_grad():

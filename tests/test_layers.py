@@ -184,7 +184,12 @@ def test_meta_device_then_state():
     assigned = copy.deepcopy(empty)
     assigned.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(assigned(X), model(X))
-    assert not [n for n, t in assigned.named_parameters() if t.device.type == "meta"]
+    assert not [n for n, t in (*assigned.named_parameters(), *assigned.named_buffers()) if t.device.type == "meta"]
+    assert torch.equal(assigned.to("cpu")(X), model(X))
+    half = copy.deepcopy(model).bfloat16()
+    assigned = copy.deepcopy(empty)
+    assigned.load_state_dict(half.state_dict(), assign=True)
+    assert torch.equal(assigned(X.bfloat16()), half(X.bfloat16()))
     filled = empty.to_empty(device="cpu")
     filled.load_state_dict(model.state_dict())
     assert torch.equal(filled(X), model(X))
