@@ -34,6 +34,7 @@ CASES = {
     "conv_transpose1d": ((2, 3, 7), (3, 5, 4), {"stride": 3, "padding": 1, "output_padding": 2}),
     "conv_transpose2d": ((2, 4, 5, 3), (4, 3, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "conv_transpose2d-groups": ((2, 6, 4, 5), (6, 2, 2, 3), {"groups": 3, "dilation": 2, "stride": (1, 3)}),
+    "conv_transpose2d-point": ((2, 3, 4, 5), (3, 4, 1, 1), {"dilation": 2, "output_padding": (0, 1)}),
     "conv_transpose2d-empty": ((0, 4, 5, 3), (4, 3, 3, 2), {"stride": 2}),
     "conv_transpose3d": ((1, 2, 3, 4, 2), (2, 3, 2, 3, 2), {"stride": (2, 1, 2), "padding": (0, 1, 0)}),
 }
