@@ -79,6 +79,17 @@ def test_equals_its_torch_twin(kind, residency, backend):
         close(layer.bias.grad, twin.bias.grad)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_to_dense_gives_the_torch_twin_back(kind):
+    layer, twin, x = pair(kind)
+    plain = fk.to_dense(nn.Sequential(layer.eval()))[0]
+    assert type(plain) is type(twin) and not plain.training and isinstance(layer, fk.nn.FrozenLayer)
+    assert plain.extra_repr() == twin.extra_repr() and plain.state_dict().keys() == twin.state_dict().keys()
+    assert torch.equal(plain(x), twin(x)) and plain.weight.requires_grad
+    if layer.bias is not None:
+        assert plain.bias is not layer.bias and torch.equal(plain.bias, layer.bias)
+
+
 @pytest.mark.parametrize("kind", ["transposed1d", "transposed2d", "transposed2d-unbatched", "transposed3d"])
 def test_output_size_of_transposed_convolutions(kind):
     layer, twin, x = pair(kind)
