@@ -147,6 +147,17 @@ def test_inputs_of_any_stride(name, strides, backend):
         close(a, e)
 
 
+@pytest.mark.parametrize("residency", ["mask", "planes"])
+def test_score_gradients_need_no_offsets(residency, backend):
+    frozen = make_frozen((7, 33), residency=residency)[0]
+    frozen = frozen._replace(offsets=None)
+    scores, grad = frozen.scores.requires_grad_(), integers(7, 33, dtype=torch.float32)
+    expected = score_gradient(frozen, grad, scores)
+    close(torch.autograd.grad(frozen.weight(), scores, grad)[0], expected)
+    close(torch.autograd.grad(functional.embedding(torch.arange(7), frozen), scores, grad)[0], expected)
+    close(torch.autograd.grad(functional.linear(torch.eye(33), frozen), scores, grad.T)[0], expected)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_sum_hands_over_a_gradient_of_stride_zero(name, backend):
     x_shape, w_shape, options = CASES[name]
