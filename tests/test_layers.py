@@ -169,7 +169,7 @@ def test_state_round_trip(source, target, finalized):
             fk.finalize_(m)
         fk.set_residency(m, residency)
     state = model.state_dict()
-    assert {k.split(".", 1)[1] for k in state if k[0] == "0"} == {"header", "supermask", "bias"} | (
+    assert {k.split(".", 1)[1] for k in state if k[0] == "0"} == {"header", "supermask", "weight_shape", "bias"} | (
         set() if finalized else {"scores"}
     )
     assert str(other.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
@@ -364,12 +364,20 @@ def test_states_that_do_not_fit_leave_the_layer_unchanged(what):
     assert torch.equal(layer(x), y)
 
 
+def test_states_of_another_shape_with_the_same_counts_are_refused():
+    pointwise = fk.nn.FrozenConv2d(8, 4, 1, bias=False, **SEARCHED)
+    square = fk.nn.FrozenConv2d(2, 4, 2, bias=False, **SEARCHED)
+    assert pointwise.counts == square.counts
+    with pytest.raises(RuntimeError, match=r"weight_shape: \[4, 8, 1, 1\] in the state, \[4, 2, 2, 2\] in the layer"):
+        square.load_state_dict(pointwise.state_dict())
+
+
 def test_scores_alone_load_where_the_caller_says_so():
     layer, other = (fk.nn.FrozenLinear(33, 7, **SEARCHED) for _ in range(2))
     with torch.no_grad():
         other.scores.neg_()
     result = layer.load_state_dict({"scores": other.scores}, strict=False)
-    assert set(result.missing_keys) == {"header", "supermask", "bias"}
+    assert set(result.missing_keys) == {"header", "supermask", "weight_shape", "bias"}
     assert torch.equal(layer.scores, other.scores)
 
 
