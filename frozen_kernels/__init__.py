@@ -4,6 +4,8 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `save_ticket` writes everything that is not regenerated.
 """
 
+from typing import Any
+
 from . import backends, format, functional, nn, ops
 from .config import FreezeConfig
 from .footprint import Footprint, footprint
@@ -14,6 +16,14 @@ from .tensor import FrozenTensor
 from .ticket import TicketError, load_ticket, save_ticket
 
 __version__ = "0.1.0"
+
+_LATER = ("Jackpot", "fold_batch_norm_")
+
+
+def __getattr__(name: str) -> Any:
+    why = "is not part of this release" if name in _LATER else "does not exist"
+    raise AttributeError(f"frozen_kernels.{name} {why}")
+
 
 __all__ = [
     "EdgePopup",

@@ -104,6 +104,11 @@ class FreezeConfig:
         prune = min(max(self.sparsity - (1 - freeze) / 2, 0.0), freeze)
         return prune, freeze - prune
 
+    @classmethod
+    def preset(cls, name: str, **settings: object) -> FreezeConfig:
+        """The papers' settings by name: not part of this release, so NotImplementedError."""
+        raise NotImplementedError(f"preset: {name!r} is not part of this release; spell the settings out")
+
     @property
     def ratios(self) -> tuple[float, float]:
         """prune_ratio and lock_ratio as they resolved."""

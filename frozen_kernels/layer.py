@@ -201,7 +201,12 @@ class FrozenLayer(nn.Module):
         self._kept = self._counts[1] + self._counts[2]
 
     def apply_threshold(self, key: Tensor | None) -> None:
-        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None."""
+        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
+
+        RuntimeError for a finalized layer: it has no scores to compare.
+        """
+        if self.scores is None and self._counts[2]:
+            raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
         if key is None or self.scores is None:
             self.set_supermask(all_kept(self._counts[2]))
         else:
@@ -316,6 +321,13 @@ class FrozenLayer(nn.Module):
         with torch.no_grad():
             self._adopt_header(header.cpu())
             self.set_supermask(supermask.clone(), rescale=False)
+            self._follow_scale()
+
+    def _follow_scale(self) -> None:
+        """Take the sigma that explains a loaded scale, so that a later step rescales from it and not from our own."""
+        factor = self.config.factor(self._kept, self.rows * self.cols)
+        if factor and fmt.scale_of(self.code, self.sigma, factor) != self.scale:
+            self.sigma = self.scale * fmt.RMS[self.code] / factor
 
     def _state_trouble(self, prefix: str, header, supermask, shape, state: dict) -> str | None:
         """Why a state cannot be loaded, found before anything is changed."""

@@ -103,7 +103,7 @@ def conv_transpose_output_size(
     return [x[0], shape[1] * groups, *spatial]
 
 
-def _free_count(offsets: Tensor | None) -> torch.SymInt:
+def _free_count() -> torch.SymInt:
     # data dependent: only eager code and graph-free helpers call these ops
     return torch.library.get_ctx().new_dynamic_size()
 
@@ -152,12 +152,12 @@ def shape_offsets(header, rows, cols):
 
 @_shape
 def shape_free_draws(header, offsets, rows, cols):
-    return header.new_empty(_free_count(offsets), dtype=torch.int32)
+    return header.new_empty(_free_count(), dtype=torch.int32)
 
 
 @_shape
 def shape_pack(keep, partition):
-    return keep.new_empty(_free_count(None), dtype=torch.uint8)
+    return keep.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape
@@ -177,7 +177,7 @@ def shape_keep_plane(header, supermask, offsets, rows, cols):
 
 @_shape
 def shape_pack_plane(header, keep, offsets, rows, cols):
-    return header.new_empty(_free_count(offsets), dtype=torch.uint8)
+    return header.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape

@@ -77,6 +77,23 @@ def sha(array) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def test_the_normative_header_per_weight():
+    rng = np.random.default_rng(0)
+    for code_id, code in enumerate(fmt.CODES):
+        seed, stream, generation = int(rng.integers(1 << 63)) * 2 + 1, 4294967295 - code_id, code_id
+        rows, cols, tau = 9, 300, (20000, 40001)
+        where = {"seed": seed, "stream": stream}
+        codes = ref.codes(rows, cols, code=code, generation=generation, **where)
+        u = ref.draws(rows, cols, **where)
+        scores = ref.uniform_scores(rows, cols, **where)
+        for _ in range(100):
+            r, c = int(rng.integers(rows)), int(rng.integers(cols))
+            got = _C.position(r, c, seed, stream, generation, code_id, tau)
+            part = -1 if u[r, c] < tau[0] else 1 if u[r, c] < tau[1] else 0
+            assert got[:3] == (codes[r, c], u[r, c], part)
+            assert np.float32(np.int32(np.uint32(got[3])) >> 8) * np.float32(2**-23) == scores[r, c]
+
+
 def test_philox_published_answers():
     for case in ref.VECTORS["philox4x32_10"]:
         key = int(case["key"], 16)

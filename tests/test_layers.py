@@ -12,6 +12,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.nn import TWINS
+from frozen_kernels.tensor import all_kept
 
 # kind: positional and keyword arguments of the torch layer, and the input's shape
 LAYERS = {
@@ -412,3 +413,32 @@ def test_extra_repr_and_defaults():
     assert "in_features=5" in repr(fk.nn.FrozenLinear(5, 3)) and "9, 4" in repr(fk.nn.FrozenEmbedding(9, 4))
     sigma = fk.nn.FrozenLinear(8, 3, sigma=0.25)
     assert sigma.scale == 0.25 and layer.scale == float(torch.tensor((2 / 27) ** 0.5))
+
+
+@pytest.mark.parametrize("scaling", ["none", "static", "dynamic"])
+def test_a_loaded_scale_is_what_later_steps_rescale_from(scaling):
+    settings = {**SEARCHED, "scaling": scaling}
+    saved = fk.nn.FrozenLinear(33, 7, sigma=0.3, **settings)
+    loaded = fk.nn.FrozenLinear(33, 7, **settings)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.scale == saved.scale
+    for layer in (saved, loaded):
+        layer.set_supermask(all_kept(layer.counts["free"]))
+    assert loaded.scale == pytest.approx(saved.scale, rel=1e-6)
+
+
+def test_a_finalized_layer_has_no_threshold():
+    layer = fk.nn.FrozenLinear(33, 7, **SEARCHED)
+    layer.finalize()
+    kept = layer.counts["kept"]
+    with pytest.raises(RuntimeError, match="finalized"):
+        layer.apply_threshold(None)
+    assert layer.counts["kept"] == kept
+
+
+def test_what_is_not_released_is_refused_by_name():
+    for name in ("Jackpot", "fold_batch_norm_"):
+        with pytest.raises(AttributeError, match=f"{name} is not part of this release"):
+            getattr(fk, name)
+    with pytest.raises(NotImplementedError, match="edge_popup"):
+        fk.FreezeConfig.preset("edge_popup")

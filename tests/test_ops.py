@@ -33,7 +33,9 @@ CASES = {
     "conv3d-groups": ((1, 4, 3, 4, 5), (6, 2, 2, 2, 3), {"groups": 2, "dilation": (1, 2, 1)}),
     "conv_transpose1d": ((2, 3, 7), (3, 5, 4), {"stride": 3, "padding": 1, "output_padding": 2}),
     "conv_transpose1d-dilated": (
-        (2, 3, 5), (3, 4, 3), {"stride": 2, "padding": 2, "dilation": 3, "output_padding": 2},
+        (2, 3, 5),
+        (3, 4, 3),
+        {"stride": 2, "padding": 2, "dilation": 3, "output_padding": 2},
     ),
     "conv_transpose2d": ((2, 4, 5, 3), (4, 3, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "conv_transpose2d-groups": ((2, 6, 4, 5), (6, 2, 2, 3), {"groups": 3, "dilation": 2, "stride": (1, 3)}),

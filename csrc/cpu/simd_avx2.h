@@ -10,7 +10,6 @@ struct vu32 {
   __m256i v;
   static FK_INLINE vu32 load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
   static FK_INLINE vu32 set(uint32_t x) { return {_mm256_set1_epi32(static_cast<int>(x))}; }
-  static FK_INLINE vu32 zero() { return {_mm256_setzero_si256()}; }
   static FK_INLINE vu32 iota() { return {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)}; }
   FK_INLINE void store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 };
@@ -33,7 +32,6 @@ FK_INLINE vu32 operator^(vu32 a, vu32 b) { return {_mm256_xor_si256(a.v, b.v)}; 
 FK_INLINE vu32 operator+(vu32 a, vu32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
 FK_INLINE vu32 operator-(vu32 a, vu32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 FK_INLINE vu32 andnot(vu32 a, vu32 b) { return {_mm256_andnot_si256(a.v, b.v)}; }  // ~a & b
-FK_INLINE vu32 ornot(vu32 a, vu32 b) { return (a ^ vu32::set(~0u)) | b; }          // ~a | b
 FK_INLINE vu32 majority_not(vu32 a, vu32 b, vu32 c) { return andnot(a, b | c) | (b & c); }
 FK_INLINE vu32 xor3(vu32 a, vu32 b, vu32 c) { return a ^ b ^ c; }
 template <int N>

@@ -10,7 +10,6 @@ struct vu32 {
   __m512i v;
   static FK_INLINE vu32 load(const void* p) { return {_mm512_loadu_si512(p)}; }
   static FK_INLINE vu32 set(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
-  static FK_INLINE vu32 zero() { return {_mm512_setzero_si512()}; }
   static FK_INLINE vu32 iota() { return {_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
   FK_INLINE void store(void* p) const { _mm512_storeu_si512(p, v); }
 };
@@ -32,8 +31,7 @@ FK_INLINE vu32 operator|(vu32 a, vu32 b) { return {_mm512_or_si512(a.v, b.v)}; }
 FK_INLINE vu32 operator^(vu32 a, vu32 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 FK_INLINE vu32 operator+(vu32 a, vu32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 FK_INLINE vu32 operator-(vu32 a, vu32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
-FK_INLINE vu32 andnot(vu32 a, vu32 b) { return {_mm512_andnot_si512(a.v, b.v)}; }                  // ~a & b
-FK_INLINE vu32 ornot(vu32 a, vu32 b) { return {_mm512_ternarylogic_epi32(a.v, b.v, b.v, 0xCF)}; }  // ~a | b
+FK_INLINE vu32 andnot(vu32 a, vu32 b) { return {_mm512_andnot_si512(a.v, b.v)}; }  // ~a & b
 // (~a & (b | c)) | (b & c)
 FK_INLINE vu32 majority_not(vu32 a, vu32 b, vu32 c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x8E)}; }
 FK_INLINE vu32 xor3(vu32 a, vu32 b, vu32 c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x96)}; }

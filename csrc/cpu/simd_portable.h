@@ -18,7 +18,6 @@ struct vu32 {
     return x;
   }
   static FK_INLINE vu32 set(uint32_t x) { return {lanes_u32{x, x, x, x}}; }
-  static FK_INLINE vu32 zero() { return set(0); }
   static FK_INLINE vu32 iota() { return {lanes_u32{0, 1, 2, 3}}; }
   FK_INLINE void store(void* p) const { memcpy(p, &v, sizeof(v)); }
 };
@@ -45,7 +44,6 @@ FK_INLINE vu32 operator^(vu32 a, vu32 b) { return {a.v ^ b.v}; }
 FK_INLINE vu32 operator+(vu32 a, vu32 b) { return {a.v + b.v}; }
 FK_INLINE vu32 operator-(vu32 a, vu32 b) { return {a.v - b.v}; }
 FK_INLINE vu32 andnot(vu32 a, vu32 b) { return {~a.v & b.v}; }
-FK_INLINE vu32 ornot(vu32 a, vu32 b) { return {~a.v | b.v}; }
 FK_INLINE vu32 majority_not(vu32 a, vu32 b, vu32 c) { return andnot(a, b | c) | (b & c); }
 FK_INLINE vu32 xor3(vu32 a, vu32 b, vu32 c) { return {a.v ^ b.v ^ c.v}; }
 template <int N>
