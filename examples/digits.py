@@ -305,7 +305,8 @@ def show(runs: list[dict], points: list[Point]) -> None:
         ("latency, batch 1", "latency_1", lambda v: f"{1e3 * (v or 0):.2f} ms"),
         ("latency, batch 64", "latency_64", lambda v: f"{1e3 * (v or 0):.2f} ms"),
     ]
-    table.add_row("accuracy, 360 held-out digits", *(f"{over_runs(n, 'accuracy'):.2%}" for n in ("dense", "frozen")), "")
+    accuracies = [f"{over_runs(name, 'accuracy'):.2%}" for name in ("dense", "frozen")]
+    table.add_row("accuracy, 360 held-out digits", *accuracies, "")
     for label, key, text in rows:
         dense, frozen = over_runs("dense", key), over_runs("frozen", key)
         ratio = f"{dense / frozen:.2f}x" if dense and frozen else ""
@@ -347,6 +348,8 @@ def main() -> None:
     data = load_split()
     live = [name for name, state in fk.backends.report().items() if state == "live"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, backends: {', '.join(live)}")
+    if "cpu" not in live:
+        print("no kernels, the reference regenerates every weight in plain torch: try --epochs 1 --sweep-epochs 0")
     run = {"epochs": options.epochs, "quiet": options.quiet}
     runs = [save_run(data, options.out, seed=seed, **run) for seed in range(options.seeds)]
     points = []
