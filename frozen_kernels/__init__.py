@@ -7,7 +7,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 from . import backends, format, functional, nn, ops
 from .config import FreezeConfig
 from .footprint import Footprint, footprint
-from .freeze import FreezeReport, finalize_, freeze_
+from .freeze import FreezeReport, finalize_, freeze_, to_dense
 from .residency import set_residency
 from .search import EdgePopup
 from .tensor import FrozenTensor
@@ -33,4 +33,5 @@ __all__ = [
     "ops",
     "save_ticket",
     "set_residency",
+    "to_dense",
 ]

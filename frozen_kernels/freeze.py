@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from .config import FreezeConfig
 from .layer import FrozenLayer
-from .nn import TWINS
+from .nn import TWINS, plain_twin
 from .search import frozen_layers, update_masks
 
 ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
@@ -129,7 +130,8 @@ def _next_streams(model: nn.Module) -> dict[int, int]:
 def _share(layer: FrozenLayer, first: FrozenLayer) -> None:
     """Make two layers of one torch Parameter one tensor: same header, same scores."""
     layer.scores = first.scores
-    layer.set_supermask(first.packed_supermask())
+    if layer.device.type != "meta":
+        layer.set_supermask(first.packed_supermask())
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
@@ -221,3 +223,28 @@ def finalize_(model: nn.Module) -> None:
         raise ValueError("model: no frozen layers to finalize")
     for layer in layers.values():
         layer.finalize()
+
+
+@torch.no_grad()
+def to_dense(model: nn.Module) -> nn.Module:
+    """A copy of the model with torch's own layers, which hold the effective weights; the model itself is unchanged.
+
+    Layers of one seed and stream share a Parameter where their weights are equal. ValueError for a model without
+    frozen layers, or on the meta device.
+    """
+    model = copy.deepcopy(model)
+    layers = frozen_layers(model)
+    if not layers:
+        raise ValueError("model: no frozen layers to make dense")
+    first_of: dict[tuple, nn.Parameter] = {}
+    for name, layer in layers.items():
+        if layer.device.type == "meta":
+            raise ValueError(f"model: {name!r} is on the meta device: it has no weight")
+        plain = plain_twin(layer)
+        first = first_of.setdefault((layer.seed, layer.stream, layer.device, layer.dtype), plain.weight)
+        if torch.equal(first, plain.weight):
+            plain.weight = first
+        if layer is model:
+            return plain
+        replace_module(model, layer, plain)
+    return model

@@ -44,7 +44,8 @@ class FrozenLayer(nn.Module):
     """A layer whose weight is a seed, a partition and a supermask.
 
     Saved state: `header` int32 [8] (seed, stream, generation, thresholds, scale, code), `supermask` uint8
-    [ceil(free / 8)], `scores` [free] while searching, and `bias`. Planes and offsets are derived and not saved.
+    [ceil(free / 8)], `weight_shape`, `scores` [free] while searching, and `bias`. Planes and offsets are derived and
+    not saved.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, and `state`, a header on the CPU and a supermask to hold without scores.
@@ -291,26 +292,35 @@ class FrozenLayer(nn.Module):
             destination[prefix + "supermask"] = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
         else:
             destination[prefix + "supermask"] = self.packed_supermask()
+        # weights of other shapes can have the same counts, so nothing else in a state tells them apart
+        destination[prefix + "weight_shape"] = torch.tensor(self.shape, device=self.device)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
         state = dict(state_dict)
-        supermask = state.pop(prefix + "supermask", None)
+        supermask, shape = (state.pop(prefix + name, None) for name in ("supermask", "weight_shape"))
         header = state.get(prefix + "header")
-        if supermask is None and strict:
-            missing_keys.append(prefix + "supermask")
-        trouble = self._state_trouble(prefix, header, supermask, state)
+        if strict:
+            derived = {"supermask": supermask, "weight_shape": shape}
+            missing_keys += [prefix + name for name, value in derived.items() if value is None]
+        trouble = self._state_trouble(prefix, header, supermask, shape, state)
         if trouble is not None:
             errors.append(trouble)
             return
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
+        if local_metadata.get("assign_to_params_buffers", False):
+            # tensors of the state took the place of the layer's, with their device and dtype
+            dtype = self.dtype if self.bias is None else self.bias.dtype
+            self._like = torch.empty(0, dtype=dtype, device=self.device)
         if header is None or supermask is None or self.device.type == "meta" or header.device.type == "meta":
             return
         with torch.no_grad():
             self._adopt_header(header.cpu())
             self.set_supermask(supermask.clone(), rescale=False)
 
-    def _state_trouble(self, prefix: str, header, supermask, state: dict) -> str | None:
+    def _state_trouble(self, prefix: str, header, supermask, shape, state: dict) -> str | None:
         """Why a state cannot be loaded, found before anything is changed."""
+        if shape is not None and shape.device.type != "meta" and shape.tolist() != list(self.shape):
+            return f"{prefix}weight_shape: {shape.tolist()} in the state, {list(self.shape)} in the layer"
         if (header is None) != (supermask is None):
             present, absent = ("header", "supermask") if supermask is None else ("supermask", "header")
             return f"{prefix}{present}: the state has no {prefix}{absent}, and one means nothing without the other"

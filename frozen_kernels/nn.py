@@ -16,16 +16,16 @@ from .layer import FrozenLayer
 Size = int | tuple[int, ...]
 
 
-def _adopt(frozen: FrozenLayer, module: nn.Module) -> Any:
-    """Take over bias, train mode and hooks of the module that a frozen layer replaces."""
-    if frozen.bias is not None:
-        frozen.bias = module.bias  # type: ignore[assignment]
-    frozen.train(module.training)
+def _adopt(new: nn.Module, module: nn.Module) -> Any:
+    """Take over bias, train mode and hooks of the module that a layer replaces."""
+    if getattr(new, "bias", None) is not None:
+        new.bias = module.bias
+    new.train(module.training)
     for name, value in vars(module).items():
-        if isinstance(value, dict) and "_hooks" in name and hasattr(frozen, name):
-            setattr(frozen, name, value)  # the same dict: the caller's handles go on removing their hooks
-    frozen._is_full_backward_hook = module._is_full_backward_hook
-    return frozen
+        if isinstance(value, dict) and "_hooks" in name and hasattr(new, name):
+            setattr(new, name, value)  # the same dict: the caller's handles go on removing their hooks
+    new._is_full_backward_hook = module._is_full_backward_hook
+    return new
 
 
 class FrozenLinear(FrozenLayer):
@@ -52,6 +52,9 @@ class FrozenLinear(FrozenLayer):
             config=config, stream=stream, **frozen,
         )  # fmt: skip
         return _adopt(layer, module)
+
+    def _plain(self) -> nn.Linear:
+        return nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -112,6 +115,12 @@ class _FrozenConv(_FrozenConvBase):
             config=config, stream=stream, **frozen,
         )  # fmt: skip
         return _adopt(layer, module)
+
+    def _plain(self) -> Any:
+        return self._twin(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
+            self.groups, self.bias is not None, self.padding_mode, "meta", self.dtype,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
@@ -176,6 +185,12 @@ class _FrozenConvTranspose(_FrozenConvBase):
             config=config, stream=stream, **frozen,
         )  # fmt: skip
         return _adopt(layer, module)
+
+    def _plain(self) -> Any:
+        return self._twin(
+            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.output_padding,
+            self.groups, self.bias is not None, self.dilation, self.padding_mode, "meta", self.dtype,
+        )  # fmt: skip
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         self._check_input(x)
@@ -256,6 +271,9 @@ class FrozenEmbedding(FrozenLayer):
         )  # fmt: skip
         return _adopt(layer, module)
 
+    def _plain(self) -> nn.Embedding:
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta", dtype=self.dtype)
+
     @property
     def weight(self) -> Tensor:
         """The effective weight, materialised in the layer's dtype, its padding row zero."""
@@ -281,5 +299,13 @@ TWINS: dict[type[nn.Module], type[FrozenLayer]] = {
     nn.ConvTranspose3d: FrozenConvTranspose3d,
     nn.Embedding: FrozenEmbedding,
 }
+
+
+def plain_twin(layer: Any) -> Any:
+    """The torch layer with the effective weight of a frozen one, and its bias, hooks and train mode."""
+    plain = layer._plain()
+    plain.weight = nn.Parameter(layer.weight.detach())
+    return _adopt(plain, layer)
+
 
 __all__ = ["FrozenLayer", *(twin.__name__ for twin in TWINS.values())]

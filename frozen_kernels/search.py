@@ -43,11 +43,19 @@ class EdgePopup:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = frozen_layers(model)
+        self._found = list(frozen_layers(model).values())
+        self._check()
+
+    @property
+    def layers(self) -> list[FrozenLayer]:
+        """The layers that compete now."""
         # a layer without free weights still counts in a global rank; a finalized one is no longer searched
-        self.layers = [m for m in found.values() if m.scores is not None or m.counts["free"] == 0]
+        return [m for m in self._found if m.scores is not None or m.counts["free"] == 0]
+
+    def _check(self) -> None:
         if not self.parameters():
-            why = f"its {len(found)} frozen layers are finalized or have no free weight" if found else "it has none"
+            count = len(self._found)
+            why = f"its {count} frozen layers are finalized or have no free weight" if count else "it has none"
             raise ValueError(f"model: a search needs frozen layers with scores, {why}")
 
     def parameters(self) -> list[nn.Parameter]:
@@ -59,5 +67,9 @@ class EdgePopup:
         return [{"params": self.parameters(), **options}]
 
     def step(self) -> None:
-        """New threshold, new packed masks: every mask becomes the one that the scores now say."""
+        """New threshold, new packed masks: every mask becomes the one that the scores now say.
+
+        Layers finalized since keep theirs; ValueError where no layer has scores any more.
+        """
+        self._check()
         update_masks(self.layers)

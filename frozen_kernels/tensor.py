@@ -19,7 +19,7 @@ class FrozenTensor(NamedTuple):
     Fields: `shape` of the torch weight and `code`; `header` int32 [8] (see `format.make_header`); then what a residency
     holds. seed: `supermask` uint8 and `offsets` int64. mask: `keep` int32 [rows, words]. planes: `keep` and `draw`
     (sign plane int32 [rows, words], or bytes uint8 [rows, cols]). dense: `dense`, the effective weight. `scores`, 1-D
-    in stream order, receives gradients and needs `offsets`.
+    in stream order, receives gradients; `offsets` beside it save making them at each.
     """
 
     shape: tuple[int, ...]

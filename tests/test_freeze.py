@@ -187,6 +187,14 @@ def test_tied_embedding_and_head_are_one_tensor():
     assert torch.equal(model["table"].weight, model["head"].weight) and model["table"].scores is model["head"].scores
 
 
+def test_tied_weights_on_the_meta_device():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    fk.freeze_(model, CONFIG)
+    assert model[0].scores is model[1].scores and model[0].stream == model[1].stream == 0
+
+
 def test_tied_parameters_need_one_config():
     model = nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
     model[1].weight = model[0].weight
@@ -325,3 +333,26 @@ def test_residency_of_a_model(residency):
         fk.set_residency(model, "sparse")
     with pytest.raises(ValueError, match="no frozen layers"):
         fk.set_residency(nn.ReLU(), residency)
+
+
+def test_to_dense_leaves_the_model_and_keeps_hooks_dtype_and_ties():
+    embedding = nn.Embedding(9, 6, padding_idx=2)
+    model = nn.Sequential(embedding, nn.Linear(6, 6, bias=False), nn.Linear(6, 6), nn.Linear(6, 9))
+    model[2].weight, model[3].weight = model[1].weight, model[0].weight
+    fk.freeze_(model.bfloat16(), CONFIG, filter_fn=lambda module, name: True)
+    seen = []
+    model[1].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    before, x = snapshot(model), torch.arange(9)
+    dense = fk.to_dense(model)
+    assert snapshot(model) == before
+    assert [type(m) for m in dense] == [nn.Embedding, nn.Linear, nn.Linear, nn.Linear]
+    torch.testing.assert_close(dense(x), model(x), rtol=0.02, atol=0.02)
+    assert seen == [nn.Linear, fk.nn.FrozenLinear]
+    assert dense[1].weight is dense[2].weight and dense[1].weight.dtype == torch.bfloat16
+    # the padding row is zero in the embedding alone, so those two are no longer one tensor
+    assert dense[0].weight is not dense[3].weight and not dense[0].weight[2].any()
+    assert type(fk.to_dense(fk.nn.FrozenLinear(3, 2))) is nn.Linear
+    with pytest.raises(ValueError, match="no frozen layers"):
+        fk.to_dense(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="'0' is on the meta device"):
+        fk.to_dense(nn.Sequential(fk.nn.FrozenLinear(3, 2, device="meta")))

@@ -79,6 +79,17 @@ def test_equals_its_torch_twin(kind, residency, backend):
         close(layer.bias.grad, twin.bias.grad)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_to_dense_gives_the_torch_twin_back(kind):
+    layer, twin, x = pair(kind)
+    plain = fk.to_dense(nn.Sequential(layer.eval()))[0]
+    assert type(plain) is type(twin) and not plain.training and isinstance(layer, fk.nn.FrozenLayer)
+    assert plain.extra_repr() == twin.extra_repr() and plain.state_dict().keys() == twin.state_dict().keys()
+    assert torch.equal(plain(x), twin(x)) and plain.weight.requires_grad
+    if layer.bias is not None:
+        assert plain.bias is not layer.bias and torch.equal(plain.bias, layer.bias)
+
+
 @pytest.mark.parametrize("kind", ["transposed1d", "transposed2d", "transposed2d-unbatched", "transposed3d"])
 def test_output_size_of_transposed_convolutions(kind):
     layer, twin, x = pair(kind)
@@ -158,7 +169,7 @@ def test_state_round_trip(source, target, finalized):
             fk.finalize_(m)
         fk.set_residency(m, residency)
     state = model.state_dict()
-    assert {k.split(".", 1)[1] for k in state if k[0] == "0"} == {"header", "supermask", "bias"} | (
+    assert {k.split(".", 1)[1] for k in state if k[0] == "0"} == {"header", "supermask", "weight_shape", "bias"} | (
         set() if finalized else {"scores"}
     )
     assert str(other.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
@@ -184,7 +195,12 @@ def test_meta_device_then_state():
     assigned = copy.deepcopy(empty)
     assigned.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(assigned(X), model(X))
-    assert not [n for n, t in assigned.named_parameters() if t.device.type == "meta"]
+    assert not [n for n, t in (*assigned.named_parameters(), *assigned.named_buffers()) if t.device.type == "meta"]
+    assert torch.equal(assigned.to("cpu")(X), model(X))
+    half = copy.deepcopy(model).bfloat16()
+    assigned = copy.deepcopy(empty)
+    assigned.load_state_dict(half.state_dict(), assign=True)
+    assert torch.equal(assigned(X.bfloat16()), half(X.bfloat16()))
     filled = empty.to_empty(device="cpu")
     filled.load_state_dict(model.state_dict())
     assert torch.equal(filled(X), model(X))
@@ -348,12 +364,20 @@ def test_states_that_do_not_fit_leave_the_layer_unchanged(what):
     assert torch.equal(layer(x), y)
 
 
+def test_states_of_another_shape_with_the_same_counts_are_refused():
+    pointwise = fk.nn.FrozenConv2d(8, 4, 1, bias=False, **SEARCHED)
+    square = fk.nn.FrozenConv2d(2, 4, 2, bias=False, **SEARCHED)
+    assert pointwise.counts == square.counts
+    with pytest.raises(RuntimeError, match=r"weight_shape: \[4, 8, 1, 1\] in the state, \[4, 2, 2, 2\] in the layer"):
+        square.load_state_dict(pointwise.state_dict())
+
+
 def test_scores_alone_load_where_the_caller_says_so():
     layer, other = (fk.nn.FrozenLinear(33, 7, **SEARCHED) for _ in range(2))
     with torch.no_grad():
         other.scores.neg_()
     result = layer.load_state_dict({"scores": other.scores}, strict=False)
-    assert set(result.missing_keys) == {"header", "supermask", "bias"}
+    assert set(result.missing_keys) == {"header", "supermask", "weight_shape", "bias"}
     assert torch.equal(layer.scores, other.scores)
 
 

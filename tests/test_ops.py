@@ -32,8 +32,12 @@ CASES = {
     "conv3d": ((2, 3, 4, 5, 6), (4, 3, 2, 3, 2), {"stride": (1, 2, 1), "padding": (1, 0, 1)}),
     "conv3d-groups": ((1, 4, 3, 4, 5), (6, 2, 2, 2, 3), {"groups": 2, "dilation": (1, 2, 1)}),
     "conv_transpose1d": ((2, 3, 7), (3, 5, 4), {"stride": 3, "padding": 1, "output_padding": 2}),
+    "conv_transpose1d-dilated": (
+        (2, 3, 5), (3, 4, 3), {"stride": 2, "padding": 2, "dilation": 3, "output_padding": 2},
+    ),
     "conv_transpose2d": ((2, 4, 5, 3), (4, 3, 3, 2), {"stride": 2, "padding": 1, "output_padding": 1}),
     "conv_transpose2d-groups": ((2, 6, 4, 5), (6, 2, 2, 3), {"groups": 3, "dilation": 2, "stride": (1, 3)}),
+    "conv_transpose2d-point": ((2, 3, 4, 5), (3, 4, 1, 1), {"dilation": 2, "output_padding": (0, 1)}),
     "conv_transpose2d-empty": ((0, 4, 5, 3), (4, 3, 3, 2), {"stride": 2}),
     "conv_transpose3d": ((1, 2, 3, 4, 2), (2, 3, 2, 3, 2), {"stride": (2, 1, 2), "padding": (0, 1, 0)}),
 }
@@ -141,6 +145,17 @@ STRIDES = {
 def test_inputs_of_any_stride(name, strides, backend):
     for a, e in zip(*run_both(name, "sign", "seed", torch.float32, backend, STRIDES[strides]), strict=True):
         close(a, e)
+
+
+@pytest.mark.parametrize("residency", ["mask", "planes"])
+def test_score_gradients_need_no_offsets(residency, backend):
+    frozen = make_frozen((7, 33), residency=residency)[0]
+    frozen = frozen._replace(offsets=None)
+    scores, grad = frozen.scores.requires_grad_(), integers(7, 33, dtype=torch.float32)
+    expected = score_gradient(frozen, grad, scores)
+    close(torch.autograd.grad(frozen.weight(), scores, grad)[0], expected)
+    close(torch.autograd.grad(functional.embedding(torch.arange(7), frozen), scores, grad)[0], expected)
+    close(torch.autograd.grad(functional.linear(torch.eye(33), frozen), scores, grad.T)[0], expected)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -222,6 +222,23 @@ def test_parameters_and_groups():
     torch.optim.SGD(search.param_groups(weight_decay=0.1), lr=0.1)
 
 
+def test_a_step_leaves_finalized_layers_alone():
+    model = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10))
+    fk.freeze_(model, fk.FreezeConfig(freeze_ratio=0.2))
+    search = fk.EdgePopup(model)
+    model[0].finalize()
+    before, other = model[0].weight, model[2].weight.detach()
+    with torch.no_grad():
+        model[2].scores.copy_(torch.randn_like(model[2].scores))
+    search.step()
+    assert torch.equal(model[0].weight, before) and not torch.equal(model[2].weight, other)
+    fk.finalize_(model)
+    found = [layer.weight for layer in (model[0], model[2])]
+    with pytest.raises(ValueError, match="finalized"):
+        search.step()
+    assert all(torch.equal(layer.weight, w) for layer, w in zip((model[0], model[2]), found, strict=True))
+
+
 @pytest.mark.parametrize("init", ["kaiming_normal", "kaiming_uniform", "magnitude"])
 def test_initial_scores(init):
     layer = fk.nn.FrozenLinear(150, 40, code="uniform", score_init=init, prune_ratio=0.1, lock_ratio=0.1)

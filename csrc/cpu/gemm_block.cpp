@@ -4,7 +4,8 @@ namespace fk::FK_ISA_NS {
 
 void merge_pixels(Geometry& g, Activations& a, Activations& b) {
   for (int d = 0; d < 3; ++d) {
-    if (g.taps[d] != 1 || g.stride[d] != 1 || g.padding[d] != 0) return;
+    // An output padding leaves wide pixels that no narrow one reaches.
+    if (g.taps[d] != 1 || g.stride[d] != 1 || g.padding[d] != 0 || g.wide[d] != g.narrow[d]) return;
   }
   constexpr int places[4] = {BATCH, SPATIAL, SPATIAL + 1, SPATIAL + 2};
   int64_t size[4] = {g.batch, g.narrow[0], g.narrow[1], g.narrow[2]};

@@ -8,6 +8,7 @@ convolutions under any of them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -29,6 +30,7 @@ NAMES = (*_MODULES, *_FUTURE)
 _forced: str | None = None  # process-wide: autograd runs a device's backward in a thread of its own
 
 
+@functools.cache
 def _module(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name], __package__)
 
@@ -73,14 +75,12 @@ def _device_of(args: tuple) -> torch.device:
     raise ValueError("an op needs at least one tensor")
 
 
-def candidates(op: str, device: torch.device) -> list[str]:
+def candidates(op: str, device: torch.device) -> Iterator[str]:
     """Live backends that hold this op for this device type, fastest first."""
-    found = []
     for name in _MODULES:
         module = _module(name)
         if device.type in module.DEVICES and hasattr(module, op) and not module.reasons():
-            found.append(name)
-    return found
+            yield name
 
 
 def _run_forced(name: str, op: str, args: tuple):

@@ -169,6 +169,11 @@ def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     return out
 
 
+def known_offsets(header: Tensor, known: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """The stream offsets that a score gradient needs; made where the tensor does not hold them."""
+    return offsets(header, *fmt.matrix_shape(shape)) if known is None else known
+
+
 def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     header = _header(header)
     offsets = _checked(offsets, torch.int64, (rows * fmt.chunks(cols) + 1,), "offsets")
@@ -290,6 +295,7 @@ def weight_grad_scores(
     grad_id = _dtype(grad.dtype, "grad")
     scores = scores.contiguous()
     score_args = _scores(scores)
+    offsets = known_offsets(header, offsets, shape)
     packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
     if tuple(grad.shape) != tuple(shape):
         raise ValueError(f"grad: shape {tuple(shape)} expected, got {tuple(grad.shape)}")
@@ -359,6 +365,7 @@ def embedding_grad_scores(
     grad_id = _dtype(grad.dtype, "grad")
     scores = scores.contiguous()
     score_args = _scores(scores)
+    offsets = known_offsets(header, offsets, shape)
     packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
     if tuple(grad.shape) != (*indices.shape, packed.cols):
         raise ValueError(f"grad: shape {(*indices.shape, packed.cols)} expected, got {tuple(grad.shape)}")

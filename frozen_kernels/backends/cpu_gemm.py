@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..format import matrix_shape, memory_format_of
-from .cpu import _C, DTYPES, _dtype, _pack, _threads, offsets
+from ..format import memory_format_of
+from .cpu import _C, DTYPES, _dtype, _pack, _threads, known_offsets
 
 _OFFSETS, _SHAPE = 2, 7  # places in the pack
 
@@ -66,8 +66,7 @@ def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence
     sides = [_side(wide, spatial), _side(narrow, spatial)]
     ends = [scores.data_ptr(), out.data_ptr(), scores.numel(), DTYPES[scores.dtype]]
     pack = list(pack)
-    if pack[_OFFSETS] is None:
-        pack[_OFFSETS] = offsets(pack[0], *matrix_shape(pack[_SHAPE]))
+    pack[_OFFSETS] = known_offsets(pack[0], pack[_OFFSETS], pack[_SHAPE])
     packed = _pack(*pack)
     _C.score_gradient(packed.args, sizes, *sides, *ends, _threads())
     return out

@@ -129,11 +129,16 @@ def _transposed(name: str, twin: str) -> tuple[Callable, Callable, Callable]:
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, _, dilation, groups = args
         g = plain(grad, _effective(pack, grad.dtype), None, stride, padding, dilation, groups)
+        # an output padding of a stride or more makes this convolution's result longer than the input
+        for dim in range(2, g.dim()):
+            g = g.narrow(dim, 0, input_size[dim])
         return g.contiguous(memory_format=fmt.memory_format_of(grad))
 
     def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
-        *pack, stride, padding, _, dilation, groups = args
+        *pack, stride, padding, output_padding, dilation, groups = args
         grad, x = _accurate(grad, x)
+        longer = [o // s for o, s in zip(output_padding, stride, strict=True)]
+        x = F.pad(x, [n for more in reversed(longer) for n in (0, more)])
         # a transposed convolution is the input gradient of a convolution whose input is this one's output
         g = weight_gradient(grad, list(pack[7]), x, stride, padding, dilation, groups)
         return weight_grad_scores(g, scores, *pack)
