@@ -19,6 +19,7 @@ except ImportError as error:
     _C, _missing = None, f"the extension is not built ({error})"
 
 DEVICES = ("cpu",)
+OFFSETS, SHAPE = 2, 7  # places in the pack
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -169,9 +170,12 @@ def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     return out
 
 
-def known_offsets(header: Tensor, known: Tensor | None, shape: Sequence[int]) -> Tensor:
-    """The stream offsets that a score gradient needs; made where the tensor does not hold them."""
-    return offsets(header, *fmt.matrix_shape(shape)) if known is None else known
+def with_offsets(pack: Sequence) -> list:
+    """A pack with the stream offsets that a score gradient needs; made where the tensor does not hold them."""
+    pack = list(pack)
+    if pack[OFFSETS] is None:
+        pack[OFFSETS] = offsets(pack[0], *fmt.matrix_shape(pack[SHAPE]))
+    return pack
 
 
 def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
@@ -261,42 +265,19 @@ def pack_above(scores: Tensor, key: Tensor) -> Tensor:
     return out
 
 
-def weight(
-    scores: Tensor | None,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    dtype_id = _dtype(dtype, "dtype")
-    packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
+def weight(scores: Tensor | None, *args) -> Tensor:
+    *pack, dtype = args
+    dtype_id, packed, shape = _dtype(dtype, "dtype"), _pack(*pack), pack[SHAPE]
     out = torch.empty(tuple(shape), dtype=dtype)
     _C.weight(packed.args, shape[1], math.prod(shape[2:]), dtype_id, out.data_ptr(), _threads())
     return out
 
 
-def weight_grad_scores(
-    grad: Tensor,
-    scores: Tensor,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-) -> Tensor:
+def weight_grad_scores(grad: Tensor, scores: Tensor, *pack) -> Tensor:
     grad_id = _dtype(grad.dtype, "grad")
     scores = scores.contiguous()
     score_args = _scores(scores)
-    offsets = known_offsets(header, offsets, shape)
-    packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
+    packed, shape = _pack(*with_offsets(pack)), pack[SHAPE]
     if tuple(grad.shape) != tuple(shape):
         raise ValueError(f"grad: shape {tuple(shape)} expected, got {tuple(grad.shape)}")
     taps = [0]
@@ -325,48 +306,22 @@ def _indices(indices: Tensor) -> Tensor:
     return indices.to(torch.int64).contiguous()
 
 
-def embedding(
-    indices: Tensor,
-    scores: Tensor | None,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    padding_idx: int,
-) -> Tensor:
+def embedding(indices: Tensor, scores: Tensor | None, *args) -> Tensor:
     """Rows of the weight; `padding_idx` (negative: none) gives zeros."""
-    dtype_id = _dtype(dtype, "dtype")
-    packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
+    *pack, dtype, padding_idx = args
+    dtype_id, packed = _dtype(dtype, "dtype"), _pack(*pack)
     rows = _indices(indices)
     out = torch.empty(*indices.shape, packed.cols, dtype=dtype)
     _C.embedding(packed.args, rows.data_ptr(), rows.numel(), padding_idx, dtype_id, out.data_ptr(), _threads())
     return out
 
 
-def embedding_grad_scores(
-    grad: Tensor,
-    indices: Tensor,
-    scores: Tensor,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-    padding_idx: int,
-) -> Tensor:
+def embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, *args) -> Tensor:
+    *pack, padding_idx = args
     grad_id = _dtype(grad.dtype, "grad")
     scores = scores.contiguous()
     score_args = _scores(scores)
-    offsets = known_offsets(header, offsets, shape)
-    packed = _pack(header, supermask, offsets, keep, draw, dense, code, shape)
+    packed = _pack(*with_offsets(pack))
     if tuple(grad.shape) != (*indices.shape, packed.cols):
         raise ValueError(f"grad: shape {(*indices.shape, packed.cols)} expected, got {tuple(grad.shape)}")
     rows = _indices(indices)

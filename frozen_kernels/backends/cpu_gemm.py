@@ -13,9 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..format import memory_format_of
-from .cpu import _C, DTYPES, _dtype, _pack, _threads, known_offsets
-
-_OFFSETS, _SHAPE = 2, 7  # places in the pack
+from .cpu import _C, DTYPES, SHAPE, _dtype, _pack, _threads, with_offsets
 
 
 def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
@@ -53,7 +51,7 @@ def _convolve(
     run = _C.convolve_transposed if wide_out else _C.convolve
     packed = _pack(*pack)
     sides = [_side(x, spatial), _side(out, spatial)]
-    sizes = _sizes(wide, narrow, pack[_SHAPE], *geometry)
+    sizes = _sizes(wide, narrow, pack[SHAPE], *geometry)
     run(packed.args, sizes, *sides, _bias(bias, out.shape[1]), _threads())
     return out
 
@@ -62,12 +60,10 @@ def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence
     _dtype(scores.dtype, "scores")
     spatial = wide.dim() - 2
     scores, out = scores.contiguous(), torch.empty_like(scores, memory_format=torch.contiguous_format)
-    sizes = _sizes(wide, narrow, pack[_SHAPE], *geometry)
+    sizes = _sizes(wide, narrow, pack[SHAPE], *geometry)
     sides = [_side(wide, spatial), _side(narrow, spatial)]
     ends = [scores.data_ptr(), out.data_ptr(), scores.numel(), DTYPES[scores.dtype]]
-    pack = list(pack)
-    pack[_OFFSETS] = known_offsets(pack[0], pack[_OFFSETS], pack[_SHAPE])
-    packed = _pack(*pack)
+    packed = _pack(*with_offsets(pack))
     _C.score_gradient(packed.args, sizes, *sides, *ends, _threads())
     return out
 
@@ -83,12 +79,12 @@ _LINEAR = ((1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
 
 
 def _linear_pack(pack: Sequence) -> list:
-    return [*pack[:_SHAPE], [*pack[_SHAPE], 1, 1, 1]]
+    return [*pack[:SHAPE], [*pack[SHAPE], 1, 1, 1]]
 
 
 def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tensor:
     _dtype(x.dtype, "x")
-    rows, cols = pack[_SHAPE]
+    rows, cols = pack[SHAPE]
     _check_size("last dimension of x", x.shape[-1:], [cols])
     out = x.new_empty(*x.shape[:-1], rows)
     _convolve(_as_pixels(x), bias, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=False)
@@ -97,7 +93,7 @@ def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tens
 
 def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     _dtype(grad.dtype, "grad")
-    rows, cols = pack[_SHAPE]
+    rows, cols = pack[SHAPE]
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
     out = grad.new_empty(*grad.shape[:-1], cols)
     _convolve(_as_pixels(grad), None, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=True)
@@ -107,7 +103,7 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
 def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor:
     _dtype(grad.dtype, "grad")
     _dtype(x.dtype, "x")
-    rows, cols = pack[_SHAPE]
+    rows, cols = pack[SHAPE]
     _check_size("x", x.shape, [*x.shape[:-1], cols])
     _check_size("grad", grad.shape, [*x.shape[:-1], rows])
     return _score_gradient(_as_pixels(x), _as_pixels(grad), scores, _linear_pack(pack), _LINEAR)
@@ -119,7 +115,7 @@ def _empty(size: Sequence[int], like: Tensor) -> Tensor:
 
 def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
     def out_size(x: Sequence[int], pack: Sequence, stride, padding, dilation, groups: int) -> list[int]:
-        shape = pack[_SHAPE]
+        shape = pack[SHAPE]
         _check_size("channels of x", [x[1]], [shape[1] * groups])
         return ops.conv_output_size(x, shape, stride, padding, dilation)
 
@@ -149,7 +145,7 @@ def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
 
 def _transposed(name: str) -> tuple[Callable, Callable, Callable]:
     def out_size(x: Sequence[int], pack: Sequence, stride, padding, output_padding, dilation, groups: int) -> list[int]:
-        shape = pack[_SHAPE]
+        shape = pack[SHAPE]
         _check_size("channels of x", [x[1]], [shape[0]])
         return ops.conv_transpose_output_size(x, shape, stride, padding, output_padding, dilation, groups)
 
