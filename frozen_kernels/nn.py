@@ -3,7 +3,7 @@ field of `FreezeConfig` by keyword. See `FrozenLayer` for state and residencies.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,9 @@ class FrozenLinear(FrozenLayer):
 class _FrozenConvBase(FrozenLayer):
     """Geometry of plain and transposed convolutions; a torch twin on the meta device checks the arguments."""
 
+    _twin: type
+    _function: Any
+
     def _build(self, twin: Any, device: torch.device | str | None, dtype: torch.dtype | None, frozen: dict) -> None:
         bias = twin.out_channels if twin.bias is not None else None
         FrozenLayer.__init__(self, tuple(twin.weight.shape), bias, device, dtype, **frozen)
@@ -77,14 +80,26 @@ class _FrozenConvBase(FrozenLayer):
         self._pad_both_sides = list(twin._reversed_padding_repeated_twice)
         self._geometry = twin.extra_repr()
 
+    @staticmethod
+    def _arguments(m: Any) -> tuple:
+        """The positional arguments, up to the device, that make a layer like `m`, frozen or torch's."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
+        """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device."""
+        w, make = module.weight, cast(Any, cls)
+        layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
+        return _adopt(layer, module)
+
+    def _plain(self) -> Any:
+        return self._twin(*self._arguments(self), "meta", self.dtype)
+
     def extra_repr(self) -> str:
         return f"{self._geometry}, {super().extra_repr()}"
 
 
 class _FrozenConv(_FrozenConvBase):
-    _twin: type
-    _function: Any
-
     def __init__(
         self,
         in_channels: int,
@@ -105,21 +120,11 @@ class _FrozenConv(_FrozenConvBase):
         )
         self._build(twin, device, dtype, frozen)
 
-    @classmethod
-    def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
-        """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device."""
-        m = module
-        layer = cls(
+    @staticmethod
+    def _arguments(m: Any) -> tuple:
+        return (
             m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.dilation, m.groups,
-            m.bias is not None, m.padding_mode, m.weight.device, m.weight.dtype,
-            config=config, stream=stream, **frozen,
-        )  # fmt: skip
-        return _adopt(layer, module)
-
-    def _plain(self) -> Any:
-        return self._twin(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation,
-            self.groups, self.bias is not None, self.padding_mode, "meta", self.dtype,
+            m.bias is not None, m.padding_mode,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,9 +155,6 @@ class FrozenConv3d(_FrozenConv):
 
 
 class _FrozenConvTranspose(_FrozenConvBase):
-    _twin: type
-    _function: Any
-
     def __init__(
         self,
         in_channels: int,
@@ -175,21 +177,11 @@ class _FrozenConvTranspose(_FrozenConvBase):
         )  # fmt: skip
         self._build(twin, device, dtype, frozen)
 
-    @classmethod
-    def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
-        """The frozen twin of a transposed convolution, with its bias, hooks, train mode, dtype and device."""
-        m = module
-        layer = cls(
+    @staticmethod
+    def _arguments(m: Any) -> tuple:
+        return (
             m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding, m.output_padding, m.groups,
-            m.bias is not None, m.dilation, m.padding_mode, m.weight.device, m.weight.dtype,
-            config=config, stream=stream, **frozen,
-        )  # fmt: skip
-        return _adopt(layer, module)
-
-    def _plain(self) -> Any:
-        return self._twin(
-            self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.output_padding,
-            self.groups, self.bias is not None, self.dilation, self.padding_mode, "meta", self.dtype,
+            m.bias is not None, m.dilation, m.padding_mode,
         )  # fmt: skip
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
