@@ -11,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import torch
@@ -22,6 +22,7 @@ from . import nn as frozen_nn
 from .config import FreezeConfig
 from .format import CODES
 from .tensor import RESIDENCIES, resident_bytes
+from .text import table
 from .ticket_file import Ticket, read_ticket, short, verify_ticket
 
 BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
@@ -31,18 +32,6 @@ BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] =
     ("conv2d 256x256x3x3 on 14x14", lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
 )
 BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Lines of columns: text on the left, numbers on the right."""
-    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in rows]
-    numeric = [all(row[i][:1].isdigit() for row in cells) for i in range(len(head))]
-    widths = [max(len(line[i]) for line in [list(head), *cells]) for i in range(len(head))]
-    lines = []
-    for line in [list(head), *cells]:
-        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
 
 
 def info(_: argparse.Namespace) -> None:

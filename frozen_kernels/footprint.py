@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .layer import FrozenLayer
 from .search import frozen_layers
+from .text import table
 from .ticket import save_ticket
 
 
@@ -141,7 +142,7 @@ class Footprint:
         bits = self.bits("resident")
         frozen[2], frozen[6] = f"{self.weights:,}", "" if bits is None else f"{bits:.3f}"
         rows += [tuple(frozen), row("ordinary tensors", "ordinary"), row("metadata", "metadata"), row("total", "total")]
-        lines = _columns([head, *rows])
+        lines = [table(head, rows)]
         per_weight = self.bits("disk")
         if per_weight is not None:
             lines.append(f"bytes; {per_weight:.3f} bits on disk per frozen weight, ordinary tensors and metadata apart")
@@ -151,17 +152,6 @@ class Footprint:
         peak = f"{self.peak.bytes:,} bytes ({self.peak.method})" if self.peak.bytes is not None else self.peak.method
         lines.append(f"peak of a forward: {peak}")
         return "\n".join(lines)
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    left = 2  # name and residency; figures align right
-
-    def line(row: tuple[str, ...]) -> str:
-        cells = enumerate(zip(row, widths, strict=True))
-        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in cells).rstrip()
-
-    return [line(row) for row in rows]
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:

@@ -153,7 +153,7 @@ class FrozenLayer(nn.Module):
                 tau_freeze=tau_freeze,
                 code=self.code,
             )
-            self._adopt_header(header)
+            self._adopt_header(header, self._partition_counts(header))
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
             free = self._counts[2]
@@ -174,10 +174,10 @@ class FrozenLayer(nn.Module):
 
         ValueError where the supermask does not fit the header; the layer is then unchanged.
         """
-        free = int(torch.ops.frozen_kernels.partition_counts(header, self.rows, self.cols)[2])
-        fmt.check_supermask(supermask, free)
+        counts = self._partition_counts(header)
+        fmt.check_supermask(supermask, counts[2])
         self.config, self.sigma, self.scores = config, sigma, None
-        self._adopt_header(header)
+        self._adopt_header(header, counts)
         self.set_supermask(supermask, rescale=False)
 
     def _draw_scores(self, header: Tensor) -> Tensor:
@@ -191,9 +191,13 @@ class FrozenLayer(nn.Module):
         draws = ops.free_draws(header, offsets, self.rows, self.cols)
         return initial_scores(draws, values, self.config.score_init, self.cols)
 
-    def _adopt_header(self, header: Tensor) -> None:
-        """Take over a header: `header` is on the CPU, the buffer may be anywhere."""
-        self._counts = tuple(torch.ops.frozen_kernels.partition_counts(header, self.rows, self.cols).tolist())
+    def _partition_counts(self, header: Tensor) -> tuple[int, ...]:
+        """Pruned, locked and free weights that a header on the CPU gives."""
+        return tuple(torch.ops.frozen_kernels.partition_counts(header, self.rows, self.cols).tolist())
+
+    def _adopt_header(self, header: Tensor, counts: tuple[int, ...]) -> None:
+        """Take over a header and its partition counts: `header` is on the CPU, the buffer may be anywhere."""
+        self._counts = counts
         fields = fmt.header_fields(header)
         self._identity = {name: fields[name] for name in ("seed", "stream", "generation")}
         self.header.copy_(header)
@@ -319,7 +323,8 @@ class FrozenLayer(nn.Module):
         if header is None or supermask is None or self.device.type == "meta" or header.device.type == "meta":
             return
         with torch.no_grad():
-            self._adopt_header(header.cpu())
+            header = header.cpu()
+            self._adopt_header(header, self._partition_counts(header))
             self.set_supermask(supermask.clone(), rescale=False)
             self._follow_scale()
 
@@ -345,7 +350,7 @@ class FrozenLayer(nn.Module):
             fields = fmt.header_fields(header)
             if fields["code"] != self.code:
                 return f"{prefix}header: code {fields['code']}, the layer has {self.code}"
-            free = int(torch.ops.frozen_kernels.partition_counts(header.cpu(), self.rows, self.cols)[2])
+            free = self._partition_counts(header.cpu())[2]
             fmt.check_supermask(supermask, free, prefix + "supermask")
         except ValueError as why:
             return f"{prefix.rstrip('.')}: {why}"

@@ -14,11 +14,9 @@ constexpr int64_t WINDOW_COLS = 32 * WINDOW_WORDS;
 
 namespace panel_detail {
 
-constexpr int column_bit(int column) { return (column >> 1) | (column & 1) << 4; }
-
 template <int COLUMN>
 FK_INLINE void put_signed(vu32 keep, vu32 sign, float* out) {
-  constexpr int bit = column_bit(COLUMN);
+  constexpr int bit = beta(COLUMN);
   const vu32 value = (shl<31 - bit>(sign) & vu32::set(0x80000000u)) | vu32::set(0x3F800000u);
   keep_where(test(keep, vu32::set(1u << bit)), as_float(value)).store(out + COLUMN * LD);
 }
@@ -29,7 +27,7 @@ FK_INLINE void put_signed_word(vu32 keep, vu32 sign, float* out, std::integer_se
 
 template <int COLUMN>
 FK_INLINE void put_constant(vu32 keep, float* out) {
-  keep_where(test(keep, vu32::set(1u << column_bit(COLUMN))), vf32::set(1.0f)).store(out + COLUMN * LD);
+  keep_where(test(keep, vu32::set(1u << beta(COLUMN))), vf32::set(1.0f)).store(out + COLUMN * LD);
 }
 template <int... COLUMN>
 FK_INLINE void put_constant_word(vu32 keep, float* out, std::integer_sequence<int, COLUMN...>) {
@@ -39,10 +37,7 @@ FK_INLINE void put_constant_word(vu32 keep, float* out, std::integer_sequence<in
 struct NormalTable {
   alignas(64) float value[256];
   constexpr NormalTable() : value() {
-    for (int i = 0; i < 128; ++i) {
-      value[128 + i] = NORMAL_HALF[i];
-      value[127 - i] = static_cast<float>(-NORMAL_HALF[i]);
-    }
+    for (uint32_t byte = 0; byte < 256; ++byte) value[byte] = static_cast<float>(normal_code(byte));
   }
 };
 inline constexpr NormalTable NORMAL_TABLE{};
@@ -65,7 +60,7 @@ template <bool NORMAL, int COLUMN>
 FK_INLINE void put_byte(vu32 keep, vu32 quad, float* out) {
   const vu32 byte = shr<8 * (COLUMN & 3)>(quad) & vu32::set(255u);
   const vf32 value = NORMAL ? normal_value(byte) : to_float(byte + byte - vu32::set(255u));
-  keep_where(test(keep, vu32::set(1u << column_bit(COLUMN))), value).store(out + COLUMN * LD);
+  keep_where(test(keep, vu32::set(1u << beta(COLUMN))), value).store(out + COLUMN * LD);
 }
 template <bool NORMAL, int... COLUMN>
 FK_INLINE void put_byte_word(vu32 keep, const vu32* quads, float* out, std::integer_sequence<int, COLUMN...>) {

@@ -1,6 +1,7 @@
 // Gradient of the scores of free weights from both sides of a layer. dL/dW exists for one tile at a time.
 // Every element is a sum over blocks of DEPTH pixels, in order.
 #include "gemm_block.h"
+#include "score_grad.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -109,13 +110,12 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   emit(codes, {panel, x, y, gradient}, ld, word, words);
 }
 
-// out[i] = value[i] * sign(score[i]); as in torch, the sign of NaN is 0.
+// out[i] = value[i] * sign(score[i])
 template <int DTYPE>
 void store_signed(const float* value, const typename Element<DTYPE>::Type* score, int64_t count,
                   typename Element<DTYPE>::Type* out) {
   for (int64_t i = 0; i < count; ++i) {
-    const float s = load_one<DTYPE>(score + i);
-    store_one<DTYPE>(out + i, value[i] * static_cast<float>((s > 0.0f) - (s < 0.0f)));
+    store_one<DTYPE>(out + i, value[i] * sign_of(load_one<DTYPE>(score + i)));
   }
 }
 

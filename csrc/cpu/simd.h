@@ -63,11 +63,7 @@ FK_INLINE uint16_t soft_float_to_f16(float x) {
 
 namespace fk::FK_ISA_NS {
 
-FK_INLINE vu32& operator|=(vu32& a, vu32 b) { return a = a | b; }
-FK_INLINE vu32& operator&=(vu32& a, vu32 b) { return a = a & b; }
 FK_INLINE vu32& operator^=(vu32& a, vu32 b) { return a = a ^ b; }
-FK_INLINE vu32& operator+=(vu32& a, vu32 b) { return a = a + b; }
-FK_INLINE vf32& operator+=(vf32& a, vf32 b) { return a = a + b; }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

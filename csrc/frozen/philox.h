@@ -6,7 +6,7 @@
 #define FK_HD static __host__ __device__ __forceinline__
 #else
 // Always inlined: an out-of-line copy could be shared between files built for different instruction sets.
-#define FK_HD static inline __attribute__((always_inline))
+#define FK_HD static constexpr inline __attribute__((always_inline))
 #endif
 
 namespace fk {
