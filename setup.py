@@ -17,10 +17,11 @@ CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=of
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd", "-Wno-maybe-uninitialized"]
+AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 # In the order they are linked: where files share an inline function, the first copy is kept, so it must be one
 # that every machine can run.
-VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512} if X86_64 else {"portable": []}
+VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_64 else {"portable": []}
 
 
 def flags(name: str) -> list[str]:
@@ -33,6 +34,12 @@ def compiler() -> str:
         if shutil.which(name.split()[0]):
             return name
     raise OSError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'})")
+
+
+def accepts(options: list[str]) -> bool:
+    """Whether the compiler knows these options."""
+    command = [*compiler().split(), *options, "-E", "-x", "c++", os.devnull]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def ninja_program() -> str:
@@ -76,7 +83,9 @@ class Build(build_ext):
 
     def ninja_script(self, output: Path, includes: list[str]) -> str:
         system = [f"-isystem {escape(path)}" for path in includes]
+        variants = {name: options for name, options in VARIANTS.items() if name != "amx" or accepts(options)}
         define = ["-DFK_X86_VARIANTS"] if X86_64 else []
+        define += ["-DFK_AMX_VARIANT"] if "amx" in variants else []
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
@@ -99,7 +108,7 @@ class Build(build_ext):
 
         for source in sorted((ROOT / "csrc/binding").glob("*.cpp")):
             compile_file(source, "binding", system)
-        for level, (name, instructions) in enumerate(VARIANTS.items()):
+        for level, (name, instructions) in enumerate(variants.items()):
             for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
                 compile_file(source, name, [f"-DFK_ISA_NS={name}", f"-DFK_ISA_LEVEL={level}", *instructions])
         lines.append(f"build {escape(output)}: link {' '.join(objects)}")

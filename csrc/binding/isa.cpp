@@ -4,9 +4,31 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(FK_AMX_VARIANT) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fk {
 
 namespace {
+
+// Tiles need the processor, the kernel's save area, and a permission that a process asks for once.
+bool tiles_work() {
+#if defined(FK_AMX_VARIANT) && defined(__linux__)
+  unsigned a, b, c, d, low, high;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned AMX_BF16_BIT = 1u << 22, AMX_TILE_BIT = 1u << 24, VBMI_BIT = 1u << 1, VNNI_BIT = 1u << 11;
+  if (!(d & AMX_BF16_BIT) || !(d & AMX_TILE_BIT) || !(c & VBMI_BIT) || !(c & VNNI_BIT)) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // AVX512_BF16
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+  return (low >> 17 & 3u) == 3u && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
 
 bool runs(int isa) {
 #ifdef FK_X86_VARIANTS
@@ -16,6 +38,10 @@ bool runs(int isa) {
         !__builtin_cpu_supports("bmi2") || !__builtin_cpu_supports("popcnt") || !__builtin_cpu_supports("f16c")) {
       return false;
     }
+  }
+  if (isa == AMX) {
+    static const bool works = tiles_work();
+    return works && runs(AVX512);
   }
   if (isa == AVX512) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -30,7 +56,7 @@ bool runs(int isa) {
 
 Isa parse(const std::string& name, const std::string& source) {
   std::string available;
-  for (int isa = PORTABLE; isa <= AVX512; ++isa) {
+  for (int isa = PORTABLE; isa <= AMX; ++isa) {
     if (!runs(isa)) continue;
     if (name == ISA_NAMES[isa]) return static_cast<Isa>(isa);
     available += std::string(available.empty() ? "" : ", ") + ISA_NAMES[isa];
@@ -49,7 +75,7 @@ Isa active_isa() {
     if (wanted && *wanted) {
       isa = parse(wanted, "FROZEN_KERNELS_ISA");
     } else {
-      for (isa = AVX512; !runs(isa);) --isa;
+      for (isa = AMX; !runs(isa);) --isa;
     }
     chosen.store(isa);
   }
@@ -60,7 +86,7 @@ void set_isa(const std::string& name) { chosen.store(parse(name, "isa")); }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (int isa = PORTABLE; isa <= AVX512; ++isa) {
+  for (int isa = PORTABLE; isa <= AMX; ++isa) {
     if (runs(isa)) names.push_back(ISA_NAMES[isa]);
   }
   return names;

@@ -25,7 +25,7 @@ py::tuple position(int64_t row, int64_t col, uint64_t seed, uint32_t stream, uin
 std::string build_info() {
   std::string info = std::string("C++ ") + __VERSION__ + "; variants:";
 #ifdef FK_X86_VARIANTS
-  info += " portable avx2 avx512";
+  info += " portable avx2 avx512" FK_IF_AMX(" amx", "");
 #else
   info += " portable";
 #endif

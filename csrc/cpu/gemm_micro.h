@@ -13,7 +13,7 @@ constexpr int64_t LD = DEPTH + 16;  // row stride of packed blocks: rows on diff
 constexpr int NARROW = 2, MIDDLE = 4, BROAD = 8;  // vectors per tile
 constexpr int64_t TILE_LANES = NARROW * VL;
 
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
 constexpr int MAX_M = 14, MIDDLE_M = 4, BROAD_M = 2;
 #elif FK_ISA_LEVEL == 1
 constexpr int MAX_M = 6, MIDDLE_M = 2, BROAD_M = 1;

@@ -124,7 +124,7 @@ FK_INLINE void read(const typename Element<DTYPE>::Type* from, int64_t step, int
   int64_t i = 0;
   if (step == 1) {
     for (; i + VL <= count; i += VL) load_vector<DTYPE>(from + i).store(to + i);
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
     if (i < count) {
       const __mmask16 rest = static_cast<__mmask16>((1u << (count - i)) - 1u);
       if constexpr (DTYPE == FLOAT32) {
@@ -139,7 +139,7 @@ FK_INLINE void read(const typename Element<DTYPE>::Type* from, int64_t step, int
     return;
 #endif
   }
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
   if constexpr (DTYPE == FLOAT32) {
     if (step > -(1 << 24) && step < 1 << 24) {
       const __m512i index = _mm512_mullo_epi32(vu32::iota().v, _mm512_set1_epi32(static_cast<int>(step)));

@@ -121,7 +121,7 @@ void store_signed(const float* value, const typename Element<DTYPE>::Type* score
 
 // The values at the set bits of `mask`, in order; up to 32 floats of `out` are written.
 FK_INLINE int64_t compress(uint32_t mask, const float* values, float* out) {
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
   const int low = __builtin_popcount(mask & 0xFFFFu);
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(values)));
   _mm512_storeu_ps(out + low,

@@ -6,7 +6,7 @@
 #include "../frozen/format.h"
 
 #ifndef FK_ISA_NS
-#error "compile with -DFK_ISA_NS=portable|avx2|avx512 and -DFK_ISA_LEVEL=0|1|2"
+#error "compile with -DFK_ISA_NS=portable|avx2|avx512|amx and -DFK_ISA_LEVEL=0|1|2|3"
 #endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format's byte streams are read in place");
@@ -53,7 +53,7 @@ FK_INLINE uint16_t soft_float_to_f16(float x) {
 
 }  // namespace fk::FK_ISA_NS
 
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
 #include "simd_avx512.h"
 #elif FK_ISA_LEVEL == 1
 #include "simd_avx2.h"

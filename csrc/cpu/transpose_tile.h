@@ -4,7 +4,7 @@
 
 namespace fk::FK_ISA_NS {
 
-#if FK_ISA_LEVEL == 2
+#if FK_ISA_LEVEL >= 2
 inline void transpose_tile(const float* from, int64_t ld_from, float* to, int64_t ld_to) {
   __m512 a[16], b[16];
 #pragma GCC unroll 16
