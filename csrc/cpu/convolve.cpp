@@ -126,6 +126,11 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   if (!pixels || !f.rows) return;
   const Layer layer(f, g);
 
+  const Result result{narrow, f.scale, bias, out, Position{}};
+#if FK_ISA_LEVEL >= 3
+  if (tiles_serve(layer, pixels)) return convolve_tiles(f, g, wide, result, grid, threads);
+#endif
+
   const bool small_groups = layer.rows < VL;
   const bool pixel_lanes =
       small_groups || (narrow.stride[CHANNEL] != 1 && narrow.stride[SPATIAL + 2] == 1 && pixels >= VL);
@@ -140,8 +145,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const bool seed = !f.keep;
   const int64_t pixel_block = pixels_per_task(pixels, row_block, blocks(), threads, seed);
   const int64_t per_unit = (unit + row_block - 1) / row_block, pixel_blocks = (pixels + pixel_block - 1) / pixel_block;
-  const Task task{f,         g,           layer,      wide, grid, Result{narrow, f.scale, bias, out, Position{}},
-                  row_block, pixel_block, pixel_lanes};
+  const Task task{f, g, layer, wide, grid, result, row_block, pixel_block, pixel_lanes};
   parallel_for(threads, units * per_unit * pixel_blocks, [&](int64_t i) {
     const int64_t block = i / pixel_blocks, pixel0 = i % pixel_blocks * pixel_block;
     const int64_t start = block % per_unit * row_block, row0 = block / per_unit * unit + start;

@@ -68,6 +68,13 @@ struct Result {
   float bias_of(int64_t channel) const;
 };
 
+#if FK_ISA_LEVEL >= 3
+// Tile registers (tiles.cpp).
+bool tiles_serve(const Layer& layer, int64_t pixels);
+void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
+                    int threads);
+#endif
+
 // Pixels of a task: few enough to keep every thread busy, many enough to pay for decoding the codes.
 inline int64_t pixels_per_task(int64_t pixels, int64_t channels, int64_t other_tasks, int threads, bool seed) {
   int64_t block = std::max<int64_t>(64, (seed ? 2 : 1) * BLOCK_FLOATS / channels / 64 * 64);
