@@ -59,21 +59,30 @@ void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t chann
 void Result::store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  alignas(64) float add[VL];
-  for (int64_t c0 = 0; c0 < channels; c0 += VL) {
-    for (int64_t i = 0; i < VL; ++i) add[i] = c0 + i < channels ? bias_of(channel + c0 + i) : 0.0f;
-    const vf32 add_vector = vf32::load(add), by = vf32::set(scale);
-    const int64_t pixels = count ? runs[count - 1].lane + runs[count - 1].count : 0;
-    float* at = sums + c0;
-    for (int64_t p = 0; p < pixels; ++p, at += ld) (vf32::load(at) * by + add_vector).store(at);
-  }
+  const vf32 by = vf32::set(scale);
   with_dtype(side.dtype, [&](auto dtype) {
     auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
-    for (int64_t i = 0; i < count; ++i) {
-      auto* to = base + offset(runs[i]);
-      const float* from = sums + runs[i].lane * ld;
-      for (int64_t p = 0; p < runs[i].count; ++p, to += step, from += ld) {
-        write<dtype>(from, channels, to, side.stride[CHANNEL]);
+    // A block of channels at a time, so that their biases stay in registers.
+    constexpr int64_t BLOCK = 4 * VL;
+    for (int64_t c0 = 0; c0 < channels; c0 += BLOCK) {
+      const int64_t block = std::min(BLOCK, channels - c0);
+      alignas(64) float add[BLOCK];
+      for (int64_t i = 0; i < BLOCK; ++i) add[i] = i < block ? bias_of(channel + c0 + i) : 0.0f;
+      for (int64_t i = 0; i < count; ++i) {
+        auto* to = base + offset(runs[i]) + c0 * side.stride[CHANNEL];
+        float* from = sums + runs[i].lane * ld + c0;
+        for (int64_t p = 0; p < runs[i].count; ++p, to += step, from += ld) {
+          if (block == BLOCK && side.stride[CHANNEL] == 1) {
+            for (int64_t j = 0; j < BLOCK; j += VL) {
+              store_vector<dtype>(to + j, vf32::load(from + j) * by + vf32::load(add + j));
+            }
+          } else {
+            for (int64_t j = 0; j < block; j += VL) {
+              (vf32::load(from + j) * by + vf32::load(add + j)).store(from + j);
+            }
+            write<dtype>(from, block, to, side.stride[CHANNEL]);
+          }
+        }
       }
     }
   });

@@ -4,29 +4,38 @@
 
 namespace fk::FK_ISA_NS {
 
-// 32 values as PARTS bf16 vectors whose sum they are; `part` bytes apart. Each part takes the eight leading bits of
-// what is left. Infinities and NaN go into the first part alone: inf - inf would make NaN of every result.
-template <int PARTS>
-FK_INLINE void put_parts(__m512 a, __m512 b, __mmask32 columns, char* out, int64_t part) {
+// 32 values as PARTS bf16 vectors whose sum they are; put(part, vector) stores one. Each part takes the eight leading
+// bits of what is left. Infinities and NaN go into the first part alone: inf - inf would make NaN of every result.
+template <int PARTS, class Put>
+FK_INLINE void split(__m512 a, __m512 b, const Put& put) {
   if constexpr (PARTS > 1) {
     const __m512 lead = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(0xFFFF0000u)));
     const __mmask16 finite_a = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(a, 0x99));
     const __mmask16 finite_b = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(b, 0x99));
     __m512 high_a = _mm512_mask_and_ps(a, finite_a, a, lead), high_b = _mm512_mask_and_ps(b, finite_b, b, lead);
-    _mm512_mask_storeu_epi16(out, columns, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
+    put(0, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
     a = _mm512_maskz_sub_ps(finite_a, a, high_a);
     b = _mm512_maskz_sub_ps(finite_b, b, high_b);
+#pragma GCC unroll 2
     for (int p = 1; p < PARTS; ++p) {
-      out += part;
-      high_a = _mm512_and_ps(a, lead);
-      high_b = _mm512_and_ps(b, lead);
-      _mm512_mask_storeu_epi16(out, columns, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
+      // The last part needs no cut: its bits fit.
+      high_a = p + 1 < PARTS ? _mm512_and_ps(a, lead) : a;
+      high_b = p + 1 < PARTS ? _mm512_and_ps(b, lead) : b;
+      put(p, (__m512i)_mm512_cvtne2ps_pbh(high_b, high_a));
       a = _mm512_sub_ps(a, high_a);
       b = _mm512_sub_ps(b, high_b);
     }
   } else {
-    _mm512_mask_storeu_epi16(out, columns, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+    put(0, (__m512i)_mm512_cvtne2ps_pbh(b, a));
   }
+}
+template <int PARTS>
+FK_INLINE void put_parts(__m512 a, __m512 b, char* out, int64_t part) {
+  split<PARTS>(a, b, [&](int p, __m512i x) { _mm512_storeu_si512(out + p * part, x); });
+}
+template <int PARTS>
+FK_INLINE void put_some_parts(__m512 a, __m512 b, __mmask32 columns, char* out, int64_t part) {
+  split<PARTS>(a, b, [&](int p, __m512i x) { _mm512_mask_storeu_epi16(out + p * part, columns, x); });
 }
 
 FK_INLINE __mmask16 lanes16(int64_t count) {
@@ -49,13 +58,21 @@ FK_INLINE __m512 load_lanes(const typename Element<DTYPE>::Type* p, __mmask16 la
 template <int DTYPE>
 FK_INLINE void split_values(const typename Element<DTYPE>::Type* from, int64_t count, int64_t width, char* out,
                             int64_t word, int64_t part) {
-  for (int64_t i = 0; i < width; i += 32, out += word) {
+  int64_t i = 0;
+  for (; i + 32 <= count; i += 32, out += word) {
+    if constexpr (DTYPE == BFLOAT16) {
+      _mm512_storeu_si512(out, _mm512_loadu_si512(from + i));
+    } else {
+      put_parts<parts_of(DTYPE)>(load_vector<DTYPE>(from + i).v, load_vector<DTYPE>(from + i + 16).v, out, part);
+    }
+  }
+  for (; i < width; i += 32, out += word) {
     if constexpr (DTYPE == BFLOAT16) {
       _mm512_mask_storeu_epi16(out, lanes32(width - i), _mm512_maskz_loadu_epi16(lanes32(count - i), from + i));
     } else {
-      put_parts<parts_of(DTYPE)>(load_lanes<DTYPE>(from + i, lanes16(count - i)),
-                                 load_lanes<DTYPE>(from + i + 16, lanes16(count - i - 16)), lanes32(width - i), out,
-                                 part);
+      put_some_parts<parts_of(DTYPE)>(load_lanes<DTYPE>(from + i, lanes16(count - i)),
+                                      load_lanes<DTYPE>(from + i + 16, lanes16(count - i - 16)), lanes32(width - i),
+                                      out, part);
     }
   }
 }
@@ -84,8 +101,8 @@ void split_line(const typename Element<DTYPE>::Type* from, int64_t pixel_step, i
       transpose_tile(lines, 16, turned, 32);
       transpose_tile(lines + 16 * 16, 16, turned + 16, 32);
       for (int64_t j = 0; j < count; ++j) {
-        put_parts<parts_of(DTYPE)>(_mm512_load_ps(turned + 32 * j), _mm512_load_ps(turned + 32 * j + 16), columns,
-                                   place(i + j, c / 32), part);
+        put_some_parts<parts_of(DTYPE)>(_mm512_load_ps(turned + 32 * j), _mm512_load_ps(turned + 32 * j + 16), columns,
+                                        place(i + j, c / 32), part);
       }
     }
   }
@@ -123,39 +140,48 @@ class Region {
     }
     const bool part_of_line = count == 1;
     first_column_ = part_of_line ? runs[0].q.x[2] : 0;
-    rows_ = extent(1, most_rows);
-    columns_ = extent(2, part_of_line ? runs[0].count : g.narrow[2]);
+    rows_ = extent(g, 1, most_rows);
+    columns_ = extent(g, 2, part_of_line ? runs[0].count : g.narrow[2]);
   }
 
-  int64_t columns() const { return columns_; }
+  // Upper bounds for a block of `pixels` narrow pixels.
+  static int64_t most_columns(const Geometry& g) { return extent(g, 2, g.narrow[2]); }
+  static int64_t most_pixels(const Geometry& g, int64_t pixels) {
+    const int64_t lines = std::min(pixels, (pixels - 1) / g.narrow[2] + 2);
+    if (lines == 1) return g.taps[0] * extent(g, 1, 1) * extent(g, 2, pixels);
+    const int64_t segments = std::min(lines, (lines - 1) / g.narrow[1] + 2);
+    return segments * g.taps[0] * extent(g, 1, std::min(lines, g.narrow[1])) * most_columns(g);
+  }
+
   int64_t pixels() const { return count_ * g_.taps[0] * rows_ * columns_; }
-  int64_t step() const { return step(2); }  // staged pixels between neighbours of a line
+  int64_t step() const { return step(g_, 2); }  // staged pixels between neighbours of a line
 
   // Staged pixel of narrow pixel (segment, q1, q2) under the first tap, and distance to the one under `tap`.
   int64_t base(int64_t segment, int64_t q1, int64_t q2) const {
-    const int64_t row = segment * g_.taps[0] * rows_ + (q1 - segments_[segment].q1) * step(1);
-    return row * columns_ + (q2 - first_column_) * step(2);
+    const int64_t row = segment * g_.taps[0] * rows_ + (q1 - segments_[segment].q1) * step(g_, 1);
+    return row * columns_ + (q2 - first_column_) * step(g_, 2);
   }
   int64_t tap(const Position& p) const {
     return (p.x[0] * rows_ + p.x[1] * g_.dilation[1]) * columns_ + p.x[2] * g_.dilation[2];
   }
 
   // Splits channels [channel, channel + channels) of the region to out, a pixel `pixel_bytes` after the last.
-  void stage(const Activations& wide, int64_t channel, int64_t channels, int64_t width, int64_t pixel_bytes, char* out,
-             int64_t part, float* line) const {
-    with_dtype(wide.dtype,
-               [&](auto dtype) { stage_as<dtype>(wide, channel, channels, width, pixel_bytes, out, part, line); });
+  void stage(const Activations& wide, int64_t channel, int64_t channels, int64_t pixel_bytes, char* out, int64_t part,
+             float* line) const {
+    with_dtype(wide.dtype, [&](auto dtype) { stage_as<dtype>(wide, channel, channels, pixel_bytes, out, part, line); });
   }
 
  private:
-  int64_t step(int d) const { return g_.taps[d] == 1 ? 1 : g_.stride[d]; }
-  int64_t extent(int d, int64_t narrow) const { return (narrow - 1) * step(d) + (g_.taps[d] - 1) * g_.dilation[d] + 1; }
+  static int64_t step(const Geometry& g, int d) { return g.taps[d] == 1 ? 1 : g.stride[d]; }
+  static int64_t extent(const Geometry& g, int d, int64_t narrow) {
+    return (narrow - 1) * step(g, d) + (g.taps[d] - 1) * g.dilation[d] + 1;
+  }
   // Wide pixels between staged ones.
   int64_t stretch(int d) const { return g_.taps[d] == 1 ? g_.stride[d] : 1; }
 
   template <int DTYPE>
-  void stage_as(const Activations& wide, int64_t channel, int64_t channels, int64_t width, int64_t pixel_bytes,
-                char* out, int64_t part, float* line) const {
+  void stage_as(const Activations& wide, int64_t channel, int64_t channels, int64_t pixel_bytes, char* out,
+                int64_t part, float* line) const {
     using T = typename Element<DTYPE>::Type;
     constexpr int PARTS = parts_of(DTYPE);
     const auto zero = [&](char* at, int64_t pixels) {
@@ -178,7 +204,7 @@ class Region {
           zero(out + right * pixel_bytes, columns_ - right);
           const T* const from = data + segments_[s].batch * wide.stride[BATCH] + i0 * wide.stride[SPATIAL] +
                                 i1 * wide.stride[SPATIAL + 1] + (x0 + left * by) * wide.stride[SPATIAL + 2];
-          split_row<DTYPE>(from, by * wide.stride[SPATIAL + 2], wide.stride[CHANNEL], right - left, channels, width,
+          split_row<DTYPE>(from, by * wide.stride[SPATIAL + 2], wide.stride[CHANNEL], right - left, channels,
                            pixel_bytes, out + left * pixel_bytes, part, line);
         }
       }
@@ -187,15 +213,14 @@ class Region {
 
   template <int DTYPE>
   static void split_row(const typename Element<DTYPE>::Type* from, int64_t pixel_step, int64_t channel_step,
-                        int64_t pixels, int64_t channels, int64_t width, int64_t pixel_bytes, char* out, int64_t part,
-                        float* line) {
+                        int64_t pixels, int64_t channels, int64_t pixel_bytes, char* out, int64_t part, float* line) {
     if (pixel_bytes != 2 * channels) {
       struct Place {
         char* data;
         int64_t pixel_bytes, part, word = WORD_BYTES;
         char* operator()(int64_t pixel, int64_t w) const { return data + pixel * pixel_bytes + w * WORD_BYTES; }
       };
-      split_line<DTYPE>(from, pixel_step, channel_step, pixels, channels, width, Place{out, pixel_bytes, part});
+      split_line<DTYPE>(from, pixel_step, channel_step, pixels, channels, channels, Place{out, pixel_bytes, part});
       return;
     }
     // Few channels, no gaps between pixels: the whole line as one run of values.
@@ -210,9 +235,9 @@ class Region {
       }
     }
     for (int64_t i = 0; i < count; i += 32, out += WORD_BYTES) {
-      put_parts<parts_of(DTYPE)>(_mm512_maskz_loadu_ps(lanes16(count - i), line + i),
-                                 _mm512_maskz_loadu_ps(lanes16(count - i - 16), line + i + 16), lanes32(count - i), out,
-                                 part);
+      put_some_parts<parts_of(DTYPE)>(_mm512_maskz_loadu_ps(lanes16(count - i), line + i),
+                                      _mm512_maskz_loadu_ps(lanes16(count - i - 16), line + i + 16), lanes32(count - i),
+                                      out, part);
     }
   }
 

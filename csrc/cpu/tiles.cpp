@@ -5,6 +5,8 @@
 
 #if FK_ISA_LEVEL >= 3
 
+#include <optional>
+
 #include "tile_codes.h"
 #include "tile_pixels.h"
 
@@ -12,59 +14,61 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t SUMS = 1 << 17;          // sums held by a task: half a megabyte
-constexpr int64_t REGION_BYTES = 3 << 18;  // split inputs held by a task
-constexpr int64_t MOST_PIXELS = 512, FEW_PIXELS = 128;
-constexpr int64_t LEAST_ROWS = 8;
+constexpr int64_t PANEL_BYTES = 1 << 20;   // codes held by a task: half the second-level cache
+constexpr int64_t REGION_BYTES = 1 << 19;  // split inputs held by a task
+constexpr int64_t SUMS = 1 << 17;          // sums held by a task that decodes chunk by chunk
+constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
 
 // A run of columns that lie side by side in the staged region, for every pixel.
 struct Piece {
-  int64_t from, column, count;  // first element after the pixel's, first column of the chunk
+  int64_t from, column, count;  // first byte after the pixel's, first column of the chunk
 };
 
-struct Task {
+// What tasks share: the layer, and how it is cut.
+struct Plan {
   const Frozen& f;
   const Geometry& g;
   const Layer layer;
   const Activations& wide;
   const Grid grid;
   const Result result;
+  int64_t rows;    // of a task
+  int64_t pixels;  // of a task
+  int64_t block;   // pixels whose inputs are staged together
+  bool resident;   // all codes of a task's rows are decoded before its pixels, else chunk by chunk
 
-  template <int PARTS>
-  void run(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels) const;
-
- private:
-  void store(float* sums, int64_t ld, int64_t row0, int64_t rows, int64_t pixels, const Run* runs,
-             int64_t run_count) const;
+  bool one_tap() const { return layer.taps == 1; }
 };
 
-// Source of A tiles where there is one tap: the pixels' own columns, a chunk at a time.
+// Source of A tiles where there is one tap: the columns of the pixels themselves, packed a chunk at a time.
 template <int PARTS>
 class OneTap {
  public:
-  static int64_t scratch_bytes(int64_t pixels) {
-    return round_up(pixels, TILE) * chunk_words(PARTS) * PARTS * WORD_BYTES + 64 +
-           pixels * static_cast<int64_t>(sizeof(Span));
+  OneTap(const Plan& plan, int64_t most_pixels, Scratch& scratch)
+      : plan_(plan),
+        packed_(scratch.take<char>(packed_bytes(most_pixels))),
+        runs_(scratch.take<Run>(most_pixels)),
+        spans_(scratch.take<Span>(most_pixels)) {}
+  static int64_t scratch_bytes(int64_t most_pixels) {
+    return packed_bytes(most_pixels) + most_pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span)) + 256;
   }
 
-  OneTap(const Task& task, int64_t group, int64_t pixels, const Run* runs, int64_t run_count, Scratch& scratch)
-      : task_(task),
-        channel_(group * task.layer.channels),
-        pixels_(round_up(pixels, TILE)),
-        packed_(scratch.take<char>(pixels_ * chunk_words(PARTS) * PARTS * WORD_BYTES)),
-        spans_(scratch.take<Span>(pixels)) {
-    span_count_ = find_spans(task.grid, task.wide, narrow_shift(task.g, 0), runs, run_count, spans_);
+  void enter(int64_t group, int64_t pixel0, int64_t pixels) {
+    channel_ = group * plan_.layer.channels;
+    padded_ = round_up(pixels, TILE);
+    run_count_ = find_runs(plan_.grid, pixel0, pixels, runs_);
+    span_count_ = find_spans(plan_.grid, plan_.wide, narrow_shift(plan_.g, 0), runs_, run_count_, spans_);
     int64_t covered = 0;
     for (int64_t i = 0; i < span_count_; ++i) covered += spans_[i].count;
-    full_ = covered == pixels_;
+    full_ = covered == padded_;
   }
 
   void start(int64_t word, int64_t words) {
     words_ = words;
-    if (!full_) memset(packed_, 0, static_cast<size_t>(pixels_ * words * PARTS * WORD_BYTES));
-    const Activations& wide = task_.wide;
-    const int64_t channels = std::min(32 * words, task_.f.cols - 32 * word);
-    const int64_t step = task_.grid.step[2] * wide.stride[SPATIAL + 2], next = wide.stride[CHANNEL];
+    if (!full_) memset(packed_, 0, static_cast<size_t>(padded_ * words * PARTS * WORD_BYTES));
+    const Activations& wide = plan_.wide;
+    const int64_t channels = std::min(32 * words, plan_.f.cols - 32 * word);
+    const int64_t step = plan_.grid.step[2] * wide.stride[SPATIAL + 2], next = wide.stride[CHANNEL];
     with_dtype(wide.dtype, [&](auto dtype) {
       if constexpr (parts_of(dtype) == PARTS) {
         const auto* const from =
@@ -83,13 +87,20 @@ class OneTap {
     for (int64_t w = 0; w < words_; ++w) a.at[w] = packed_ + (tile * words_ + w) * PARTS * TILE_BYTES;
   }
 
+  const Run* runs() const { return runs_; }
+  int64_t run_count() const { return run_count_; }
+
  private:
-  const Task& task_;
-  const int64_t channel_, pixels_;
+  static int64_t packed_bytes(int64_t pixels) {
+    return round_up(pixels, TILE) * chunk_words(PARTS) * PARTS * WORD_BYTES;
+  }
+
+  const Plan& plan_;
   char* const packed_;
+  Run* const runs_;
   Span* const spans_;
-  int64_t span_count_, words_ = 0;
-  bool full_;
+  int64_t channel_ = 0, padded_ = 0, run_count_ = 0, span_count_ = 0, words_ = 0;
+  bool full_ = false;
 };
 
 // Source of A tiles where there are many taps: the region under them is split once. A tile whose pixels lie evenly in
@@ -97,97 +108,119 @@ class OneTap {
 template <int PARTS>
 class ManyTaps {
  public:
-  // Inputs of a block of `pixels` pixels, roughly: as many lines as they fill, and the halo.
-  static int64_t region_bytes(const Geometry& g, int64_t channels, int64_t pixels) {
-    const int64_t lines = (pixels + g.narrow[2] - 1) / g.narrow[2] + 1;
-    const int64_t images = lines / std::max<int64_t>(g.narrow[1], 1) + 1;
-    const int64_t rows = lines * g.stride[1] + images * (g.taps[1] - 1) * g.dilation[1];
-    return g.taps[0] * rows * (g.wide[2] + 2 * g.padding[2]) * channels * 2 * PARTS;
+  ManyTaps(const Plan& plan, int64_t most_pixels, Scratch& scratch)
+      : plan_(plan),
+        aligned_(plan.layer.channels % 32 == 0),
+        pixel_bytes_(pixel_bytes(plan.layer.channels)),
+        copies_(scratch.take<char>(COPY_BYTES)),
+        bases_(scratch.take<int64_t>(round_up(most_pixels, TILE))),
+        runs_(scratch.take<Run>(most_pixels)),
+        segments_(scratch.take<Region::Segment>(most_pixels)),
+        staged_(scratch.take<char>(staged_bytes(plan.g, plan.layer.channels, most_pixels))),
+        line_(scratch.take<float>(Region::most_columns(plan.g) * plan.layer.channels)),
+        offsets_(plan.f.words) {}
+
+  static int64_t scratch_bytes(const Plan& plan, int64_t most_pixels) {
+    return COPY_BYTES + most_pixels * static_cast<int64_t>(8 + sizeof(Run) + sizeof(Region::Segment)) +
+           staged_bytes(plan.g, plan.layer.channels, most_pixels) +
+           4 * Region::most_columns(plan.g) * plan.layer.channels + 1024;
+  }
+  // Of the split inputs of a block of pixels.
+  static int64_t staged_bytes(const Geometry& g, int64_t channels, int64_t most_pixels) {
+    return PARTS * (Region::most_pixels(g, most_pixels) * pixel_bytes(channels) + WORD_BYTES);
   }
 
-  ManyTaps(const Task& task, int64_t group, int64_t pixels, const Run* runs, int64_t run_count, char* copies,
-           int64_t* bases, Region& region, char* staged, float* line)
-      : task_(task),
-        region_(region),
-        staged_(staged),
-        copies_(copies),
-        bases_(bases),
-        aligned_(task.layer.channels % 32 == 0),
-        pixel_bytes_(pixel_bytes(task.layer.channels)),
-        part_(region.pixels() * pixel_bytes_ + WORD_BYTES) {
+  void enter(int64_t group, int64_t pixel0, int64_t pixels) {
+    run_count_ = find_runs(plan_.grid, pixel0, pixels, runs_);
+    region_.emplace(plan_.g, runs_, run_count_, segments_);
+    part_ = region_->pixels() * pixel_bytes_ + WORD_BYTES;
     int64_t segment = -1, batch = -1, plane = -1, pixel = 0;
-    for (int64_t i = 0; i < run_count; ++i) {
-      const Run& run = runs[i];
+    for (int64_t i = 0; i < run_count_; ++i) {
+      const Run& run = runs_[i];
       if (run.batch != batch || run.q.x[0] != plane) ++segment, batch = run.batch, plane = run.q.x[0];
-      const int64_t base = region.base(segment, run.q.x[1], run.q.x[2]);
-      for (int64_t j = 0; j < run.count; ++j) bases[pixel++] = (base + j * region.step()) * pixel_bytes_;
+      const int64_t base = region_->base(segment, run.q.x[1], run.q.x[2]);
+      for (int64_t j = 0; j < run.count; ++j) bases_[pixel++] = (base + j * region_->step()) * pixel_bytes_;
     }
-    for (const int64_t last = bases[pixel - 1]; pixel < round_up(pixels, TILE);) bases[pixel++] = last;
-    const int64_t channels = task.layer.channels;
-    region.stage(task.wide, group * channels, channels, channels, pixel_bytes_, staged, part_, line);
+    for (const int64_t last = bases_[pixel - 1]; pixel < round_up(pixels, TILE);) bases_[pixel++] = last;
+    const int64_t channels = plan_.layer.channels;
+    region_->stage(plan_.wide, group * channels, channels, pixel_bytes_, staged_, part_, line_);
+    find_columns();
   }
+
+  void start(int64_t word, int64_t words) {
+    words_ = words;
+    word_ = word;
+  }
+
+  void find(int64_t tile, PixelTile& a) {
+    const int64_t* const base = bases_ + tile * TILE;
+    char* const copy = copies_ + (tile & 1) * (COPY_BYTES / 2);
+    if (!aligned_) {
+      copy_pieces(base, copy, a);
+      return;
+    }
+    const int64_t stride = base[1] - base[0];
+    bool even = true;
+    for (int i = 2; i < TILE; ++i) even &= base[i] - base[i - 1] == stride;
+    if (even) {
+      a.stride = stride;
+      a.part = part_;
+      for (int64_t w = 0; w < words_; ++w) a.at[w] = staged_ + base[0] + offsets_[word_ + w];
+    } else {
+      copy_words(base, copy, a);
+    }
+  }
+
+  const Run* runs() const { return runs_; }
+  int64_t run_count() const { return run_count_; }
+
+ private:
+  // Two tiles of a chunk; a row of copied pieces is written up to a vector past its end.
+  static constexpr int64_t COPY_BYTES = 2 * (MAX_CHUNK_WORDS + 1) * TILE_BYTES;
+
   // Pixels an odd number of cache lines apart fall into different cache sets.
   static int64_t pixel_bytes(int64_t channels) {
     return 2 * channels + (channels % 32 == 0 && channels / 32 % 2 == 0 ? WORD_BYTES : 0);
   }
 
-  void start(int64_t word, int64_t words) {
-    words_ = words;
-    const int64_t channels = task_.layer.channels;
-    if (aligned_) {
-      for (int64_t w = 0; w < words; ++w) offset_[w] = offset(32 * (word + w));
-      return;
-    }
-    // Columns of the chunk whose staged values are neighbours make one piece, cut where a copy's vector ends.
-    piece_count_ = 0;
-    const int64_t end = std::min(32 * (word + words), task_.f.cols);
-    for (int64_t k = 32 * word; k < end;) {
-      const int64_t count = std::min(channels - k % channels, end - k), from = offset(k);
-      Piece* const last = piece_count_ ? &pieces_[piece_count_ - 1] : nullptr;
-      if (last && from == last->from + 2 * last->count) {
-        last->count += count;
-      } else {
-        pieces_[piece_count_++] = {from, k - 32 * word, count};
-      }
-      k += count;
-    }
-  }
-
-  void find(int64_t tile, PixelTile& a) {
-    const int64_t* const base = bases_ + tile * TILE;
-    if (aligned_) {
-      const int64_t stride = base[1] - base[0];
-      bool even = true;
-      for (int i = 2; i < TILE; ++i) even &= base[i] - base[i - 1] == stride;
-      if (even) {
-        a.stride = stride;
-        a.part = part_;
-        for (int64_t w = 0; w < words_; ++w) a.at[w] = staged_ + base[0] + offset_[w];
-        return;
-      }
-    }
-    char* const copy = copies_ + (tile & 1) * words_ * PARTS * TILE_BYTES;
-    if (aligned_) {
-      copy_words(base, copy);
-    } else {
-      copy_pieces(base, copy);
-    }
-    a.stride = WORD_BYTES;
-    a.part = TILE_BYTES;
-    for (int64_t w = 0; w < words_; ++w) a.at[w] = copy + w * PARTS * TILE_BYTES;
-  }
-
- private:
   // Bytes from a pixel under the first tap to the value of column k.
   int64_t offset(int64_t k) const {
-    const Position p = tap_position(task_.g, k / task_.layer.channels);
-    return region_.tap(p) * pixel_bytes_ + k % task_.layer.channels * 2;
+    const Position p = tap_position(plan_.g, k / plan_.layer.channels);
+    return region_->tap(p) * pixel_bytes_ + k % plan_.layer.channels * 2;
   }
 
-  void copy_words(const int64_t* base, char* copy) const {
+  // Where the columns of each word are, or the pieces of each chunk.
+  void find_columns() {
+    if (aligned_) {
+      for (int64_t w = 0; w < plan_.f.words; ++w) offsets_[w] = offset(32 * w);
+      return;
+    }
+    pieces_.clear();
+    first_piece_.clear();
+    for (int64_t word = 0; word < plan_.f.words; word += chunk_words(PARTS)) {
+      first_piece_.push_back(pieces_.size());
+      const int64_t begin = 32 * word, end = std::min(begin + 32 * chunk_words(PARTS), plan_.f.cols);
+      for (int64_t k = begin; k < end;) {
+        const int64_t channels = plan_.layer.channels, count = std::min(channels - k % channels, end - k);
+        const int64_t from = offset(k);
+        if (k > begin && from == pieces_.back().from + 2 * pieces_.back().count) {
+          pieces_.back().count += count;
+        } else {
+          pieces_.push_back({from, k - begin, count});
+        }
+        k += count;
+      }
+    }
+    first_piece_.push_back(pieces_.size());
+  }
+
+  void copy_words(const int64_t* base, char* copy, PixelTile& a) const {
+    a.stride = WORD_BYTES;
+    a.part = TILE_BYTES;
     for (int64_t w = 0; w < words_; ++w) {
+      a.at[w] = copy;
       for (int p = 0; p < PARTS; ++p, copy += TILE_BYTES) {
-        const char* const from = staged_ + p * part_ + offset_[w];
+        const char* const from = staged_ + p * part_ + offsets_[word_ + w];
         for (int i = 0; i < TILE; ++i) {
           _mm512_store_si512(copy + i * WORD_BYTES, _mm512_loadu_si512(from + base[i]));
         }
@@ -195,155 +228,210 @@ class ManyTaps {
     }
   }
 
-  // [word][part][pixel] from rows of the whole chunk, which pieces fill in order: what a piece writes past its end is
-  // overwritten by the next, and zeros follow the last.
-  void copy_pieces(const int64_t* base, char* copy) const {
-    alignas(64) uint16_t row[32 * MAX_CHUNK_WORDS + 64];
+  // [part][pixel][columns of the chunk]. What a piece writes past its end is overwritten by the next, or by the next
+  // row.
+  void copy_pieces(const int64_t* base, char* copy, PixelTile& a) const {
+    const int64_t pitch = words_ * WORD_BYTES, chunk = word_ / chunk_words(PARTS);
+    a.stride = pitch;
+    a.part = TILE * pitch;
+    for (int64_t w = 0; w < words_; ++w) a.at[w] = copy + w * WORD_BYTES;
+    const Piece *const first = &pieces_[first_piece_[chunk]], *const end = first + pieces_in(chunk);
+    const int64_t used = end[-1].column + end[-1].count;
     for (int p = 0; p < PARTS; ++p) {
-      const char* const from = staged_ + p * part_;
-      for (int i = 0; i < TILE; ++i) {
-        for (int64_t n = 0; n < piece_count_; ++n) {
-          const Piece& piece = pieces_[n];
-          for (int64_t j = 0; j < piece.count; j += 32) {
-            _mm512_storeu_si512(row + piece.column + j, _mm512_maskz_loadu_epi16(lanes32(piece.count - j),
-                                                                                 from + base[i] + piece.from + 2 * j));
+      for (int i = 0; i < TILE; ++i, copy += pitch) {
+        const char* const from = staged_ + p * part_ + base[i];
+        for (const Piece* piece = first; piece != end; ++piece) {
+          for (int64_t j = 0; j < piece->count; j += 32) {
+            _mm512_storeu_si512(copy + 2 * (piece->column + j),
+                                _mm512_maskz_loadu_epi16(lanes32(piece->count - j), from + piece->from + 2 * j));
           }
         }
-        const Piece& last = pieces_[piece_count_ - 1];
-        for (int64_t k = last.column + last.count; k < 32 * words_; k += 32) {
-          _mm512_storeu_si512(row + k, _mm512_setzero_si512());
-        }
-        for (int64_t w = 0; w < words_; ++w) {
-          _mm512_store_si512(copy + (w * PARTS + p) * TILE_BYTES + i * WORD_BYTES, _mm512_load_si512(row + 32 * w));
-        }
+        for (int64_t k = used; k < 32 * words_; k += 32) _mm512_storeu_si512(copy + 2 * k, _mm512_setzero_si512());
       }
     }
   }
+  int64_t pieces_in(int64_t chunk) const { return static_cast<int64_t>(first_piece_[chunk + 1] - first_piece_[chunk]); }
 
-  const Task& task_;
-  const Region& region_;
-  char *const staged_, *const copies_;
-  int64_t* const bases_;
+  const Plan& plan_;
   const bool aligned_;
-  const int64_t pixel_bytes_, part_;
-  int64_t words_ = 0, piece_count_ = 0;
-  int64_t offset_[MAX_CHUNK_WORDS];
-  Piece pieces_[32 * MAX_CHUNK_WORDS];
+  const int64_t pixel_bytes_;
+  char* const copies_;
+  int64_t* const bases_;
+  Run* const runs_;
+  Region::Segment* const segments_;
+  char* const staged_;
+  float* const line_;
+  std::optional<Region> region_;
+  std::vector<int64_t> offsets_;
+  std::vector<Piece> pieces_;
+  std::vector<size_t> first_piece_;
+  int64_t part_ = 0, run_count_ = 0, word_ = 0, words_ = 0;
 };
 
-// totals += sums for pixels [pixel, end); the first time totals = sums.
-void join(const float* sums, float* totals, int64_t pixel, int64_t end, int64_t ld, bool first) {
-  for (int64_t i = pixel * ld; i < end * ld; i += VL) {
-    const vf32 x = vf32::load(sums + i);
-    (first ? x : vf32::load(totals + i) + x).store(totals + i);
-  }
-}
-
-// Sums of all words, [pixel][row]: in `totals`, or in `sums` where one chain is enough.
+// The product of a task: rows [row0, row0 + rows), pixels [pixel0, pixel0 + pixels).
 template <int PARTS, class Source>
-void multiply_all(TileCodes& codes, Source& source, int64_t words, int64_t pixels, char* panel, float* sums,
-                  float* totals, int64_t ld) {
-  const TileScope scope(static_cast<int>(std::min<int64_t>(pixels, TILE)));
-  const int64_t padded = round_up(pixels, TILE);
-  for (int64_t word = 0; word < words; word += chunk_words(PARTS)) {
-    const int64_t count = std::min(chunk_words(PARTS), words - word), in_chain = word % chain_words(PARTS);
-    const bool ends = in_chain + count == chain_words(PARTS) || word + count == words;
-    codes.next(count, panel);
-    source.start(word, count);
-    for (int64_t pixel = 0; pixel < pixels; pixel += 2 * TILE) {
-      PixelTile a[2];
-      const int tiles = pixels - pixel > TILE ? 2 : 1;
-      for (int i = 0; i < tiles; ++i) source.find(pixel / TILE + i, a[i]);
-      multiply_tiles<PARTS>(count, a, tiles, panel, codes.row_tiles(), sums + pixel * ld, ld, in_chain == 0);
-      if (totals && ends) {
-        join(sums, totals, pixel, std::min(pixel + 2 * TILE, padded), ld, word < chain_words(PARTS));
+class Product {
+ public:
+  Product(const Plan& plan, int64_t row0, int64_t rows, int64_t block, Source& source, Scratch& scratch)
+      : plan_(plan),
+        row0_(row0),
+        rows_(rows),
+        ld_(sums_ld(rows)),
+        source_(source),
+        codes_(plan.f, row0, rows, scratch),
+        panel_(scratch.take<char>(panel_bytes(plan, rows))),
+        sums_(scratch.take<float>(round_up(block, TILE) * ld_)),
+        totals_(chains(plan) ? scratch.take<float>(round_up(block, TILE) * ld_) : nullptr),
+        turned_(scratch.take<float>(TURNED_ROWS * turned_ld(block))) {}
+
+  static int64_t scratch_bytes(const Plan& plan, int64_t rows, int64_t block) {
+    return TileCodes::scratch_bytes(rows) + panel_bytes(plan, rows) +
+           4 * (chains(plan) ? 2 : 1) * round_up(block, TILE) * sums_ld(rows) + 4 * TURNED_ROWS * turned_ld(block) +
+           512;
+  }
+
+  // Decodes all codes; then pixels in blocks, and the sums of two tiles of pixels stay in the first-level cache.
+  void run_resident(int64_t pixel0, int64_t pixels) {
+    each_chunk(
+        [&](int64_t word, int64_t words) { codes_.next(words, panel_ + word * codes_.row_tiles() * TILE_BYTES); });
+    const TileScope scope(static_cast<int>(std::min<int64_t>(pixels, TILE)));
+    for (int64_t done = 0; done < pixels; done += plan_.block) {
+      const int64_t block = std::min(plan_.block, pixels - done);
+      source_.enter(row0_ / plan_.layer.rows, pixel0 + done, block);
+      for (int64_t pixel = 0; pixel < block; pixel += 2 * TILE) {
+        const int64_t count = std::min<int64_t>(2 * TILE, block - pixel);
+        each_chunk([&](int64_t word, int64_t words) {
+          source_.start(word, words);
+          add_chunk(word, words, pixel, count, panel_ + word * codes_.row_tiles() * TILE_BYTES, 0);
+        });
+        Run runs[2 * TILE];
+        store(runs, find_runs(plan_.grid, pixel0 + done + pixel, count, runs), count);
       }
     }
+  }
+
+  // Decodes codes chunk by chunk, each for all pixels.
+  void run_chunks(int64_t pixel0, int64_t pixels) {
+    const TileScope scope(static_cast<int>(std::min<int64_t>(pixels, TILE)));
+    source_.enter(row0_ / plan_.layer.rows, pixel0, pixels);
+    each_chunk([&](int64_t word, int64_t words) {
+      codes_.next(words, panel_);
+      source_.start(word, words);
+      for (int64_t pixel = 0; pixel < pixels; pixel += 2 * TILE) {
+        add_chunk(word, words, pixel, std::min<int64_t>(2 * TILE, pixels - pixel), panel_, pixel);
+      }
+    });
+    store(source_.runs(), source_.run_count(), pixels);
+  }
+
+ private:
+  static constexpr int64_t TURNED_ROWS = 32;
+  static int64_t turned_ld(int64_t pixels) { return round_up(pixels, TILE) + TILE; }
+  // Rows of sums an odd number of cache lines apart.
+  static int64_t sums_ld(int64_t rows) { return round_up(rows, TILE) + (round_up(rows, TILE) % 32 == 0 ? TILE : 0); }
+  static bool chains(const Plan& plan) { return plan.f.words > chain_words(PARTS); }
+  static int64_t panel_bytes(const Plan& plan, int64_t rows) {
+    const int64_t words = plan.resident ? plan.f.words : chunk_words(PARTS);
+    return round_up(rows, TILE) * words * WORD_BYTES;
+  }
+
+  template <class Fn>
+  void each_chunk(const Fn& fn) const {
+    for (int64_t word = 0; word < plan_.f.words; word += chunk_words(PARTS)) {
+      fn(word, std::min(chunk_words(PARTS), plan_.f.words - word));
+    }
+  }
+
+  // Adds the products of a chunk for one or two tiles of pixels from `pixel` of the block on, to sums from `at` on.
+  void add_chunk(int64_t word, int64_t words, int64_t pixel, int64_t pixels, const char* panel, int64_t at) {
+    PixelTile a[2];
+    const int tiles = pixels > TILE ? 2 : 1;
+    for (int i = 0; i < tiles; ++i) source_.find(pixel / TILE + i, a[i]);
+    const int64_t in_chain = word % chain_words(PARTS);
+    multiply_tiles<PARTS>(words, a, tiles, panel, codes_.row_tiles(), sums_ + at * ld_, ld_, in_chain == 0);
+    const bool ends = in_chain + words == chain_words(PARTS) || word + words == plan_.f.words;
+    if (totals_ && ends) join(at, at + tiles * TILE, word < chain_words(PARTS));
+  }
+
+  // totals += sums; the first time totals = sums.
+  void join(int64_t pixel, int64_t end, bool first) {
+    for (int64_t i = pixel * ld_; i < end * ld_; i += VL) {
+      const vf32 x = vf32::load(sums_ + i);
+      (first ? x : vf32::load(totals_ + i) + x).store(totals_ + i);
+    }
+  }
+
+  void store(const Run* runs, int64_t run_count, int64_t pixels) {
+    float* const sums = totals_ ? totals_ : sums_;
+    const Activations& to = plan_.result.side;
+    if (to.stride[CHANNEL] == 1 || to.stride[SPATIAL + 2] != 1) {
+      plan_.result.store_channels(sums, ld_, row0_, rows_, runs, run_count);
+      return;
+    }
+    const int64_t ld = turned_ld(pixels);
+    for (int64_t r = 0; r < rows_; r += TURNED_ROWS) {
+      const int64_t count = std::min(TURNED_ROWS, rows_ - r);
+      transpose(sums + r, ld_, pixels, count, turned_, ld);
+      plan_.result.store_lanes(turned_, ld, row0_ + r, count, runs, run_count);
+    }
+  }
+
+  const Plan& plan_;
+  const int64_t row0_, rows_, ld_;
+  Source& source_;
+  TileCodes codes_;
+  char* const panel_;
+  float *const sums_, *const totals_, *const turned_;
+};
+
+template <int PARTS, class Source>
+void run_task(const Plan& plan, int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels, int64_t source_bytes) {
+  const int64_t staged = std::min(plan.block, pixels), block = plan.resident ? 2 * TILE : pixels;
+  Scratch scratch(source_bytes + Product<PARTS, Source>::scratch_bytes(plan, rows, block));
+  Source source(plan, staged, scratch);
+  Product<PARTS, Source> product(plan, row0, rows, block, source, scratch);
+  if (plan.resident) {
+    product.run_resident(pixel0, pixels);
+  } else {
+    product.run_chunks(pixel0, pixels);
   }
 }
 
 template <int PARTS>
-void Task::run(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels) const {
-  const int64_t group = row0 / layer.rows, lanes = round_up(rows, TILE), padded = round_up(pixels, TILE);
-  const int64_t ld = lanes + (lanes % 32 == 0 ? TILE : 0);  // rows an odd number of cache lines apart
-  std::vector<Run> runs(pixels);
-  const int64_t run_count = find_runs(grid, pixel0, pixels, runs.data());
-  std::vector<Region::Segment> segments(run_count);
-  std::optional<Region> region;
-  const bool chains = f.words > chain_words(PARTS);
-  int64_t bytes =
-      TileCodes::scratch_bytes(rows) + lanes * chunk_words(PARTS) * WORD_BYTES + (chains ? 8 : 4) * padded * ld + 1024;
-  if (layer.taps == 1) {
-    bytes += OneTap<PARTS>::scratch_bytes(pixels);
+void run(const Plan& plan, int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels) {
+  const int64_t staged = std::min(plan.block, pixels);
+  if (plan.one_tap()) {
+    run_task<PARTS, OneTap<PARTS>>(plan, row0, rows, pixel0, pixels, OneTap<PARTS>::scratch_bytes(staged));
   } else {
-    region.emplace(g, runs.data(), run_count, segments.data());
-    bytes += PARTS * (region->pixels() * ManyTaps<PARTS>::pixel_bytes(layer.channels) + WORD_BYTES) + 8 * padded +
-             2 * MAX_CHUNK_WORDS * TILE_BYTES + 4 * region->columns() * layer.channels + 512;
-  }
-  Scratch scratch(bytes);
-  TileCodes codes(f, row0, rows, scratch);
-  char* const panel = scratch.take<char>(lanes * chunk_words(PARTS) * WORD_BYTES);
-  float* const sums = scratch.take<float>(padded * ld);
-  float* const totals = chains ? scratch.take<float>(padded * ld) : nullptr;
-  if (layer.taps == 1) {
-    OneTap<PARTS> source(*this, group, pixels, runs.data(), run_count, scratch);
-    multiply_all<PARTS>(codes, source, f.words, pixels, panel, sums, totals, ld);
-  } else {
-    char* const copies = scratch.take<char>(2 * MAX_CHUNK_WORDS * TILE_BYTES);
-    int64_t* const bases = scratch.take<int64_t>(padded);
-    char* const staged =
-        scratch.take<char>(PARTS * (region->pixels() * ManyTaps<PARTS>::pixel_bytes(layer.channels) + WORD_BYTES));
-    float* const line = scratch.take<float>(region->columns() * layer.channels);
-    ManyTaps<PARTS> source(*this, group, pixels, runs.data(), run_count, copies, bases, *region, staged, line);
-    multiply_all<PARTS>(codes, source, f.words, pixels, panel, sums, totals, ld);
-  }
-  store(totals ? totals : sums, ld, row0, rows, pixels, runs.data(), run_count);
-}
-
-void Task::store(float* sums, int64_t ld, int64_t row0, int64_t rows, int64_t pixels, const Run* runs,
-                 int64_t run_count) const {
-  const Activations& to = result.side;
-  if (to.stride[CHANNEL] == 1 || to.stride[SPATIAL + 2] != 1) {
-    result.store_channels(sums, ld, row0, rows, runs, run_count);
-    return;
-  }
-  constexpr int64_t ROWS = 32;
-  const int64_t turned_ld = round_up(pixels, TILE) + TILE;
-  std::vector<float> turned(ROWS * turned_ld);
-  for (int64_t r = 0; r < rows; r += ROWS) {
-    const int64_t count = std::min(ROWS, rows - r);
-    transpose(sums + r, ld, pixels, count, turned.data(), turned_ld);
-    result.store_lanes(turned.data(), turned_ld, row0 + r, count, runs, run_count);
+    run_task<PARTS, ManyTaps<PARTS>>(plan, row0, rows, pixel0, pixels, ManyTaps<PARTS>::scratch_bytes(plan, staged));
   }
 }
 
-struct Cut {
-  int64_t rows, pixels;
-};
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+// Even parts of n, none above `limit`, in steps of two tiles.
+int64_t even_parts(int64_t n, int64_t limit) {
+  return std::min(round_up(divide_up(n, divide_up(n, limit)), 2 * TILE), round_up(n, TILE));
+}
 
-// Rows and pixels of a task: whole in both where threads have enough, then fewer pixels, then fewer rows.
-Cut cut(const Geometry& g, const Layer& layer, int64_t pixels, int parts, int threads) {
-  int64_t blocks = (layer.rows + TILE_BLOCK_ROWS - 1) / TILE_BLOCK_ROWS;
-  int64_t rows = round_up((layer.rows + blocks - 1) / blocks, 2 * TILE);
-  int64_t most = std::clamp<int64_t>(SUMS / rows / 32 * 32, 64, MOST_PIXELS);
-  if (layer.taps > 1) {
-    const auto bytes = [&](int64_t n) {
-      return parts == 3 ? ManyTaps<3>::region_bytes(g, layer.channels, n)
-                        : ManyTaps<2>::region_bytes(g, layer.channels, n) * parts / 2;
-    };
-    while (most > 32 && bytes(most) > REGION_BYTES) most -= 32;
-  }
-  const auto even = [&](int64_t limit) {
-    const int64_t n = (pixels + limit - 1) / limit;
-    return std::min(round_up((pixels + n - 1) / n, 2 * TILE), round_up(pixels, TILE));
-  };
-  const auto tasks = [&](int64_t n) {
-    return layer.groups * ((layer.rows + rows - 1) / rows) * ((pixels + n - 1) / n);
-  };
+// Sets rows, pixels, block and resident. A task decodes its codes once and splits its inputs once, so few large ones
+// are best, but a few for each thread.
+void cut(Plan& plan, int64_t pixels, int parts, int threads) {
+  const Layer& layer = plan.layer;
+  const int64_t fitting = PANEL_BYTES / (plan.f.words * WORD_BYTES) / TILE * TILE;
+  // Fewer rows than this, and splitting the inputs again for each block of rows costs more than what residence saves.
+  plan.resident = fitting >= std::min(round_up(layer.rows, TILE), std::max<int64_t>(64, MOST_ROWS / layer.taps));
+  plan.rows = even_parts(layer.rows, plan.resident ? std::min(fitting, MOST_ROWS) : MOST_ROWS);
+  plan.block = plan.resident && plan.one_tap() ? 2 * TILE : MOST_PIXELS;
+  if (!plan.resident) plan.block = std::clamp<int64_t>(SUMS / plan.rows / 32 * 32, 64, MOST_PIXELS);
+  const auto staged_bytes = [&](int64_t n) { return ManyTaps<1>::staged_bytes(plan.g, layer.channels, n) * parts; };
+  while (!plan.one_tap() && plan.block > 2 * TILE && staged_bytes(plan.block) > REGION_BYTES) plan.block -= 2 * TILE;
+  plan.pixels = plan.resident ? round_up(pixels, TILE) : even_parts(pixels, plan.block);
+  const auto tasks = [&] { return layer.groups * divide_up(layer.rows, plan.rows) * divide_up(pixels, plan.pixels); };
   const int64_t wanted = threads == 1 ? 1 : 2 * threads;
-  while (most > FEW_PIXELS && tasks(even(most)) < wanted) most -= 32;
-  while (rows > 2 * TILE && tasks(even(most)) < wanted) rows = round_up(rows / 2, 2 * TILE);
-  return {rows, even(most)};
+  for (int64_t n = 2; plan.pixels > FEW_PIXELS && tasks() < wanted; ++n)
+    plan.pixels = even_parts(pixels, divide_up(pixels, n));
+  while (plan.rows > 2 * TILE && tasks() < wanted) plan.rows = round_up(plan.rows / 2, 2 * TILE);
+  plan.block = std::min(plan.block, plan.pixels);
 }
 
 }  // namespace
@@ -352,19 +440,18 @@ bool tiles_serve(const Layer& layer, int64_t pixels) { return layer.rows >= LEAS
 
 void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
                     int threads) {
-  const Layer layer(f, g);
-  const Task task{f, g, layer, wide, grid, result};
+  Plan plan{f, g, Layer(f, g), wide, grid, result, 0, 0, 0, false};
   const int parts = parts_of(wide.dtype);
   const int64_t pixels = grid.pixels();
-  const Cut size = cut(g, layer, pixels, parts, threads);
-  const int64_t per_group = (layer.rows + size.rows - 1) / size.rows, blocks = (pixels + size.pixels - 1) / size.pixels;
-  parallel_for(threads, layer.groups * per_group * blocks, [&](int64_t i) {
-    const int64_t start = i / blocks % per_group * size.rows, pixel0 = i % blocks * size.pixels;
-    const int64_t row0 = i / blocks / per_group * layer.rows + start;
-    const int64_t rows = std::min(size.rows, layer.rows - start), count = std::min(size.pixels, pixels - pixel0);
-    if (parts == 3) return task.run<3>(row0, rows, pixel0, count);
-    if (parts == 2) return task.run<2>(row0, rows, pixel0, count);
-    task.run<1>(row0, rows, pixel0, count);
+  cut(plan, pixels, parts, threads);
+  const int64_t per_group = divide_up(plan.layer.rows, plan.rows), blocks = divide_up(pixels, plan.pixels);
+  parallel_for(threads, plan.layer.groups * per_group * blocks, [&](int64_t i) {
+    const int64_t start = i / blocks % per_group * plan.rows, pixel0 = i % blocks * plan.pixels;
+    const int64_t row0 = i / blocks / per_group * plan.layer.rows + start;
+    const int64_t rows = std::min(plan.rows, plan.layer.rows - start), count = std::min(plan.pixels, pixels - pixel0);
+    if (parts == 3) return run<3>(plan, row0, rows, pixel0, count);
+    if (parts == 2) return run<2>(plan, row0, rows, pixel0, count);
+    run<1>(plan, row0, rows, pixel0, count);
   });
 }
 
