@@ -115,7 +115,7 @@ void Task::over_rows(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels)
 }  // namespace
 
 void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide_side, const Activations& narrow_side,
-              const Bias& bias, int threads) {
+              const Epilogue& epilogue, int threads) {
   Geometry g = geometry;
   Activations wide = wide_side, narrow = narrow_side;
   merge_pixels(g, wide, narrow);
@@ -140,7 +140,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const bool seed = !f.keep;
   const int64_t pixel_block = pixels_per_task(pixels, row_block, blocks(), threads, seed);
   const int64_t per_unit = (unit + row_block - 1) / row_block, pixel_blocks = (pixels + pixel_block - 1) / pixel_block;
-  const Task task{f,         g,           layer,      wide, grid, Result{narrow, f.scale, bias, out, Position{}},
+  const Task task{f,         g,           layer,      wide, grid, Result{narrow, f.scale, epilogue, out, Position{}},
                   row_block, pixel_block, pixel_lanes};
   parallel_for(threads, units * per_unit * pixel_blocks, [&](int64_t i) {
     const int64_t block = i / pixel_blocks, pixel0 = i % pixel_blocks * pixel_block;

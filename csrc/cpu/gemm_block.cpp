@@ -32,12 +32,21 @@ void merge_pixels(Geometry& g, Activations& a, Activations& b) {
 }
 
 float Result::bias_of(int64_t channel) const {
-  if (!bias.data) return 0.0f;
+  if (!epilogue.bias) return 0.0f;
   float value = 0.0f;
-  with_dtype(bias.dtype, [&](auto dtype) {
-    value = load_one<dtype>(static_cast<const typename Element<dtype>::Type*>(bias.data) + channel * bias.stride);
+  with_dtype(epilogue.bias_dtype, [&](auto dtype) {
+    const auto* const bias = static_cast<const typename Element<dtype>::Type*>(epilogue.bias);
+    value = load_one<dtype>(bias + channel * epilogue.bias_stride);
   });
   return value;
+}
+
+void Result::finish(float* sums, int64_t step, int64_t count, vf32 factor, vf32 bias) const {
+  if (epilogue.relu) {
+    for (int64_t i = 0; i < count; ++i, sums += step) relu(vf32::load(sums) * factor + bias).store(sums);
+  } else {
+    for (int64_t i = 0; i < count; ++i, sums += step) (vf32::load(sums) * factor + bias).store(sums);
+  }
 }
 
 void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
@@ -47,8 +56,8 @@ void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t chann
   with_dtype(side.dtype, [&](auto dtype) {
     auto* to = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
     for (int64_t c = 0; c < channels; ++c, to += side.stride[CHANNEL], sums += ld) {
-      const vf32 add = vf32::set(bias_of(channel + c)), by = vf32::set(scale);
-      for (int64_t i = 0; i < lanes; i += VL) (vf32::load(sums + i) * by + add).store(sums + i);
+      const vf32 factor = vf32::set(factor_of(channel + c)), bias = vf32::set(bias_of(channel + c));
+      finish(sums, VL, (lanes + VL - 1) / VL, factor, bias);
       for (int64_t i = 0; i < count; ++i) {
         write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step);
       }
@@ -59,13 +68,14 @@ void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t chann
 void Result::store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  alignas(64) float add[VL];
+  const int64_t pixels = count ? runs[count - 1].lane + runs[count - 1].count : 0;
+  alignas(64) float factor[VL] = {}, bias[VL] = {};
   for (int64_t c0 = 0; c0 < channels; c0 += VL) {
-    for (int64_t i = 0; i < VL; ++i) add[i] = c0 + i < channels ? bias_of(channel + c0 + i) : 0.0f;
-    const vf32 add_vector = vf32::load(add), by = vf32::set(scale);
-    const int64_t pixels = count ? runs[count - 1].lane + runs[count - 1].count : 0;
-    float* at = sums + c0;
-    for (int64_t p = 0; p < pixels; ++p, at += ld) (vf32::load(at) * by + add_vector).store(at);
+    for (int64_t i = 0; i < std::min<int64_t>(VL, channels - c0); ++i) {
+      factor[i] = factor_of(channel + c0 + i);
+      bias[i] = bias_of(channel + c0 + i);
+    }
+    finish(sums + c0, ld, pixels, vf32::load(factor), vf32::load(bias));
   }
   with_dtype(side.dtype, [&](auto dtype) {
     auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];

@@ -19,10 +19,10 @@ inline Position tap_position(const Geometry& g, int64_t tap) {
   return {{tap / (g.taps[1] * g.taps[2]), tap / g.taps[2] % g.taps[1], tap % g.taps[2]}};
 }
 
-void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow, const Bias& bias,
-              int threads);
+void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+              const Epilogue& epilogue, int threads);
 void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                         const Bias& bias, int threads);
+                         const Epilogue& epilogue, int threads);
 void score_gradient(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
                     const void* scores, void* out, int scores_dtype, int threads);
 
@@ -46,11 +46,11 @@ inline Position narrow_shift(const Geometry& g, int64_t tap) {
   return p;
 }
 
-// Scale and bias of `channels` channels of a result from `channel` on; then the whole block of sums is stored.
+// The epilogue of `channels` channels of a result from `channel` on; then the whole block of sums is stored.
 struct Result {
   const Activations& side;
   float scale;
-  const Bias& bias;
+  const Epilogue& epilogue;
   const Grid& grid;  // result pixel = q * step + shift, all inside
   Position shift;
 
@@ -66,6 +66,11 @@ struct Result {
     return at;
   }
   float bias_of(int64_t channel) const;
+  float factor_of(int64_t channel) const {
+    return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;
+  }
+  // sums[i * step] * factor + bias for `count` vectors
+  void finish(float* sums, int64_t step, int64_t count, vf32 factor, vf32 bias) const;
 };
 
 // Pixels of a task: few enough to keep every thread busy, many enough to pay for decoding the codes.
