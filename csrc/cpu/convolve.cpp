@@ -1,6 +1,6 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
-#include "gemm_block.h"
+#include "depthwise.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -125,6 +125,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
   const Layer layer(f, g);
+  if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, bias, threads);
 
   const bool small_groups = layer.rows < VL;
   const bool pixel_lanes =
