@@ -125,7 +125,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
   const Layer layer(f, g);
-  if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, bias, threads);
+  if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, epilogue, threads);
 
   const bool small_groups = layer.rows < VL;
   const bool pixel_lanes =

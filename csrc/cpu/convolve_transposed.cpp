@@ -174,7 +174,7 @@ void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activa
   const int64_t wide_pixels = g.batch * g.wide[0] * g.wide[1] * g.wide[2];
   if (!wide_pixels || !f.cols) return;
   const Layer layer(f, g);
-  if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, bias, threads);
+  if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, epilogue, threads);
 
   const int64_t residue_pixels = wide_pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
   const bool few_channels = layer.channels < VL;

@@ -92,11 +92,12 @@ Axis residue_axis(const Geometry& g, int d, int64_t at) {
 
 }  // namespace
 
-void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow, const Bias& bias,
-               int threads) {
+void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+               const Epilogue& epilogue, int threads) {
   const Grid grid = narrow_grid(g);
   Grid out = grid;
-  std::deque<Slide> slides{{f, wide, f.rows / g.groups, grid, {}, {}, Result{narrow, f.scale, bias, out, Position{}}}};
+  std::deque<Slide> slides{
+      {f, wide, f.rows / g.groups, grid, {}, {}, Result{narrow, f.scale, epilogue, out, Position{}}}};
   for (int d = 0; d < 3; ++d) {
     out.step[d] = 1;
     slides[0].taps[d] = g.taps[d];
@@ -106,7 +107,7 @@ void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, cons
 }
 
 void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                          const Bias& bias, int threads) {
+                          const Epilogue& epilogue, int threads) {
   std::deque<Grid> outs;
   std::deque<Slide> slides;
   Position at;
@@ -117,7 +118,7 @@ void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations&
         for (int d = 0; d < 3; ++d) grid.size[d] = (g.wide[d] - at.x[d] + g.stride[d] - 1) / g.stride[d];
         outs.push_back(grid);
         for (int d = 0; d < 3; ++d) outs.back().step[d] = g.stride[d];
-        slides.push_back({f, narrow, 1, grid, {}, {}, Result{wide, f.scale, bias, outs.back(), at}});
+        slides.push_back({f, narrow, 1, grid, {}, {}, Result{wide, f.scale, epilogue, outs.back(), at}});
         for (int d = 0; d < 3; ++d) {
           slides.back().taps[d] = g.taps[d];
           slides.back().axis[d] = residue_axis(g, d, at.x[d]);

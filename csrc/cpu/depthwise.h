@@ -60,11 +60,11 @@ void slide_channels(const Slide& s, const Patch& p);
 void slide_pixels(const Slide& s, const Patch& p);
 
 inline bool depthwise_serves(const Layer& layer) { return layer.channels == 1 && layer.groups > 1; }
-void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow, const Bias& bias,
-               int threads);
+void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+               const Epilogue& epilogue, int threads);
 
 inline bool depthwise_transposed_serves(const Layer& layer) { return depthwise_serves(layer) && layer.rows == 1; }
 void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                          const Bias& bias, int threads);
+                          const Epilogue& epilogue, int threads);
 
 }  // namespace fk::FK_ISA_NS

@@ -132,8 +132,15 @@ class Lines {
 // Sums of one line of the result after another.
 class Strips {
  public:
-  Strips(const Slide& s, const Patch& p, Lines& lines, const float* codes, TapLine* taps)
-      : s_(s), p_(p), lines_(lines), codes_(codes), taps_(taps), near_(find_strips(s)), ld_(round_up(p.channels, VL)) {
+  Strips(const Slide& s, const Patch& p, Lines& lines, const float* codes, TapLine* found, TapLine* taps)
+      : s_(s),
+        p_(p),
+        lines_(lines),
+        codes_(codes),
+        found_(found),
+        taps_(taps),
+        near_(find_strips(s)),
+        ld_(round_up(p.channels, VL)) {
     const int64_t step = s.grid.step[2], low = -s.axis[2].shift, high = s.grid.limit[2] - s.axis[2].reach() + low;
     inner_ = std::clamp(low > 0 ? (low + step - 1) / step : 0, p.x, p.x + p.count);
     outer_ = std::clamp(high >= 0 ? high / step + 1 : 0, inner_, p.x + p.count);
@@ -143,68 +150,75 @@ class Strips {
 
   void sum(const Run& line, float* sums) {
     const int64_t x0 = p_.x, x1 = p_.x + p_.count;
-    for (int64_t x = x0; x < inner_; ++x) edge(line, x, sums + (x - x0) * ld_);
-    inner(line, sums + (inner_ - x0) * ld_);
-    for (int64_t x = outer_; x < x1; ++x) edge(line, x, sums + (x - x0) * ld_);
+    find_lines(line);
+    for (int64_t x = x0; x < inner_; ++x) edge(x, sums + (x - x0) * ld_);
+    if (inner_ < outer_) inner(sums + (inner_ - x0) * ld_);
+    for (int64_t x = outer_; x < x1; ++x) edge(x, sums + (x - x0) * ld_);
   }
 
  private:
-  // Calls fn(source line, codes of its first tap) for the taps of the first two dimensions that are inside.
-  template <class Fn>
-  void each_line(const Run& line, const Fn& fn) {
+  // Source lines of the taps of the first two dimensions that are inside, from their pixel 0 on.
+  void find_lines(const Run& line) {
     const Axis &a = s_.axis[0], &b = s_.axis[1];
+    line_count_ = 0;
     for (int64_t k0 = 0; k0 < a.count; ++k0) {
       const int64_t z = line.q.x[0] * s_.grid.step[0] + a.shift + k0 * a.shift_step;
       if (z < 0 || z >= s_.grid.limit[0]) continue;
       for (int64_t k1 = 0; k1 < b.count; ++k1) {
         const int64_t y = line.q.x[1] * s_.grid.step[1] + b.shift + k1 * b.shift_step;
         if (y < 0 || y >= s_.grid.limit[1]) continue;
-        fn(lines_.line(line.batch, z, y), codes_ + s_.column(k0, k1, 0) * LD);
+        found_[line_count_++] = {lines_.line(line.batch, z, y), codes_ + s_.column(k0, k1, 0) * LD};
       }
     }
   }
 
-  // Results whose taps all lie inside the source lines.
-  void inner(const Run& line, float* sums) {
+  // Taps [from, to) of each line, one by one, for the result whose first tap is source pixel x.
+  int64_t single_taps(int64_t x, int64_t from, int64_t to) {
     const Axis& c = s_.axis[2];
-    const int64_t pixel = lines_.next_pixel(), tap = c.tap_step * LD, step = s_.grid.step[2];
-    const int64_t x = inner_ * step + c.shift, pixels = outer_ - inner_;
-    if (!pixels) return;
     int64_t count = 0;
-    each_line(line, [&](const float* from, const float* codes) {
-      if (near_) {
-        taps_[count++] = {from + x * pixel, codes};
-      } else {
-        for (int64_t k = 0; k < c.count; ++k) taps_[count++] = {from + (x + k * c.shift_step) * pixel, codes + k * tap};
+    for (int64_t i = 0; i < line_count_; ++i) {
+      const TapLine& line = found_[i];
+      for (int64_t k = from; k < to; ++k) {
+        taps_[count++] = {line.from + (x + k * c.shift_step) * lines_.next_pixel(), line.codes + k * c.tap_step * LD};
       }
-    });
+    }
+    return count;
+  }
+
+  // Results whose taps all lie inside the source lines.
+  void inner(float* sums) {
+    const Axis& c = s_.axis[2];
+    const int64_t pixel = lines_.next_pixel(), step = s_.grid.step[2], x = inner_ * step + c.shift;
+    const int64_t pixels = outer_ - inner_, parts = (pixels + MAX_PIXELS - 1) / MAX_PIXELS;
+    int64_t count = line_count_;
+    if (near_) {
+      for (int64_t i = 0; i < count; ++i) taps_[i] = {found_[i].from + x * pixel, found_[i].codes};
+    } else {
+      count = single_taps(x, 0, c.count);
+    }
     const Strip* const strips = near_ ? near_ : find_single_strips();
-    const int64_t parts = (pixels + MAX_PIXELS - 1) / MAX_PIXELS;
     for (int64_t i = 0; i < parts; ++i) {
       const int64_t from = pixels * i / parts, size = pixels * (i + 1) / parts - from;
-      strips[size - 1](taps_, count, near_ ? pixel : step * pixel, tap, p_.channels, sums + from * ld_, ld_);
+      strips[size - 1](taps_, count, near_ ? pixel : step * pixel, c.tap_step * LD, p_.channels, sums + from * ld_,
+                       ld_);
       for (int64_t j = 0; j < count; ++j) taps_[j].from += size * step * pixel;
     }
   }
 
-  void edge(const Run& line, int64_t q, float* sums) {
+  void edge(int64_t q, float* sums) {
     const Axis& c = s_.axis[2];
-    const int64_t pixel = lines_.next_pixel(), tap = c.tap_step * LD;
-    int64_t count = 0;
-    each_line(line, [&](const float* from, const float* codes) {
-      for (int64_t k = 0; k < c.count; ++k) {
-        const int64_t x = q * s_.grid.step[2] + c.shift + k * c.shift_step;
-        if (x >= 0 && x < s_.grid.limit[2]) taps_[count++] = {from + x * pixel, codes + k * tap};
-      }
-    });
-    find_single_strips()[0](taps_, count, 0, 0, p_.channels, sums, ld_);
+    const int64_t x = q * s_.grid.step[2] + c.shift, end = s_.grid.limit[2] - x, step = c.shift_step;
+    const int64_t to = std::clamp<int64_t>(end > 0 ? (end + step - 1) / step : 0, 0, c.count);
+    const int64_t from = std::clamp<int64_t>(x < 0 ? (step - 1 - x) / step : 0, 0, to);
+    find_single_strips()[0](taps_, single_taps(x, from, to), 0, 0, p_.channels, sums, ld_);
   }
 
   const Slide& s_;
   const Patch& p_;
   Lines& lines_;
   const float* codes_;
-  TapLine* taps_;
+  TapLine *found_, *taps_;
+  int64_t line_count_ = 0;
   const Strip* near_;
   int64_t ld_, inner_, outer_;
 };
@@ -217,12 +231,13 @@ void slide_channels(const Slide& s, const Patch& p) {
   const int64_t together = std::clamp<int64_t>(SUM_FLOATS / (p.count * ld), 1, p.lines);
   Scratch scratch(4 * (Codes::SCRATCH_FLOATS + slide_code_floats(s.f) + lines.floats() + together * p.count * ld) +
                   1024 + lines.tags() * static_cast<int64_t>(sizeof(int64_t)) +
-                  taps * static_cast<int64_t>(sizeof(TapLine)) + together * static_cast<int64_t>(sizeof(Run)));
+                  2 * taps * static_cast<int64_t>(sizeof(TapLine)) + together * static_cast<int64_t>(sizeof(Run)));
   const float* const codes = slide_codes(s.f, p, scratch);
   float* const sums = scratch.take<float>(together * p.count * ld);
   lines.use(scratch.take<float>(lines.floats()), scratch.take<int64_t>(lines.tags()));
   Run* const runs = scratch.take<Run>(together);
-  Strips strips(s, p, lines, codes, scratch.take<TapLine>(taps));
+  TapLine* const found = scratch.take<TapLine>(taps);
+  Strips strips(s, p, lines, codes, found, scratch.take<TapLine>(taps));
   for (int64_t first = 0; first < p.lines; first += together) {
     const int64_t count = std::min(together, p.lines - first);
     for (int64_t i = 0; i < count; ++i) {

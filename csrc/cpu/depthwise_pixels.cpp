@@ -32,6 +32,12 @@ constexpr std::array<SlideVectors, sizeof...(N)> slides(std::integer_sequence<in
   return {slide_vectors<N + 1>...};
 }
 
+// A source line, at channel 0, and where it goes.
+struct Copy {
+  int64_t offset;
+  float* to;
+};
+
 // The source of a patch for one channel: planes [tap of the first dimension][y modulo step][x modulo step], each with
 // `rows` lines of `ld` pixels.
 class Planes {
@@ -53,21 +59,48 @@ class Planes {
     return plane(k0, y, x) + y / s_.grid.step[1] * ld_ + x / s_.grid.step[2];
   }
 
-  void fill(int64_t channel, float* planes, float* line) const {
+  int64_t most_copies() const { return s_.axis[0].count * rows_ * s_.grid.step[1]; }
+
+  // Finds the source lines that exist. `planes` and `line` are cleared once: no copy writes where there is padding.
+  void start(float* planes, float* line, Copy* copies) {
+    planes_ = planes, line_ = line, copies_ = copies;
+    clear(planes, floats());
+    clear(line, line_floats());
     const Axis &a = s_.axis[0], &b = s_.axis[1];
-    const int64_t y0 = at_.q.x[1] * s_.grid.step[1] + b.shift, step = s_.grid.step[1];
-    for (int64_t k0 = 0; k0 < a.count; ++k0) {
+    const int64_t* const stride = s_.source.stride;
+    const int64_t step = s_.grid.step[1], width = ld_ * s_.grid.step[2];
+    from_ = std::clamp<int64_t>(-x_, 0, width);
+    count_ = std::clamp<int64_t>(s_.grid.limit[2] - x_, from_, width) - from_;
+    for (int64_t k0 = 0; k0 < a.count && count_; ++k0) {
       const int64_t z = at_.q.x[0] * s_.grid.step[0] + a.shift + k0 * a.shift_step;
+      if (z < 0 || z >= s_.grid.limit[0]) continue;
       for (int64_t i = 0; i < rows_ * step; ++i) {
-        const bool inside = z >= 0 && z < s_.grid.limit[0] && y0 + i >= 0 && y0 + i < s_.grid.limit[1];
-        float* const to = planes + plane(k0, i, 0) + i / step * ld_;
-        if (inside) {
-          copy(channel, z, y0 + i, to, line);
-        } else {
-          for (int64_t x = 0; x < s_.grid.step[2]; ++x) clear(to + x * plane_, ld_);
-        }
+        const int64_t y = at_.q.x[1] * step + b.shift + i;
+        if (y < 0 || y >= s_.grid.limit[1]) continue;
+        copies_[copy_count_++] = {at_.batch * stride[BATCH] + z * stride[SPATIAL] + y * stride[SPATIAL + 1] +
+                                      (x_ + from_) * stride[SPATIAL + 2],
+                                  planes + plane(k0, i, 0) + i / step * ld_};
       }
     }
+  }
+
+  void fill(int64_t channel) const {
+    const int64_t next = s_.source.stride[SPATIAL + 2], step = s_.grid.step[2];
+    with_dtype(s_.source.dtype, [&](auto dtype) {
+      const auto* const source =
+          static_cast<const typename Element<dtype>::Type*>(s_.source.data) + channel * s_.source.stride[CHANNEL];
+      for (int64_t i = 0; i < copy_count_; ++i) {
+        float* const to = copies_[i].to;
+        read<dtype>(source + copies_[i].offset, next, count_, (step == 1 ? to : line_) + from_);
+        if (step == 2) {
+          split(to, to + plane_);
+        } else if (step > 2) {
+          for (int64_t x = 0; x < step; ++x) {
+            for (int64_t j = 0; j < ld_; ++j) to[x * plane_ + j] = line_[step * j + x];
+          }
+        }
+      }
+    });
   }
 
  private:
@@ -75,49 +108,47 @@ class Planes {
     return ((k0 * s_.grid.step[1] + y % s_.grid.step[1]) * s_.grid.step[2] + x % s_.grid.step[2]) * plane_;
   }
 
-  void copy(int64_t channel, int64_t z, int64_t y, float* to, float* line) const {
-    const int64_t *stride = s_.source.stride, step = s_.grid.step[2], width = ld_ * step;
-    float* const whole = step == 1 ? to : line;
-    const int64_t from = std::clamp<int64_t>(-x_, 0, width);
-    const int64_t end = std::clamp<int64_t>(s_.grid.limit[2] - x_, from, width);
-    const int64_t offset = at_.batch * stride[BATCH] + channel * stride[CHANNEL] + z * stride[SPATIAL] +
-                           y * stride[SPATIAL + 1] + (x_ + from) * stride[SPATIAL + 2];
-    clear(whole, from);
-    with_dtype(s_.source.dtype, [&](auto dtype) {
-      const auto* const source = static_cast<const typename Element<dtype>::Type*>(s_.source.data);
-      read<dtype>(source + offset, stride[SPATIAL + 2], end - from, whole + from);
-    });
-    clear(whole + end, width - end);
-    if (step == 2) {
-      for (int64_t i = 0; i < ld_; ++i) to[i] = line[2 * i];
-      for (int64_t i = 0; i < ld_; ++i) to[plane_ + i] = line[2 * i + 1];
-    } else if (step > 2) {
-      for (int64_t x = 0; x < step; ++x) {
-        for (int64_t i = 0; i < ld_; ++i) to[x * plane_ + i] = line[step * i + x];
-      }
+  void split(float* even, float* odd) const {
+    int64_t i = 0;
+#if FK_ISA_LEVEL >= 2
+    const vu32 first = vu32::iota() + vu32::iota(), second = first + vu32::set(1);
+    for (; i + VL <= ld_; i += VL) {
+      const vf32 low = vf32::load(line_ + 2 * i), high = vf32::load(line_ + 2 * i + VL);
+      vf32{_mm512_permutex2var_ps(low.v, first.v, high.v)}.store(even + i);
+      vf32{_mm512_permutex2var_ps(low.v, second.v, high.v)}.store(odd + i);
+    }
+#endif
+    for (; i < ld_; ++i) {
+      even[i] = line_[2 * i];
+      odd[i] = line_[2 * i + 1];
     }
   }
 
   const Slide& s_;
   const Run at_;
   int64_t x_, ld_, rows_, plane_;
+  int64_t from_ = 0, count_ = 0, copy_count_ = 0;  // pixels of a line that exist; lines
+  float *planes_ = nullptr, *line_ = nullptr;
+  Copy* copies_ = nullptr;
 };
 
 }  // namespace
 
 void slide_pixels(const Slide& s, const Patch& p) {
   static constexpr auto slide = slides(std::make_integer_sequence<int, MAX_VECTORS>());
-  const Planes source(s, p);
+  Planes source(s, p);
   const Axis* const axis = s.axis;
   const int64_t most_taps = axis[0].count * axis[1].count * axis[2].count;
   const int64_t vectors = ((p.lines - 1) * source.ld() + p.count + VL - 1) / VL;
-  Scratch scratch(
-      4 * (Codes::SCRATCH_FLOATS + slide_code_floats(s.f) + source.floats() + source.line_floats() + vectors * VL) +
-      1024 + 2 * most_taps * static_cast<int64_t>(sizeof(int64_t)) + p.lines * static_cast<int64_t>(sizeof(Run)));
+  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + slide_code_floats(s.f) + source.floats() + source.line_floats() +
+                       (vectors + 1) * VL) +
+                  1024 + 2 * most_taps * static_cast<int64_t>(sizeof(int64_t)) +
+                  p.lines * static_cast<int64_t>(sizeof(Run)) +
+                  source.most_copies() * static_cast<int64_t>(sizeof(Copy)));
   const float* const codes = slide_codes(s.f, p, scratch);
   float* const planes = scratch.take<float>(source.floats());
   float* const line = scratch.take<float>(source.line_floats());
-  float* const sums = scratch.take<float>(vectors * VL);
+  float* const sums = scratch.take<float>((vectors + 1) * VL);
   int64_t* const distance = scratch.take<int64_t>(most_taps);
   int64_t* const columns = scratch.take<int64_t>(most_taps);
   Run* const runs = scratch.take<Run>(p.lines);
@@ -127,6 +158,7 @@ void slide_pixels(const Slide& s, const Patch& p) {
     runs[i].count = p.count;
     runs[i].q.x[2] = p.x;
   }
+  source.start(planes, line, scratch.take<Copy>(source.most_copies()));
   int64_t taps = 0;
   for (int64_t k0 = 0; k0 < axis[0].count; ++k0) {
     for (int64_t k1 = 0; k1 < axis[1].count; ++k1) {
@@ -136,10 +168,9 @@ void slide_pixels(const Slide& s, const Patch& p) {
       }
     }
   }
-  clear(planes, source.floats());
   for (int64_t i = 0; i < p.channels; ++i) {
     const int64_t channel = (p.channel + i) / s.multiplier;
-    if (!i || channel != (p.channel + i - 1) / s.multiplier) source.fill(channel, planes, line);
+    if (!i || channel != (p.channel + i - 1) / s.multiplier) source.fill(channel);
     for (int64_t at = 0; at < vectors; at += MAX_VECTORS) {
       const int64_t count = std::min<int64_t>(MAX_VECTORS, vectors - at);
       slide[count - 1](planes + at * VL, distance, codes + i, columns, taps, sums + at * VL);

@@ -41,49 +41,39 @@ float Result::bias_of(int64_t channel) const {
   return value;
 }
 
-void Result::finish(float* sums, int64_t step, int64_t count, vf32 factor, vf32 bias) const {
-  if (epilogue.relu) {
-    for (int64_t i = 0; i < count; ++i, sums += step) relu(vf32::load(sums) * factor + bias).store(sums);
-  } else {
-    for (int64_t i = 0; i < count; ++i, sums += step) (vf32::load(sums) * factor + bias).store(sums);
-  }
-}
-
-void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                          int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  const int64_t lanes = count ? runs[count - 1].lane + runs[count - 1].count : 0;
   with_dtype(side.dtype, [&](auto dtype) {
     auto* to = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
     for (int64_t c = 0; c < channels; ++c, to += side.stride[CHANNEL], sums += ld) {
-      const vf32 factor = vf32::set(factor_of(channel + c)), bias = vf32::set(bias_of(channel + c));
-      finish(sums, VL, (lanes + VL - 1) / VL, factor, bias);
+      const Finish finish{vf32::set(factor_of(channel + c)), vf32::set(bias_of(channel + c)), epilogue.relu};
       for (int64_t i = 0; i < count; ++i) {
-        write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step);
+        write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step, finish);
       }
     }
   });
 }
 
-void Result::store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+void Result::store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
-  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  const int64_t pixels = count ? runs[count - 1].lane + runs[count - 1].count : 0;
+  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2], next = side.stride[CHANNEL];
   alignas(64) float factor[VL] = {}, bias[VL] = {};
-  for (int64_t c0 = 0; c0 < channels; c0 += VL) {
-    for (int64_t i = 0; i < std::min<int64_t>(VL, channels - c0); ++i) {
-      factor[i] = factor_of(channel + c0 + i);
-      bias[i] = bias_of(channel + c0 + i);
-    }
-    finish(sums + c0, ld, pixels, vf32::load(factor), vf32::load(bias));
-  }
   with_dtype(side.dtype, [&](auto dtype) {
-    auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
-    for (int64_t i = 0; i < count; ++i) {
-      auto* to = base + offset(runs[i]);
-      const float* from = sums + runs[i].lane * ld;
-      for (int64_t p = 0; p < runs[i].count; ++p, to += step, from += ld) {
-        write<dtype>(from, channels, to, side.stride[CHANNEL]);
+    auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * next;
+    for (int64_t c0 = 0; c0 < channels; c0 += VL) {
+      const int64_t lanes = std::min<int64_t>(VL, channels - c0);
+      for (int64_t i = 0; i < lanes; ++i) {
+        factor[i] = factor_of(channel + c0 + i);
+        bias[i] = bias_of(channel + c0 + i);
+      }
+      const Finish finish{vf32::load(factor), vf32::load(bias), epilogue.relu};
+      for (int64_t i = 0; i < count; ++i) {
+        auto* to = base + offset(runs[i]) + c0 * next;
+        const float* from = sums + runs[i].lane * ld + c0;
+        for (int64_t p = 0; p < runs[i].count; ++p, to += step, from += ld) {
+          write<dtype>(from, lanes, to, next, finish);
+        }
       }
     }
   });

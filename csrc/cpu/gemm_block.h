@@ -54,10 +54,12 @@ struct Result {
   const Grid& grid;  // result pixel = q * step + shift, all inside
   Position shift;
 
-  // Sums [channel][pixel], overwritten.
-  void store_lanes(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs, int64_t count) const;
-  // Sums [pixel][channel], overwritten.
-  void store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs, int64_t count) const;
+  // Sums [channel][pixel].
+  void store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+                   int64_t count) const;
+  // Sums [pixel][channel].
+  void store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+                      int64_t count) const;
 
  private:
   int64_t offset(const Run& run) const {
@@ -69,8 +71,6 @@ struct Result {
   float factor_of(int64_t channel) const {
     return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;
   }
-  // sums[i * step] * factor + bias for `count` vectors
-  void finish(float* sums, int64_t step, int64_t count, vf32 factor, vf32 bias) const;
 };
 
 // Pixels of a task: few enough to keep every thread busy, many enough to pay for decoding the codes.
