@@ -41,6 +41,26 @@ float Result::bias_of(int64_t channel) const {
   return value;
 }
 
+// Where one load does, no lane goes through memory: a vector load of lanes just stored waits for every store before
+// them.
+Finish Result::finish_of(int64_t channel, int64_t lanes) const {
+  Finish finish{vf32::set(scale), vf32::zero(), epilogue.relu};
+  alignas(64) float values[VL] = {};
+  if (epilogue.gain && epilogue.gain_stride == 1 && lanes == VL) {
+    finish.factor = finish.factor * vf32::load(epilogue.gain + channel);
+  } else if (epilogue.gain) {
+    for (int64_t i = 0; i < lanes; ++i) values[i] = factor_of(channel + i);
+    finish.factor = vf32::load(values);
+  }
+  if (epilogue.bias && epilogue.bias_dtype == FLOAT32 && epilogue.bias_stride == 1 && lanes == VL) {
+    finish.bias = vf32::load(static_cast<const float*>(epilogue.bias) + channel);
+  } else if (epilogue.bias) {
+    for (int64_t i = 0; i < lanes; ++i) values[i] = bias_of(channel + i);
+    finish.bias = vf32::load(values);
+  }
+  return finish;
+}
+
 void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                          int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
@@ -58,16 +78,11 @@ void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t
 void Result::store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2], next = side.stride[CHANNEL];
-  alignas(64) float factor[VL] = {}, bias[VL] = {};
   with_dtype(side.dtype, [&](auto dtype) {
     auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * next;
     for (int64_t c0 = 0; c0 < channels; c0 += VL) {
       const int64_t lanes = std::min<int64_t>(VL, channels - c0);
-      for (int64_t i = 0; i < lanes; ++i) {
-        factor[i] = factor_of(channel + c0 + i);
-        bias[i] = bias_of(channel + c0 + i);
-      }
-      const Finish finish{vf32::load(factor), vf32::load(bias), epilogue.relu};
+      const Finish finish = finish_of(channel + c0, lanes);
       for (int64_t i = 0; i < count; ++i) {
         auto* to = base + offset(runs[i]) + c0 * next;
         const float* from = sums + runs[i].lane * ld + c0;

@@ -67,6 +67,7 @@ struct Result {
     for (int d = 0; d < 3; ++d) at += (run.q.x[d] * grid.step[d] + shift.x[d]) * side.stride[SPATIAL + d];
     return at;
   }
+  Finish finish_of(int64_t channel, int64_t lanes) const;  // of channels from this on
   float bias_of(int64_t channel) const;
   float factor_of(int64_t channel) const {
     return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;
