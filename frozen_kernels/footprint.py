@@ -38,8 +38,8 @@ def _own(module: nn.Module) -> list[Tensor]:
 
 
 def _frozen_state(layer: FrozenLayer) -> list[Tensor]:
-    """Everything that a frozen layer holds but its bias."""
-    return [t for t in _own(layer) if t is not layer.bias]
+    """Everything that a frozen layer holds but its bias and gain."""
+    return [t for t in _own(layer) if t is not layer.bias and t is not layer.gain]
 
 
 @dataclass
@@ -77,8 +77,8 @@ class Footprint:
     """Bytes of a model; `print` it, or `.to_json()`.
 
     `disk`: supermasks, ordinary tensors and metadata of the ticket that `save_ticket` writes (metadata None on the meta
-    device). `resident`: storages of all parameters and buffers now held, those of frozen weights and the others.
-    `dense`: the same model with dense weights. Bits are per frozen weight.
+    device, and for a folded model, which no ticket holds). `resident`: storages of all parameters and buffers now held,
+    those of frozen weights and the others. `dense`: the same model with dense weights. Bits are per frozen weight.
     """
 
     layers: list[LayerFootprint]
@@ -305,6 +305,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     stored, held = _ordinary(model, layers)
     ordinary_disk = _logical_bytes(stored)
     metadata = None
-    if layers and all(t.device.type != "meta" for t in (*model.parameters(), *model.buffers())):
+    on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
+    if layers and not on_meta and not any(layer.folded for layer in layers.values()):
         metadata = _ticket_bytes(model) - ordinary_disk - sum(row.disk for row in rows)
     return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, _peak(model, sample_input))

@@ -229,8 +229,9 @@ def finalize_(model: nn.Module) -> None:
 def to_dense(model: nn.Module) -> nn.Module:
     """A copy of the model with torch's own layers, which hold the effective weights; the model itself is unchanged.
 
-    Layers of one seed and stream share a Parameter where their weights are equal. ValueError for a model without
-    frozen layers, or on the meta device.
+    A folded gain goes into the dense weight, rounded once more; a layer with a folded ReLU becomes
+    `Sequential(layer, ReLU)`, its hooks on the inner layer. Layers of one seed and stream share a Parameter where their
+    weights are equal. ValueError for a model without frozen layers, or on the meta device.
     """
     model = copy.deepcopy(model)
     layers = frozen_layers(model)
@@ -244,7 +245,8 @@ def to_dense(model: nn.Module) -> nn.Module:
         first = first_of.setdefault((layer.seed, layer.stream, layer.device, layer.dtype), plain.weight)
         if torch.equal(first, plain.weight):
             plain.weight = first
+        new = nn.Sequential(plain, nn.ReLU()).train(layer.training) if layer.relu else plain
         if layer is model:
-            return plain
-        replace_module(model, layer, plain)
+            return new
+        replace_module(model, layer, new)
     return model

@@ -2,6 +2,9 @@
 
 All take float32, bfloat16, float16 or float64 inputs (the last on the reference) and return the input's dtype; sums are
 accumulated in float32 and rounded once. Under autocast the input is cast first, as torch's own layers do.
+
+Linear layers and convolutions give `relu(gain * W x + bias)` where `gain` and `relu=True` are passed: one float32 value
+per output channel (float64 for float64 inputs), which gets no gradient.
 """
 
 from __future__ import annotations
@@ -34,11 +37,17 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None else t.to(dtype) for t in tensors]
 
 
-def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, outputs: int) -> None:
+def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, gain: Tensor | None, outputs: int) -> None:
     if x.dtype not in FLOATS:
         raise TypeError(f"x: a floating dtype, got {x.dtype}")
     if x.device != frozen.header.device:
         raise ValueError(f"x: on {x.device}, the frozen weight is on {frozen.header.device}")
+    if gain is not None:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if gain.dtype != wide:
+            raise TypeError(f"gain: {gain.dtype}, expected {wide} for x {x.dtype}")
+        if tuple(gain.shape) != (outputs,):
+            raise ValueError(f"gain: shape {tuple(gain.shape)}, expected ({outputs},)")
     if bias is None:
         return
     if bias.dtype != x.dtype:
@@ -47,18 +56,20 @@ def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, outputs: int) -
         raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({outputs},)")
 
 
-def linear(x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None) -> Tensor:
-    """`x @ W.T + bias` for x [..., in], W [out, in], bias [out]; returns [..., out].
+def linear(
+    x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None, *, gain: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """`x @ W.T + bias` for x [..., in], W [out, in], bias [out]; returns [..., out]. `gain` and `relu`: see above.
 
     Raises ValueError or TypeError where shapes, dtypes or devices do not fit.
     """
     x, bias = _autocast(x, bias)  # type: ignore[assignment]
     if len(frozen.shape) != 2:
         raise ValueError(f"frozen: a linear weight has 2 dimensions, got shape {frozen.shape}")
-    _check(x, frozen, bias, frozen.shape[0])
+    _check(x, frozen, bias, gain, frozen.shape[0])
     if x.dim() == 0 or x.shape[-1] != frozen.shape[1]:
         raise ValueError(f"x: last dimension of shape {tuple(x.shape)} must be {frozen.shape[1]}")
-    return torch.ops.frozen_kernels.linear(x, bias, frozen.scores, *frozen.pack())
+    return torch.ops.frozen_kernels.linear(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int, least: int) -> list[int]:
@@ -108,12 +119,14 @@ def _convolution(
     padding: int | str | Sequence[int],
     dilation: int | Sequence[int],
     groups: int,
+    gain: Tensor | None,
+    relu: bool,
 ) -> Tensor:
     x, bias = _autocast(x, bias)  # type: ignore[assignment]
     batched = x.dim() != dims + 1
     x = x if batched else x.unsqueeze(0)
     _check_convolution(x, frozen, dims, frozen.shape[1] * groups, groups)
-    _check(x, frozen, bias, frozen.shape[0])
+    _check(x, frozen, bias, gain, frozen.shape[0])
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
     if padding == "same":
@@ -126,26 +139,26 @@ def _convolution(
     padding = _per_dimension("padding", padding, dims, 0)
     _check_output(conv_output_size(x.shape, frozen.shape, stride, padding, dilation), x, frozen)
     op = getattr(torch.ops.frozen_kernels, f"conv{dims}d")
-    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, groups)
+    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, groups, gain, relu)
     return y if batched else y.squeeze(0)
 
 
-def conv1d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def conv1d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
     """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; as `torch.nn.functional.conv1d`."""
-    return _convolution(1, x, frozen, bias, stride, padding, dilation, groups)
+    return _convolution(1, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
 
-def conv2d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def conv2d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
     """Convolution of x [B, C, H, W] or [C, H, W]; arguments as `torch.nn.functional.conv2d`, any memory format.
 
     The result is channels_last where x is. Raises ValueError or TypeError where shapes, dtypes or devices do not fit.
     """
-    return _convolution(2, x, frozen, bias, stride, padding, dilation, groups)
+    return _convolution(2, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
 
-def conv3d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def conv3d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
     """Convolution of x [B, C, D, H, W] or [C, D, H, W]; arguments as `torch.nn.functional.conv3d`."""
-    return _convolution(3, x, frozen, bias, stride, padding, dilation, groups)
+    return _convolution(3, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
 
 def _transposed(
@@ -158,12 +171,14 @@ def _transposed(
     output_padding: int | Sequence[int],
     groups: int,
     dilation: int | Sequence[int],
+    gain: Tensor | None,
+    relu: bool,
 ) -> Tensor:
     x, bias = _autocast(x, bias)  # type: ignore[assignment]
     batched = x.dim() != dims + 1
     x = x if batched else x.unsqueeze(0)
     _check_convolution(x, frozen, dims, frozen.shape[0], groups, transposed=True)
-    _check(x, frozen, bias, frozen.shape[1] * groups)
+    _check(x, frozen, bias, gain, frozen.shape[1] * groups)
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
     padding = _per_dimension("padding", padding, dims, 0)
@@ -174,23 +189,29 @@ def _transposed(
     size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, groups)
     _check_output(size, x, frozen)
     op = getattr(torch.ops.frozen_kernels, f"conv_transpose{dims}d")
-    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, groups)
+    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, groups, gain, relu)
     return y if batched else y.squeeze(0)
 
 
-def conv_transpose1d(x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Tensor:
+def conv_transpose1d(
+    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+) -> Tensor:
     """Transposed convolution of x [B, C, L], W [C, C_out / groups, k]; as `torch.nn.functional.conv_transpose1d`."""
-    return _transposed(1, x, frozen, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(1, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
 
 
-def conv_transpose2d(x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Tensor:
+def conv_transpose2d(
+    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+) -> Tensor:
     """Transposed convolution of x [B, C, H, W]; arguments as `torch.nn.functional.conv_transpose2d`."""
-    return _transposed(2, x, frozen, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(2, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
 
 
-def conv_transpose3d(x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Tensor:
+def conv_transpose3d(
+    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+) -> Tensor:
     """Transposed convolution of x [B, C, D, H, W]; arguments as `torch.nn.functional.conv_transpose3d`."""
-    return _transposed(3, x, frozen, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(3, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
 
 
 def padding_row(rows: int, padding_idx: int) -> int:

@@ -44,8 +44,10 @@ class FrozenLayer(nn.Module):
     """A layer whose weight is a seed, a partition and a supermask.
 
     Saved state: `header` int32 [8] (seed, stream, generation, thresholds, scale, code), `supermask` uint8
-    [ceil(free / 8)], `weight_shape`, `scores` [free] while searching, and `bias`. Planes and offsets are derived and
-    not saved.
+    [ceil(free / 8)], `weight_shape`, `scores` [free] while searching, `bias`, and `gain` where the layer is folded.
+    Planes and offsets are derived and not saved.
+    A folded layer gives `relu(gain * W x + bias)`: `gain`, a buffer with one float32 value per output channel (float64
+    in a float64 layer), None by default, and `relu`, an attribute, False by default. Embeddings have neither.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, and `state`, a header on the CPU and a supermask to hold without scores.
@@ -58,6 +60,7 @@ class FrozenLayer(nn.Module):
     draw: Tensor | None
     dense: Tensor | None
     bias: Tensor | None
+    gain: Tensor | None
     scores: nn.Parameter | None
 
     def __init__(
@@ -93,6 +96,8 @@ class FrozenLayer(nn.Module):
         self.register_buffer("supermask", None, persistent=False)
         for name in _DERIVED:
             self.register_buffer(name, None, persistent=False)
+        self.register_buffer("gain", None)
+        self.relu = False
         self.register_parameter("scores", None)
         if bias is None:
             self.register_parameter("bias", None)
@@ -131,6 +136,11 @@ class FrozenLayer(nn.Module):
         return fmt.header_fields(self.header)["scale"]
 
     @property
+    def folded(self) -> bool:
+        """Whether the layer applies a gain or a ReLU beside its weight and bias."""
+        return self.gain is not None or self.relu
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many weights are pruned, locked and free, and how many of all are kept."""
         pruned, locked, free = self._counts
@@ -139,6 +149,7 @@ class FrozenLayer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
+        self.gain, self.relu = None, False
         config, on_cpu = self.config, torch.device("cpu")
         with on_cpu:
             seed, stream = self._identity["seed"], self._identity["stream"]
@@ -251,8 +262,11 @@ class FrozenLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The effective weight, materialised in the layer's dtype; its gradient goes to the scores."""
+        """The effective weight, materialised in the layer's dtype, without a gain; its gradient goes to the scores."""
         return self.frozen.weight(self.dtype)
+
+    def _times_gain(self, weight: Tensor, gain: Tensor) -> Tensor:
+        return weight * gain.view(-1, *[1] * (weight.dim() - 1))
 
     def partition(self) -> Tensor:
         """int8 of the weight's shape: -1 pruned, 0 free, +1 locked."""
@@ -288,8 +302,11 @@ class FrozenLayer(nn.Module):
             raise TypeError(f"x: {x.dtype} does not match the layer's {self.dtype}")
 
     def _apply(self, fn, recurse: bool = True):
-        before = self.dtype
+        before, gain = self.dtype, self.gain
         super()._apply(fn, recurse)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        if gain is not None and self._buffers["gain"].dtype != wide:  # type: ignore[union-attr]
+            self.gain = gain.to(self.device, wide)  # a half precision layer keeps the gain it was given
         if self.dtype != before and self.dense is not None and self.device.type != "meta":
             # rounded once from the format, not twice through the old dtype
             self._take(self._record()._replace(dense=None), "dense")
@@ -341,9 +358,11 @@ class FrozenLayer(nn.Module):
         if (header is None) != (supermask is None):
             present, absent = ("header", "supermask") if supermask is None else ("supermask", "header")
             return f"{prefix}{present}: the state has no {prefix}{absent}, and one means nothing without the other"
-        bias, scores = state.get(prefix + "bias"), state.get(prefix + "scores")
-        if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
-            return f"{prefix}bias: {list(bias.shape)} in the state, {list(self.bias.shape)} in the layer"
+        scores = state.get(prefix + "scores")
+        for name, own in (("bias", self.bias), ("gain", self.gain)):
+            given = state.get(prefix + name)
+            if given is not None and own is not None and given.shape != own.shape:
+                return f"{prefix}{name}: {list(given.shape)} in the state, {list(own.shape)} in the layer"
         if header is None or header.device.type == "meta":
             return None
         try:
@@ -362,9 +381,11 @@ class FrozenLayer(nn.Module):
 
     def extra_repr(self) -> str:
         config = self.config
+        folded = f", gain={self.gain is not None}, relu={self.relu}" if self.folded else ""
+        dtype = str(self.dtype).split(".")[-1]
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
-            f"freeze_ratio={config.freeze_ratio:g}, residency={self.residency}, dtype={str(self.dtype).split('.')[-1]}"
+            f"freeze_ratio={config.freeze_ratio:g}, residency={self.residency}, dtype={dtype}{folded}"
         )
 
 

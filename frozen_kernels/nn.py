@@ -58,7 +58,7 @@ class FrozenLinear(FrozenLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return functional.linear(x, self.frozen, self.bias)
+        return functional.linear(x, self.frozen, self.bias, gain=self.gain, relu=self.relu)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -132,8 +132,8 @@ class _FrozenConv(_FrozenConvBase):
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._pad_both_sides, mode=self.padding_mode), 0
-        function = type(self)._function
-        return function(x, self.frozen, self.bias, self.stride, padding, self.dilation, self.groups)
+        function, geometry = type(self)._function, (self.stride, padding, self.dilation, self.groups)
+        return function(x, self.frozen, self.bias, *geometry, gain=self.gain, relu=self.relu)
 
 
 class FrozenConv1d(_FrozenConv):
@@ -195,9 +195,13 @@ class _FrozenConvTranspose(_FrozenConvBase):
                 self, x, output_size, self.stride, self.padding, self.kernel_size, dims, self.dilation
             )
         function = type(self)._function
-        return function(
-            x, self.frozen, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-        )
+        geometry = (self.stride, self.padding, output_padding, self.groups, self.dilation)
+        return function(x, self.frozen, self.bias, *geometry, gain=self.gain, relu=self.relu)
+
+    def _times_gain(self, weight: Tensor, gain: Tensor) -> Tensor:
+        # columns are the channels of one group
+        by_group = weight.view(self.groups, -1, *self.shape[1:])
+        return (by_group * gain.view(self.groups, 1, -1, *[1] * len(self.kernel_size))).view(self.shape)
 
 
 class FrozenConvTranspose1d(_FrozenConvTranspose):
@@ -294,9 +298,13 @@ TWINS: dict[type[nn.Module], type[FrozenLayer]] = {
 
 
 def plain_twin(layer: Any) -> Any:
-    """The torch layer with the effective weight of a frozen one, and its bias, hooks and train mode."""
+    """The torch layer with the effective weight of a frozen one, times its gain, and its bias, hooks and train mode."""
     plain = layer._plain()
-    plain.weight = nn.Parameter(layer.weight.detach())
+    weight = layer.weight.detach()
+    if layer.gain is not None:
+        exact = layer.frozen.weight(layer.gain.dtype).detach()
+        weight = layer._times_gain(exact, layer.gain).to(layer.dtype)
+    plain.weight = nn.Parameter(weight)
     return _adopt(plain, layer)
 
 

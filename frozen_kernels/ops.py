@@ -23,6 +23,8 @@ PACK = (
     "str code, int[] shape"
 )
 PACK_ARGS = 8
+# of a layer's result y = relu(gain * W x + bias), one gain per output channel; left out where the default
+_EPILOGUE = "Tensor? gain=None, bool relu=False"
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
 
@@ -59,14 +61,14 @@ SCHEMAS: dict[str, str] = {
     # layers
     "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
     "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
-    "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}) -> Tensor",
+    "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_EPILOGUE}) -> Tensor",
     "linear_grad_input": f"(Tensor grad, {PACK}) -> Tensor",
     "linear_grad_scores": f"(Tensor grad, Tensor x, Tensor scores, {PACK}) -> Tensor",
     "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
     "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
 }
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
-    SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}) -> Tensor"
+    SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
     SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}) -> Tensor"
     SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
 
@@ -208,7 +210,7 @@ def shape_weight(scores, header, supermask, offsets, keep, draw, dense, code, sh
 
 
 @_shape
-def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense, code, shape):
+def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense, code, shape, gain=None, relu=False):
     torch._check(x.shape[-1] == shape[1], lambda: f"x: last dimension {x.shape[-1]}, the weight has {shape[1]}")
     return x.new_empty(*x.shape[:-1], shape[0])
 
@@ -238,9 +240,9 @@ def shape_linear_grad_scores(grad, x, scores, *args):
     return torch.empty_like(scores)
 
 
-def _shape_convolution(name: str, output_size: Callable) -> None:
+def _shape_convolution(name: str, geometry_args: int, output_size: Callable) -> None:
     def shape_forward(x, bias, scores, *args):
-        shape, geometry = args[PACK_ARGS - 1], args[PACK_ARGS:]
+        shape, geometry = args[PACK_ARGS - 1], args[PACK_ARGS : PACK_ARGS + geometry_args]
         return x.new_empty(output_size(x.shape, shape, *geometry)).to(memory_format=memory_format_of(x))
 
     def shape_grad_input(grad, input_size, *args):
@@ -258,9 +260,9 @@ def _shape_convolution(name: str, output_size: Callable) -> None:
 
 
 for _name in CONVOLUTIONS:
-    _shape_convolution(_name, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
+    _shape_convolution(_name, 4, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
 for _name in TRANSPOSED_CONVOLUTIONS:
-    _shape_convolution(_name, conv_transpose_output_size)
+    _shape_convolution(_name, 5, conv_transpose_output_size)
 
 
 def _save(ctx, pack: Sequence, *tensors: Tensor | None) -> None:
@@ -302,12 +304,15 @@ def _embedding_backward(ctx, grad):
 
 
 def _layer_setup(ctx, inputs, output):
-    x, bias, scores, *rest = inputs
+    x, bias, scores, *rest, gain, relu = inputs
+    if gain is not None and gain.requires_grad:
+        raise ValueError("gain: requires_grad, but a folded gain gets no gradient; pass gain.detach()")
     ctx.geometry = tuple(rest[PACK_ARGS:])
     ctx.bias_dtype = bias.dtype if bias is not None else None
     ctx.input_size = x.shape
-    # x is read by the score gradient alone
-    _save(ctx, rest[:PACK_ARGS], x if scores is not None and scores.requires_grad else None, scores)
+    # x is read by the score gradient alone, the result by the gradient of relu
+    read_x = scores is not None and scores.requires_grad
+    _save(ctx, rest[:PACK_ARGS], x if read_x else None, scores, gain, output if relu else None)
 
 
 def _grad_bias(ctx, grad: Tensor, channel: int) -> Tensor | None:
@@ -317,22 +322,34 @@ def _grad_bias(ctx, grad: Tensor, channel: int) -> Tensor | None:
     return (grad.sum(dims) if dims else grad.clone()).to(ctx.bias_dtype)
 
 
+def _epilogue_backward(ctx, grad: Tensor, gain: Tensor | None, y: Tensor | None, channel: int):
+    """Gradients of the product of weight and input, and of the bias."""
+    if y is not None:
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+    grad_bias = _grad_bias(ctx, grad, channel)
+    if gain is not None:
+        grad = (grad * gain.view(-1, *[1] * (grad.dim() - 1 - channel))).to(grad.dtype)
+    return grad, grad_bias
+
+
 def _linear_backward(ctx, grad):
-    (x, scores), pack = _restore(ctx, 2)
+    (x, scores, gain, y), pack = _restore(ctx, 4)
+    grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, grad.dim() - 1)
     grad_x = _op("linear_grad_input")(grad, *pack) if ctx.needs_input_grad[0] else None
     grad_scores = _op("linear_grad_scores")(grad, x, scores, *pack) if ctx.needs_input_grad[2] else None
-    return grad_x, _grad_bias(ctx, grad, grad.dim() - 1), grad_scores, *_NO_PACK
+    return grad_x, grad_bias, grad_scores, *_NO_PACK, None, None
 
 
 def _convolution_backward(name: str) -> Callable:
     def backward(ctx, grad):
-        (x, scores), pack = _restore(ctx, 2)
+        (x, scores, gain, y), pack = _restore(ctx, 4)
+        grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, 1)
         grad_x = grad_scores = None
         if ctx.needs_input_grad[0]:
             grad_x = _op(f"{name}_grad_input")(grad, ctx.input_size, *pack, *ctx.geometry)
         if ctx.needs_input_grad[2]:
             grad_scores = _op(f"{name}_grad_scores")(grad, x, scores, *pack, *ctx.geometry)
-        return grad_x, _grad_bias(ctx, grad, 1), grad_scores, *_NO_PACK, *(None for _ in ctx.geometry)
+        return grad_x, grad_bias, grad_scores, *_NO_PACK, *(None for _ in ctx.geometry), None, None
 
     return backward
 

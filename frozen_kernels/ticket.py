@@ -106,6 +106,10 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
     for name, layer in layers.items():
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no supermask")
+        if layer.folded:
+            raise ValueError(
+                f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
+            )
         record, supermask = _record_of(name, layer), layer.packed_supermask().cpu()
         first = first_of.setdefault((layer.seed, layer.stream), record)
         if first is record:
@@ -126,8 +130,8 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     or not at all, and the same model always gives the same bytes.
 
     Raises:
-        ValueError: no frozen layers, a bare layer, tensors on the meta device or of a dtype that safetensors lacks, or
-            two layers that share seed and stream but not their state. Nothing is written.
+        ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
+            safetensors lacks, or two layers that share seed and stream but not their state. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
     """
     _check_root(model)

@@ -22,7 +22,15 @@ from frozen_kernels.backends.triton import kernels, ops
 from frozen_kernels.format import CODES
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
-POINTERS = {"header": "i32", "supermask": "u8", "offsets": "i64", "keep": "i32", "normal_table": "fp32", "bias": "fp32"}
+POINTERS = {
+    "header": "i32",
+    "supermask": "u8",
+    "offsets": "i64",
+    "keep": "i32",
+    "normal_table": "fp32",
+    "bias": "fp32",
+    "gain": "fp32",
+}
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # kernel, residency, code, dtype
 CASES = [
@@ -40,7 +48,7 @@ def arguments(kernel: str, residency: str, code: str, dtype: torch.dtype) -> tup
     if kernel == "weight":
         constants |= {"ROWS": ops.WEIGHT_ROWS, "TAPS": 1}
     else:
-        constants |= {"ROWS": ops.LINEAR_ROWS, "BATCH": ops.batch_tile(1 << 20, dtype), "x_col_stride": 1}
+        constants |= {"ROWS": ops.LINEAR_ROWS, "BATCH": ops.batch_tile(1 << 20, dtype), "x_col_stride": 1, "RELU": True}
     absent = ["keep", "draw"] if residency == "seed" else ["supermask", "offsets"]
     absent += [] if code == "normal" else ["normal_table"]
     constants |= dict.fromkeys(absent)

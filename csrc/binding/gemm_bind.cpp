@@ -16,8 +16,8 @@ namespace {
 
 // pointer, dtype, strides of batch, channel and three spatial dimensions in elements
 using Side = std::array<int64_t, 7>;
-// pointer, dtype, stride; pointer 0 for none
-using BiasArgs = std::array<int64_t, 3>;
+// bias: pointer, dtype, stride; gain, float32: pointer, stride; relu. A pointer is 0 for none.
+using EpilogueArgs = std::array<int64_t, 6>;
 // batch, groups, then by spatial dimension: wide size, narrow size, taps, stride, padding, dilation
 using Sizes = std::array<int64_t, 20>;
 
@@ -27,8 +27,9 @@ Activations to_activations(const Side& side) {
   return a;
 }
 
-Bias to_bias(const BiasArgs& bias) {
-  return {pointer<const void>(bias[0]), to_dtype(static_cast<int>(bias[1])), bias[2]};
+Epilogue to_epilogue(const EpilogueArgs& a) {
+  return {
+      pointer<const void>(a[0]), to_dtype(static_cast<int>(a[1])), a[2], pointer<const float>(a[3]), a[4], a[5] != 0};
 }
 
 void require_at_least(const char* what, int64_t got, int64_t least) {
@@ -63,20 +64,21 @@ Geometry to_geometry(const Frozen& f, const Sizes& sizes) {
   return g;
 }
 
-void convolve(const Pack& pack, const Sizes& sizes, const Side& wide, const Side& narrow, const BiasArgs& bias,
+void convolve(const Pack& pack, const Sizes& sizes, const Side& wide, const Side& narrow, const EpilogueArgs& epilogue,
               int threads) {
   const Frozen f = to_frozen(pack);
   const Geometry g = to_geometry(f, sizes);
   const py::gil_scoped_release unlocked;
-  active_gemm_kernels().convolve(f, g, to_activations(wide), to_activations(narrow), to_bias(bias), threads);
+  active_gemm_kernels().convolve(f, g, to_activations(wide), to_activations(narrow), to_epilogue(epilogue), threads);
 }
 
 void convolve_transposed(const Pack& pack, const Sizes& sizes, const Side& narrow, const Side& wide,
-                         const BiasArgs& bias, int threads) {
+                         const EpilogueArgs& epilogue, int threads) {
   const Frozen f = to_frozen(pack);
   const Geometry g = to_geometry(f, sizes);
   const py::gil_scoped_release unlocked;
-  active_gemm_kernels().convolve_transposed(f, g, to_activations(narrow), to_activations(wide), to_bias(bias), threads);
+  active_gemm_kernels().convolve_transposed(f, g, to_activations(narrow), to_activations(wide), to_epilogue(epilogue),
+                                            threads);
 }
 
 void score_gradient(const Pack& pack, const Sizes& sizes, const Side& wide, const Side& narrow, int64_t scores,
@@ -93,10 +95,10 @@ void score_gradient(const Pack& pack, const Sizes& sizes, const Side& wide, cons
 }  // namespace
 
 void bind_gemm(py::module_& m) {
-  m.def("convolve", &convolve, py::arg("pack"), py::arg("sizes"), py::arg("wide"), py::arg("narrow"), py::arg("bias"),
-        py::arg("threads"), "narrow = W wide * scale + bias");
+  m.def("convolve", &convolve, py::arg("pack"), py::arg("sizes"), py::arg("wide"), py::arg("narrow"),
+        py::arg("epilogue"), py::arg("threads"), "narrow = relu(W wide * scale * gain + bias)");
   m.def("convolve_transposed", &convolve_transposed, py::arg("pack"), py::arg("sizes"), py::arg("narrow"),
-        py::arg("wide"), py::arg("bias"), py::arg("threads"), "wide = W^T narrow * scale + bias");
+        py::arg("wide"), py::arg("epilogue"), py::arg("threads"), "wide = relu(W^T narrow * scale * gain + bias)");
   m.def("score_gradient", &score_gradient, py::arg("pack"), py::arg("sizes"), py::arg("wide"), py::arg("narrow"),
         py::arg("scores"), py::arg("out"), py::arg("count"), py::arg("dtype"), py::arg("threads"),
         "out = sign(scores) * dL/dW * code * scale of the free weights, in stream order");

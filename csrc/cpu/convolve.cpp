@@ -1,6 +1,6 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
-#include "gemm_block.h"
+#include "depthwise.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -115,7 +115,7 @@ void Task::over_rows(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels)
 }  // namespace
 
 void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide_side, const Activations& narrow_side,
-              const Bias& bias, int threads) {
+              const Epilogue& epilogue, int threads) {
   Geometry g = geometry;
   Activations wide = wide_side, narrow = narrow_side;
   merge_pixels(g, wide, narrow);
@@ -125,8 +125,9 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
   const Layer layer(f, g);
+  if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, epilogue, threads);
 
-  const Result result{narrow, f.scale, bias, out, Position{}};
+  const Result result{narrow, f.scale, epilogue, out, Position{}};
 #if FK_ISA_LEVEL >= 3
   if (tiles_serve(layer, pixels)) return convolve_tiles(f, g, wide, result, grid, threads);
 #endif

@@ -2,7 +2,7 @@
 // Every result is a sum over blocks of DEPTH rows of its group, in order, and inside a block over taps, one chain each.
 #include <vector>
 
-#include "gemm_block.h"
+#include "depthwise.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -167,13 +167,14 @@ void Task::over_channels(int64_t group, int64_t channel, int64_t channels, int64
 }  // namespace
 
 void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activations& narrow_side,
-                         const Activations& wide_side, const Bias& bias, int threads) {
+                         const Activations& wide_side, const Epilogue& epilogue, int threads) {
   Geometry g = geometry;
   Activations narrow = narrow_side, wide = wide_side;
   merge_pixels(g, narrow, wide);
   const int64_t wide_pixels = g.batch * g.wide[0] * g.wide[1] * g.wide[2];
   if (!wide_pixels || !f.cols) return;
   const Layer layer(f, g);
+  if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, epilogue, threads);
 
   const int64_t residue_pixels = wide_pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
   const bool few_channels = layer.channels < VL;
@@ -218,7 +219,7 @@ void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activa
     const int64_t pixels = std::min(r.pixel_block, r.grid.pixels() - pixel0);
     const int64_t group = block / channel_blocks() * group_block, channel = block % channel_blocks() * channel_block;
     const int64_t channels = std::min(channel_block, layer.channels - channel);
-    const Task task{f, layer, narrow, r, Result{wide, f.scale, bias, r.out, r.at}};
+    const Task task{f, layer, narrow, r, Result{wide, f.scale, epilogue, r.out, r.at}};
     if (pixel_lanes) {
       task.over_pixels(group, std::min(group_block, layer.groups - group), channel, channels, pixel0, pixels);
     } else {

@@ -27,19 +27,23 @@ struct Geometry {
   int64_t tap_count() const { return taps[0] * taps[1] * taps[2]; }
 };
 
-struct Bias {
-  const void* data;  // one value per channel of the result, or null
-  int dtype;
-  int64_t stride;
+// What becomes of a sum: relu(sum * scale * gain + bias), with one bias and one gain per channel of the result.
+struct Epilogue {
+  const void* bias;  // or null
+  int bias_dtype;
+  int64_t bias_stride;
+  const float* gain;  // or null
+  int64_t gain_stride;
+  bool relu;  // as torch's: NaN stays NaN
 };
 
 struct GemmKernels {
-  // narrow = W wide * scale + bias
+  // narrow = epilogue of W wide
   void (*convolve)(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-                   const Bias& bias, int threads);
-  // wide = W^T narrow * scale + bias
+                   const Epilogue& epilogue, int threads);
+  // wide = epilogue of W^T narrow
   void (*convolve_transposed)(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                              const Bias& bias, int threads);
+                              const Epilogue& epilogue, int threads);
   // out[i] = sign(scores[i]) * (narrow wide^T)[free weight i] * code * scale
   void (*score_gradient)(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
                          const void* scores, void* out, int scores_dtype, int threads);

@@ -32,56 +32,62 @@ void merge_pixels(Geometry& g, Activations& a, Activations& b) {
 }
 
 float Result::bias_of(int64_t channel) const {
-  if (!bias.data) return 0.0f;
+  if (!epilogue.bias) return 0.0f;
   float value = 0.0f;
-  with_dtype(bias.dtype, [&](auto dtype) {
-    value = load_one<dtype>(static_cast<const typename Element<dtype>::Type*>(bias.data) + channel * bias.stride);
+  with_dtype(epilogue.bias_dtype, [&](auto dtype) {
+    const auto* const bias = static_cast<const typename Element<dtype>::Type*>(epilogue.bias);
+    value = load_one<dtype>(bias + channel * epilogue.bias_stride);
   });
   return value;
 }
 
-void Result::store_lanes(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+// Where one load does, no lane goes through memory: a vector load of lanes just stored waits for every store before
+// them.
+Finish Result::finish_of(int64_t channel, int64_t lanes) const {
+  Finish finish{vf32::set(scale), vf32::zero(), epilogue.relu};
+  alignas(64) float values[VL] = {};
+  if (epilogue.gain && epilogue.gain_stride == 1 && lanes == VL) {
+    finish.factor = finish.factor * vf32::load(epilogue.gain + channel);
+  } else if (epilogue.gain) {
+    for (int64_t i = 0; i < lanes; ++i) values[i] = factor_of(channel + i);
+    finish.factor = vf32::load(values);
+  }
+  if (epilogue.bias && epilogue.bias_dtype == FLOAT32 && epilogue.bias_stride == 1 && lanes == VL) {
+    finish.bias = vf32::load(static_cast<const float*>(epilogue.bias) + channel);
+  } else if (epilogue.bias) {
+    for (int64_t i = 0; i < lanes; ++i) values[i] = bias_of(channel + i);
+    finish.bias = vf32::load(values);
+  }
+  return finish;
+}
+
+void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                          int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  const int64_t lanes = count ? runs[count - 1].lane + runs[count - 1].count : 0;
   with_dtype(side.dtype, [&](auto dtype) {
     auto* to = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
     for (int64_t c = 0; c < channels; ++c, to += side.stride[CHANNEL], sums += ld) {
-      const vf32 add = vf32::set(bias_of(channel + c)), by = vf32::set(scale);
-      for (int64_t i = 0; i < lanes; i += VL) (vf32::load(sums + i) * by + add).store(sums + i);
+      const Finish finish{vf32::set(factor_of(channel + c)), vf32::set(bias_of(channel + c)), epilogue.relu};
       for (int64_t i = 0; i < count; ++i) {
-        write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step);
+        write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step, finish);
       }
     }
   });
 }
 
-void Result::store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+void Result::store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
-  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
-  const vf32 by = vf32::set(scale);
+  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2], next = side.stride[CHANNEL];
   with_dtype(side.dtype, [&](auto dtype) {
-    auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
-    // A block of channels at a time, so that their biases stay in registers.
-    constexpr int64_t BLOCK = 4 * VL;
-    for (int64_t c0 = 0; c0 < channels; c0 += BLOCK) {
-      const int64_t block = std::min(BLOCK, channels - c0);
-      alignas(64) float add[BLOCK];
-      for (int64_t i = 0; i < BLOCK; ++i) add[i] = i < block ? bias_of(channel + c0 + i) : 0.0f;
+    auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * next;
+    for (int64_t c0 = 0; c0 < channels; c0 += VL) {
+      const int64_t lanes = std::min<int64_t>(VL, channels - c0);
+      const Finish finish = finish_of(channel + c0, lanes);
       for (int64_t i = 0; i < count; ++i) {
-        auto* to = base + offset(runs[i]) + c0 * side.stride[CHANNEL];
-        float* from = sums + runs[i].lane * ld + c0;
+        auto* to = base + offset(runs[i]) + c0 * next;
+        const float* from = sums + runs[i].lane * ld + c0;
         for (int64_t p = 0; p < runs[i].count; ++p, to += step, from += ld) {
-          if (block == BLOCK && side.stride[CHANNEL] == 1) {
-            for (int64_t j = 0; j < BLOCK; j += VL) {
-              store_vector<dtype>(to + j, vf32::load(from + j) * by + vf32::load(add + j));
-            }
-          } else {
-            for (int64_t j = 0; j < block; j += VL) {
-              (vf32::load(from + j) * by + vf32::load(add + j)).store(from + j);
-            }
-            write<dtype>(from, block, to, side.stride[CHANNEL]);
-          }
+          write<dtype>(from, lanes, to, next, finish);
         }
       }
     }

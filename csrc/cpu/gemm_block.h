@@ -19,10 +19,10 @@ inline Position tap_position(const Geometry& g, int64_t tap) {
   return {{tap / (g.taps[1] * g.taps[2]), tap / g.taps[2] % g.taps[1], tap % g.taps[2]}};
 }
 
-void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow, const Bias& bias,
-              int threads);
+void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+              const Epilogue& epilogue, int threads);
 void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                         const Bias& bias, int threads);
+                         const Epilogue& epilogue, int threads);
 void score_gradient(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
                     const void* scores, void* out, int scores_dtype, int threads);
 
@@ -46,18 +46,20 @@ inline Position narrow_shift(const Geometry& g, int64_t tap) {
   return p;
 }
 
-// Scale and bias of `channels` channels of a result from `channel` on; then the whole block of sums is stored.
+// The epilogue of `channels` channels of a result from `channel` on; then the whole block of sums is stored.
 struct Result {
   const Activations& side;
   float scale;
-  const Bias& bias;
+  const Epilogue& epilogue;
   const Grid& grid;  // result pixel = q * step + shift, all inside
   Position shift;
 
-  // Sums [channel][pixel], overwritten.
-  void store_lanes(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs, int64_t count) const;
-  // Sums [pixel][channel], overwritten.
-  void store_channels(float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs, int64_t count) const;
+  // Sums [channel][pixel].
+  void store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+                   int64_t count) const;
+  // Sums [pixel][channel].
+  void store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
+                      int64_t count) const;
 
  private:
   int64_t offset(const Run& run) const {
@@ -65,7 +67,11 @@ struct Result {
     for (int d = 0; d < 3; ++d) at += (run.q.x[d] * grid.step[d] + shift.x[d]) * side.stride[SPATIAL + d];
     return at;
   }
+  Finish finish_of(int64_t channel, int64_t lanes) const;  // of channels from this on
   float bias_of(int64_t channel) const;
+  float factor_of(int64_t channel) const {
+    return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;
+  }
 };
 
 #if FK_ISA_LEVEL >= 3

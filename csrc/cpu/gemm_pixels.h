@@ -110,6 +110,28 @@ FK_INLINE void store_vector(typename Element<DTYPE>::Type* p, vf32 x) {
   if constexpr (DTYPE == FLOAT16) store_f16(p, x);
 }
 
+// The first `count` < VL lanes.
+template <int DTYPE>
+FK_INLINE void store_first(typename Element<DTYPE>::Type* p, vf32 x, int64_t count) {
+#if FK_ISA_LEVEL >= 2
+  if constexpr (DTYPE == FLOAT32) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), x.v);
+#elif FK_ISA_LEVEL == 1
+  if constexpr (DTYPE == FLOAT32) {
+    const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), vu32::iota().v);
+    return _mm256_maskstore_ps(p, lanes, x.v);
+  }
+#endif
+  alignas(64) typename Element<DTYPE>::Type all[VL];
+  store_vector<DTYPE>(all, x);
+#if FK_ISA_LEVEL >= 2
+  if constexpr (DTYPE != FLOAT32) {
+    const __m256i halves = _mm256_load_si256(reinterpret_cast<const __m256i*>(all));
+    return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u), halves);
+  }
+#endif
+  memcpy(p, all, static_cast<size_t>(count) * sizeof(*p));
+}
+
 // Calls fn(std::integral_constant<int, dtype>).
 template <class Fn>
 FK_INLINE void with_dtype(int dtype, const Fn& fn) {
@@ -155,14 +177,32 @@ FK_INLINE void read(const typename Element<DTYPE>::Type* from, int64_t step, int
   for (; i < count; ++i) to[i] = load_one<DTYPE>(from + i * step);
 }
 
-// to[i * step] = from[i], rounded
-template <int DTYPE>
-FK_INLINE void write(const float* from, int64_t count, typename Element<DTYPE>::Type* to, int64_t step) {
-  int64_t i = 0;
-  if (step == 1) {
-    for (; i + VL <= count; i += VL) store_vector<DTYPE>(to + i, vf32::load(from + i));
+// What becomes of sums before they are rounded.
+struct Finish {
+  vf32 factor, bias;
+  bool with_relu;
+
+  FK_INLINE vf32 operator()(vf32 sum) const {
+    const vf32 x = sum * factor + bias;
+    return with_relu ? relu(x) : x;
   }
-  for (; i < count; ++i) store_one<DTYPE>(to + i * step, from[i]);
+};
+
+// to[i * step] = finish(from[i]), rounded. Reads up to the next multiple of VL.
+template <int DTYPE>
+FK_INLINE void write(const float* from, int64_t count, typename Element<DTYPE>::Type* to, int64_t step,
+                     const Finish& finish) {
+  if (step == 1) {
+    int64_t i = 0;
+    for (; i + VL <= count; i += VL) store_vector<DTYPE>(to + i, finish(vf32::load(from + i)));
+    if (i < count) store_first<DTYPE>(to + i, finish(vf32::load(from + i)), count - i);
+    return;
+  }
+  for (int64_t i = 0; i < count; i += VL) {
+    alignas(64) float rest[VL];
+    finish(vf32::load(from + i)).store(rest);
+    for (int64_t j = 0; j < std::min<int64_t>(VL, count - i); ++j) store_one<DTYPE>(to + (i + j) * step, rest[j]);
+  }
 }
 
 inline void clear(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count) * sizeof(float)); }

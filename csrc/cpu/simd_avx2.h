@@ -58,6 +58,7 @@ FK_INLINE vf32 operator+(vf32 a, vf32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator-(vf32 a, vf32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator*(vf32 a, vf32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 FK_INLINE vf32 fma(vf32 a, vf32 b, vf32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+FK_INLINE vf32 relu(vf32 a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // of a NaN: the second operand
 FK_INLINE vf32 as_float(vu32 a) { return {_mm256_castsi256_ps(a.v)}; }
 FK_INLINE vu32 as_bits(vf32 a) { return {_mm256_castps_si256(a.v)}; }
 FK_INLINE vf32 to_float(vu32 a) { return {_mm256_cvtepi32_ps(a.v)}; }  // signed lanes

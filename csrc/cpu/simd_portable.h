@@ -82,6 +82,7 @@ FK_INLINE vf32 fma(vf32 a, vf32 b, vf32 c) { return {a.v * b.v + c.v}; }
 FK_INLINE vf32 as_float(vu32 a) { return {(lanes_f32)a.v}; }
 FK_INLINE vu32 as_bits(vf32 a) { return {(lanes_u32)a.v}; }
 FK_INLINE vf32 to_float(vu32 a) { return {__builtin_convertvector((lanes_i32)a.v, lanes_f32)}; }  // signed lanes
+FK_INLINE vf32 relu(vf32 a) { return {(lanes_f32)((lanes_u32)a.v & ~(lanes_u32)(a.v < 0.0f))}; }  // NaN is not below 0
 
 FK_INLINE vmask test(vu32 a, vu32 b) { return {(lanes_u32)((a.v & b.v) != 0u)}; }
 FK_INLINE vmask equal(vu32 a, vu32 b) { return {(lanes_u32)(a.v == b.v)}; }

@@ -83,37 +83,42 @@ def candidates(op: str, device: torch.device) -> Iterator[str]:
             yield name
 
 
-def _run_forced(name: str, op: str, args: tuple):
+def _run_forced(name: str, op: str, args: tuple, options: dict):
     implementation = getattr(_module(name), op, None)
     if implementation is None:
         raise RuntimeError(f"backend {name!r} has no {op}")
     try:
-        return implementation(*args)
+        return implementation(*args, **options)
     except Unsupported as why:
         raise RuntimeError(f"backend {name!r} cannot run {op}: {why}") from None
 
 
-def _choose(op: str, args: tuple):
+def _choose(op: str, args: tuple, options: dict):
     if _forced is not None:
-        return _run_forced(_forced, op, args)
+        return _run_forced(_forced, op, args, options)
     for name in candidates(op, _device_of(args)):
         try:
-            return getattr(_module(name), op)(*args)
+            return getattr(_module(name), op)(*args, **options)
         except Unsupported:
             continue
     raise RuntimeError(f"{op}: no backend serves these arguments")
 
 
 def _chooser(op: str) -> Callable:
-    arguments = [a.name for a in getattr(getattr(torch.ops, NAMESPACE), op).default._schema.arguments]
+    schema = getattr(getattr(torch.ops, NAMESPACE), op).default._schema
+    arguments = [a.name for a in schema.arguments]
     dense = arguments.index("dense") if "dense" in arguments else None
+    plain = sum(not a.has_default_value() for a in schema.arguments)
 
     def choose(*args):
+        options = {}
+        if len(args) > plain:  # implementations take what has a default by keyword
+            args, options = args[:plain], dict(zip(arguments[plain:], args[plain:], strict=False))
         if dense is None or args[dense] is None:
-            return _choose(op, args)
+            return _choose(op, args, options)
         if op.endswith("_grad_scores"):  # reads codes and partition, never the weight
-            return _choose(op, (*args[:dense], None, *args[dense + 1 :]))
-        return getattr(_module("reference"), op)(*args)
+            return _choose(op, (*args[:dense], None, *args[dense + 1 :]), options)
+        return getattr(_module("reference"), op)(*args, **options)
 
     choose.__name__ = f"choose_{op}"
     return choose

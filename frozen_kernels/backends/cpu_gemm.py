@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..format import memory_format_of
+from . import Unsupported
 from .cpu import _C, DTYPES, SHAPE, _dtype, _pack, _threads, with_offsets
 
 
@@ -27,12 +28,18 @@ def _side(x: Tensor, spatial: int) -> list[int]:
     return [x.data_ptr(), DTYPES[x.dtype], *stride[:2], *[0] * (3 - spatial), *stride[2:]]
 
 
-def _bias(bias: Tensor | None, channels: int) -> list[int]:
-    if bias is None:
-        return [0, 0, 0]
-    _dtype(bias.dtype, "bias")
-    _check_size("bias", bias.shape, [channels])
-    return [bias.data_ptr(), DTYPES[bias.dtype], bias.stride(0)]
+def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, channels: int) -> list[int]:
+    args = [0, 0, 0, 0, 0, relu]
+    if bias is not None:
+        _dtype(bias.dtype, "bias")
+        _check_size("bias", bias.shape, [channels])
+        args[:3] = bias.data_ptr(), DTYPES[bias.dtype], bias.stride(0)
+    if gain is not None:
+        if gain.dtype != torch.float32:
+            raise Unsupported(f"gain is {gain.dtype}, not float32")
+        _check_size("gain", gain.shape, [channels])
+        args[3:5] = gain.data_ptr(), gain.stride(0)
+    return args
 
 
 def _sizes(wide: Tensor, narrow: Tensor, shape: Sequence[int], stride, padding, dilation, groups: int) -> list[int]:
@@ -44,7 +51,14 @@ def _sizes(wide: Tensor, narrow: Tensor, shape: Sequence[int], stride, padding, 
 
 
 def _convolve(
-    x: Tensor, bias: Tensor | None, out: Tensor, pack: Sequence, geometry: Sequence, wide_out: bool
+    x: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    pack: Sequence,
+    geometry: Sequence,
+    wide_out: bool,
+    gain: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
     spatial = out.dim() - 2
     wide, narrow = (out, x) if wide_out else (x, out)
@@ -52,7 +66,7 @@ def _convolve(
     packed = _pack(*pack)
     sides = [_side(x, spatial), _side(out, spatial)]
     sizes = _sizes(wide, narrow, pack[SHAPE], *geometry)
-    run(packed.args, sizes, *sides, _bias(bias, out.shape[1]), _threads())
+    run(packed.args, sizes, *sides, _epilogue(bias, gain, relu, out.shape[1]), _threads())
     return out
 
 
@@ -82,12 +96,12 @@ def _linear_pack(pack: Sequence) -> list:
     return [*pack[:SHAPE], [*pack[SHAPE], 1, 1, 1]]
 
 
-def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tensor:
+def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack, gain=None, relu=False) -> Tensor:
     _dtype(x.dtype, "x")
     rows, cols = pack[SHAPE]
     _check_size("last dimension of x", x.shape[-1:], [cols])
     out = x.new_empty(*x.shape[:-1], rows)
-    _convolve(_as_pixels(x), bias, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=False)
+    _convolve(_as_pixels(x), bias, _as_pixels(out), _linear_pack(pack), _LINEAR, False, gain, relu)
     return out
 
 
@@ -119,11 +133,12 @@ def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
         _check_size("channels of x", [x[1]], [shape[1] * groups])
         return ops.conv_output_size(x, shape, stride, padding, dilation)
 
-    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, dilation, groups = args
         _dtype(x.dtype, "x")
         geometry = (stride, padding, dilation, groups)
-        return _convolve(x, bias, _empty(out_size(x.shape, pack, *geometry), x), pack, geometry, wide_out=False)
+        out = _empty(out_size(x.shape, pack, *geometry), x)
+        return _convolve(x, bias, out, pack, geometry, False, gain, relu)
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, dilation, groups = args
@@ -149,11 +164,11 @@ def _transposed(name: str) -> tuple[Callable, Callable, Callable]:
         _check_size("channels of x", [x[1]], [shape[0]])
         return ops.conv_transpose_output_size(x, shape, stride, padding, output_padding, dilation, groups)
 
-    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
         _dtype(x.dtype, "x")
         size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
-        return _convolve(x, bias, _empty(size, x), pack, (stride, padding, dilation, groups), wide_out=True)
+        return _convolve(x, bias, _empty(size, x), pack, (stride, padding, dilation, groups), True, gain, relu)
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args

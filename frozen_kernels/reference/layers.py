@@ -60,8 +60,18 @@ def _accurate(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return grad.to(work), x.to(work)
 
 
-def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack) -> Tensor:
-    return F.linear(x, _effective(pack, x.dtype), bias)
+def _epilogue(y: Tensor, bias: Tensor | None, gain: Tensor | None, relu: bool, channel: int) -> Tensor:
+    """relu(gain * y + bias) of a y that has its bias already where there is no gain; rounded once to y's dtype."""
+    if gain is not None:
+        later = [1] * (y.dim() - 1 - channel)
+        gain = gain.view(-1, *later)
+        y = (y * gain if bias is None else torch.addcmul(bias.view(-1, *later), y, gain)).to(y.dtype)
+    return y.relu_() if relu else y
+
+
+def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack, gain=None, relu=False) -> Tensor:
+    y = F.linear(x, _effective(pack, x.dtype), bias if gain is None else None)
+    return _epilogue(y, bias, gain, relu, y.dim() - 1)
 
 
 def linear_grad_input(grad: Tensor, *pack) -> Tensor:
@@ -97,10 +107,11 @@ def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
     input_gradient = getattr(nn_grad, f"{name}_input")
     weight_gradient = getattr(nn_grad, f"{name}_weight")
 
-    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, dilation, groups = args
-        y = function(x, _effective(pack, x.dtype), bias, stride, padding, dilation, groups)
-        return y.contiguous(memory_format=fmt.memory_format_of(x))
+        inner_bias = bias if gain is None else None
+        y = function(x, _effective(pack, x.dtype), inner_bias, stride, padding, dilation, groups)
+        return _epilogue(y, bias, gain, relu, 1).contiguous(memory_format=fmt.memory_format_of(x))
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, dilation, groups = args
@@ -121,10 +132,11 @@ def _transposed(name: str, twin: str) -> tuple[Callable, Callable, Callable]:
     function, plain = getattr(F, name), getattr(F, twin)
     weight_gradient = getattr(nn_grad, f"{twin}_weight")
 
-    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
-        y = function(x, _effective(pack, x.dtype), bias, stride, padding, output_padding, groups, dilation)
-        return y.contiguous(memory_format=fmt.memory_format_of(x))
+        inner_bias = bias if gain is None else None
+        y = function(x, _effective(pack, x.dtype), inner_bias, stride, padding, output_padding, groups, dilation)
+        return _epilogue(y, bias, gain, relu, 1).contiguous(memory_format=fmt.memory_format_of(x))
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, _, dilation, groups = args

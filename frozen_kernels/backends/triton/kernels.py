@@ -316,6 +316,7 @@ def linear_kernel(
     y,
     x,
     bias,
+    gain,
     header,
     supermask,
     offsets,
@@ -331,9 +332,10 @@ def linear_kernel(
     CODE: tl.constexpr,
     ROWS: tl.constexpr,
     BATCH: tl.constexpr,
+    RELU: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """y[batch, rows] = (x @ codes^T) * scale + bias, accumulated in float32; the codes exist in registers only."""
+    """y[batch, rows] = relu((x @ codes^T) * scale * gain + bias), summed in float32; codes exist in registers only."""
     words = (cols + 31) // 32
     blocks = (rows + ROWS - 1) // ROWS
     row = ((tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
@@ -352,7 +354,11 @@ def linear_kernel(
             x + sample * x_batch_stride + col * x_col_stride, mask=(sample < batch) & (col < cols), other=0.0
         )
         total = tl.dot(codes.to(inputs.dtype), inputs, total, input_precision="ieee")
+    if gain is not None:
+        scale = scale * tl.load(gain + row, mask=row < rows, other=0.0)
     result = total * scale
     if bias is not None:
         result = result + tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)
+    if RELU:
+        result = tl.where(result < 0.0, 0.0, result)  # NaN is not below 0
     tl.store(y + sample * rows + row, result.to(y.dtype.element_ty), mask=(row < rows) & (sample < batch))

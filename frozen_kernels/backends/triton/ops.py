@@ -162,8 +162,11 @@ def linear(
     dense: Tensor | None,
     code: str,
     shape: Sequence[int],
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """`x @ weight^T + bias` for x [..., cols], with codes decoded in registers and no dense weight."""
+    """`relu(gain * x @ weight^T + bias)` for x [..., cols], codes decoded in registers and no dense weight."""
     if x.dtype not in DTYPES:
         raise Unsupported(f"x is {x.dtype}, not {' or '.join(map(str, DTYPES))}")
     if len(shape) != 2:
@@ -176,6 +179,8 @@ def linear(
         raise ValueError(f"x: last dimension {cols} expected, got shape {tuple(x.shape)}")
     if bias is not None:
         _check_tensor("bias", bias, header, DTYPES, rows)
+    if gain is not None:
+        _check_tensor("gain", gain, header, (torch.float32,), rows)
     batch = math.prod(x.shape[:-1])
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
     if y.numel():
@@ -186,7 +191,7 @@ def linear(
         programs = -(-rows // LINEAR_ROWS) * -(-batch // tile)
         with _on(y.device):
             linear_kernel[(programs,)](
-                y, flat, bias, **args, batch=batch, x_batch_stride=flat.stride(0), x_col_stride=flat.stride(1),
-                ROWS=LINEAR_ROWS, BATCH=tile,
+                y, flat, bias, gain, **args, batch=batch, x_batch_stride=flat.stride(0), x_col_stride=flat.stride(1),
+                ROWS=LINEAR_ROWS, BATCH=tile, RELU=relu,
             )  # fmt: skip
     return y
