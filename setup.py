@@ -18,7 +18,8 @@ AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, *"-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd".split()]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mgfni"]
+AMX += ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 # In the order they are linked: where files share an inline function, the first copy is kept, so it must be one
 # that every machine can run.

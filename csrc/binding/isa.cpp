@@ -19,8 +19,9 @@ bool tiles_work() {
 #if defined(FK_AMX_VARIANT) && defined(__linux__)
   unsigned a, b, c, d, low, high;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  constexpr unsigned AMX_BF16_BIT = 1u << 22, AMX_TILE_BIT = 1u << 24, VBMI_BIT = 1u << 1, VNNI_BIT = 1u << 11;
-  if (!(d & AMX_BF16_BIT) || !(d & AMX_TILE_BIT) || !(c & VBMI_BIT) || !(c & VNNI_BIT)) return false;
+  constexpr unsigned AMX_BITS = 1u << 22 | 1u << 24 | 1u << 25;   // bf16, tile, int8
+  constexpr unsigned AVX512_BITS = 1u << 1 | 1u << 8 | 1u << 11;  // VBMI, GFNI, VNNI
+  if ((d & AMX_BITS) != AMX_BITS || (c & AVX512_BITS) != AVX512_BITS) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // AVX512_BF16
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;

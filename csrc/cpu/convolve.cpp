@@ -1,6 +1,7 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
 #include "depthwise.h"
+#include "vector.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -124,6 +125,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   for (int d = 0; d < 3; ++d) out.step[d] = 1;
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
+  if (convolve_vector(f, g, wide, narrow, epilogue, threads)) return;
   const Layer layer(f, g);
   if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, epilogue, threads);
 

@@ -248,7 +248,7 @@ inline void pack_channels(const Activations& source, const Grid& grid, const Spa
 inline void transpose(const float* from, int64_t ld_from, int64_t rows, int64_t cols, float* to, int64_t ld_to) {
   for (int64_t i = 0; i < rows; i += VL) {
     for (int64_t j = 0; j < cols; j += VL) {
-      transpose_tile(from + i * ld_from + j, ld_from, to + j * ld_to + i, ld_to);
+      transpose_tile(from + i * ld_from + j, 4 * ld_from, to + j * ld_to + i, 4 * ld_to);
     }
   }
 }

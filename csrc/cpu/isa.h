@@ -5,7 +5,7 @@
 
 namespace fk {
 
-// amx: AVX-512 with VBMI, VNNI and BF16, and the tile registers (Intel since Sapphire Rapids).
+// amx: AVX-512 with VBMI, VNNI, GFNI and BF16, and the tile registers (Intel since Sapphire Rapids).
 enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
 constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avx512", "amx"};
 

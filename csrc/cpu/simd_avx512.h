@@ -34,6 +34,8 @@ FK_INLINE vu32 operator-(vu32 a, vu32 b) { return {_mm512_sub_epi32(a.v, b.v)}; 
 FK_INLINE vu32 andnot(vu32 a, vu32 b) { return {_mm512_andnot_si512(a.v, b.v)}; }  // ~a & b
 // (~a & (b | c)) | (b & c)
 FK_INLINE vu32 majority_not(vu32 a, vu32 b, vu32 c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x8E)}; }
+// Bits of a where m is 1, else of b.
+FK_INLINE vu32 select_bits(vu32 m, vu32 a, vu32 b) { return {_mm512_ternarylogic_epi32(m.v, a.v, b.v, 0xCA)}; }
 FK_INLINE vu32 xor3(vu32 a, vu32 b, vu32 c) { return {_mm512_ternarylogic_epi32(a.v, b.v, c.v, 0x96)}; }
 template <int N>
 FK_INLINE vu32 shl(vu32 a) {

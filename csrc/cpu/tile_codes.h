@@ -1,8 +1,6 @@
 // Words of a block of rows turned into B tiles: [row tile][word][16 pairs of columns][16 rows][2] bf16 codes. Pair j of
 // a word is columns 2j and 2j + 1: bit j of both halves of the word, which is why the format orders bits this way.
 #pragma once
-#include <optional>
-
 #include "scratch.h"
 #include "tiles.h"
 #include "words.h"
@@ -86,22 +84,26 @@ class TileCodes {
   TileCodes(const Frozen& f, int64_t row0, int64_t rows, Scratch& scratch)
       : f_(f),
         lanes_(round_up(rows, TILE)),
-        keep_(scratch.take<uint32_t>(MAX_CHUNK_WORDS * lanes_)),
-        draw_(scratch.take<uint32_t>(8 * MAX_CHUNK_WORDS * lanes_)) {
-    block_.emplace(f, row0, rows, lanes_);
-    block_->seek(0);
+        keep_(scratch.take<uint32_t>(WINDOW * lanes_)),
+        draw_(scratch.take<uint32_t>(draws(f) * WINDOW * lanes_)),
+        block_(f, row0, rows, lanes_) {
+    block_.seek(0);
   }
-  static int64_t scratch_bytes(int64_t rows) { return 4 * 9 * MAX_CHUNK_WORDS * round_up(rows, TILE) + 128; }
+  static int64_t scratch_bytes(const Frozen& f, int64_t rows) {
+    return 4 * (1 + draws(f)) * WINDOW * round_up(rows, TILE) + 128;
+  }
 
   int64_t row_tiles() const { return lanes_ / TILE; }
 
-  // The next `words` words, at most MAX_CHUNK_WORDS.
+  // The next `words` words. No call may cross a multiple of WINDOW.
   void next(int64_t words, char* out) {
     using namespace tile_detail;
     constexpr auto all = std::make_integer_sequence<int, 16>();
-    block_->next(words, keep_, draw_);
+    const int64_t first = at_ % WINDOW;
+    if (first == 0) block_.next(std::min(WINDOW, f_.words - at_), keep_, draw_);
+    at_ += words;
     for (int64_t lane = 0; lane < lanes_; lane += TILE) {
-      for (int64_t w = 0; w < words; ++w, out += TILE_BYTES) {
+      for (int64_t w = first; w < first + words; ++w, out += TILE_BYTES) {
         const __m512i keep = _mm512_loadu_si512(keep_ + w * lanes_ + lane);
         if (f_.code == SIGN_CODE) {
           put_signed_tile(keep, _mm512_loadu_si512(draw_ + w * lanes_ + lane), out, all);
@@ -120,10 +122,17 @@ class TileCodes {
   }
 
  private:
+  // Words read at once: whole tiles of a plane are transposed.
+  static constexpr int64_t WINDOW = 16;
+  static_assert(WINDOW % MAX_CHUNK_WORDS == 0, "chunks do not cross windows");
+
+  static int64_t draws(const Frozen& f) { return f.code == SIGN_CODE ? 1 : f.code == CONSTANT_CODE ? 0 : 8; }
+
   const Frozen& f_;
-  int64_t lanes_;
-  uint32_t *keep_, *draw_;
-  std::optional<RowBlock> block_;
+  const int64_t lanes_;
+  uint32_t *const keep_, *const draw_;
+  RowBlock block_;
+  int64_t at_ = 0;
 };
 
 }  // namespace fk::FK_ISA_NS

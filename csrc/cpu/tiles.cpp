@@ -285,7 +285,7 @@ class Product {
         turned_(scratch.take<float>(TURNED_ROWS * turned_ld(block))) {}
 
   static int64_t scratch_bytes(const Plan& plan, int64_t rows, int64_t block) {
-    return TileCodes::scratch_bytes(rows) + panel_bytes(plan, rows) +
+    return TileCodes::scratch_bytes(plan.f, rows) + panel_bytes(plan, rows) +
            4 * (chains(plan) ? 2 : 1) * round_up(block, TILE) * sums_ld(rows) + 4 * TURNED_ROWS * turned_ld(block) +
            512;
   }

@@ -13,12 +13,12 @@ namespace fk::FK_ISA_NS {
 constexpr int TILE = 16;                  // pixels or rows of a tile
 constexpr int64_t TILE_BYTES = 1024;      // TILE rows of 64 bytes
 constexpr int64_t WORD_BYTES = 64;        // 32 columns of bf16
-constexpr int64_t MAX_CHUNK_WORDS = 12;   // see chunk_words
+constexpr int64_t MAX_CHUNK_WORDS = 16;   // see chunk_words
 constexpr int64_t TILE_BLOCK_ROWS = 512;  // most rows of a task
 
 constexpr int parts_of(int dtype) { return dtype == FLOAT32 ? 3 : dtype == FLOAT16 ? 2 : 1; }
-// Words of a chunk: its A tiles of 32 pixels take 24 KB, so that they stay in the first-level cache for all rows.
-constexpr int64_t chunk_words(int parts) { return MAX_CHUNK_WORDS / parts; }
+// Words of a chunk: its A tiles of 32 pixels take 24 or 32 KB, so that they stay in the first-level cache for all rows.
+constexpr int64_t chunk_words(int parts) { return parts == 3 ? 4 : MAX_CHUNK_WORDS / parts; }
 
 // Words of a chain of products: long chains would lose more bits than a GEMM of fused multiply-adds does.
 constexpr int64_t chain_words(int parts) { return 4 * chunk_words(parts); }

@@ -6,6 +6,7 @@
 #include "frozen.h"
 #include "generate.h"
 #include "simd.h"
+#include "transpose_tile.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -28,6 +29,7 @@ class RowBlock {
  public:
   RowBlock(const Frozen& f, int64_t row0, int64_t nrows, int64_t R) : RowBlock(f, nrows, R) {
     for (int64_t r = 0; r < R; ++r) rows_[r] = static_cast<uint32_t>(row0 + r);
+    in_order_ = true;
   }
   RowBlock(const Frozen& f, const int64_t* rows, int64_t nrows, int64_t R) : RowBlock(f, nrows, R) {
     for (int64_t r = 0; r < nrows; ++r) rows_[r] = static_cast<uint32_t>(rows[r]);
@@ -78,6 +80,19 @@ class RowBlock {
       }
     }
     draw_at_ += nw;
+  }
+
+  // Asks for the stored planes of words [w, w + nw) of the rows that follow the block's, where the plane goes on.
+  void prefetch_following(int64_t w, int64_t nw) const {
+    const int64_t rows = std::min(nrows_, f_.rows - rows_[0] - nrows_);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = rows_[0] + nrows_ + r;
+      for (int64_t i = 0; i < nw; i += 16) {
+        if (f_.keep) __builtin_prefetch(f_.keep + row * f_.words + w + i);
+        if (f_.sign) __builtin_prefetch(f_.sign + row * f_.words + w + i);
+      }
+      for (int64_t i = 0; f_.bytes && i < 32 * nw; i += 64) __builtin_prefetch(f_.bytes + row * f_.cols + 32 * w + i);
+    }
   }
 
   // Free-mask words: needs the seed and thresholds alone.
@@ -145,33 +160,38 @@ class RowBlock {
     }
   }
 
-  void copy_plane(const uint32_t* plane, int64_t w0, int64_t nw, uint32_t* out) const {
-    for (int64_t r = 0; r < nrows_; ++r) {
-      const uint32_t* const row = plane + rows_[r] * f_.words + w0;
-      for (int64_t i = 0; i < nw; ++i) out[i * R_ + r] = row[i];
+  // out[i][r] = dword i of the row that starts at `base` + rows_[r] * stride bytes; `end` bytes of a row exist.
+  void copy_dwords(const char* base, int64_t stride, int64_t end, int64_t count, uint32_t* out) const {
+    int64_t r = 0;
+    for (; in_order_ && r + VL <= nrows_; r += VL) {
+      int64_t i = 0;
+      for (; i + VL <= count && 4 * (i + VL) <= end; i += VL) {
+        transpose_tile(base + rows_[r] * stride + 4 * i, stride, out + i * R_ + r, 4 * R_);
+      }
+      for (int64_t j = r; j < r + VL; ++j) copy_row(base + rows_[j] * stride, end, i, count, out + j);
     }
-    for (int64_t r = nrows_; r < R_; ++r) {
-      for (int64_t i = 0; i < nw; ++i) out[i * R_ + r] = 0;
+    for (; r < nrows_; ++r) copy_row(base + rows_[r] * stride, end, 0, count, out + r);
+    for (; r < R_; ++r) copy_row(base, 0, 0, count, out + r);
+  }
+
+  void copy_row(const char* row, int64_t end, int64_t from, int64_t to, uint32_t* out) const {
+    for (int64_t i = from; i < to; ++i) {
+      uint32_t dword = 0;
+      if (4 * i + 4 <= end) {
+        memcpy(&dword, row + 4 * i, 4);
+      } else if (4 * i < end) {
+        memcpy(&dword, row + 4 * i, static_cast<size_t>(end - 4 * i));
+      }
+      out[i * R_] = dword;
     }
   }
 
+  void copy_plane(const uint32_t* plane, int64_t w0, int64_t nw, uint32_t* out) const {
+    copy_dwords(reinterpret_cast<const char*>(plane + w0), 4 * f_.words, 4 * (f_.words - w0), nw, out);
+  }
+
   void copy_bytes(int64_t w0, int64_t nw, uint32_t* out) const {
-    for (int64_t r = 0; r < nrows_; ++r) {
-      const uint8_t* const row = f_.bytes + rows_[r] * f_.cols;
-      for (int64_t i = 0; i < 8 * nw; ++i) {
-        const int64_t k = 32 * w0 + 4 * i;
-        uint32_t quad = 0;
-        if (k + 4 <= f_.cols) {
-          memcpy(&quad, row + k, 4);
-        } else if (k < f_.cols) {
-          memcpy(&quad, row + k, static_cast<size_t>(f_.cols - k));
-        }
-        out[i * R_ + r] = quad;
-      }
-    }
-    for (int64_t r = nrows_; r < R_; ++r) {
-      for (int64_t i = 0; i < 8 * nw; ++i) out[i * R_ + r] = 0;
-    }
+    copy_dwords(reinterpret_cast<const char*>(f_.bytes) + 32 * w0, f_.cols, f_.cols - 32 * w0, 8 * nw, out);
   }
 
   void draw_signs(int64_t w0, int64_t nw, uint32_t* out) const {
@@ -201,7 +221,7 @@ class RowBlock {
   Generator generator_;
   Partition partition_;
   int64_t nrows_, R_, keep_at_ = 0, draw_at_ = 0, free_at_ = 0;
-  bool positioned_ = false;
+  bool positioned_ = false, in_order_ = false;
   std::vector<uint32_t> rows_;
   mutable std::vector<uint32_t> scratch_;
   std::vector<int64_t> stream_at_;
