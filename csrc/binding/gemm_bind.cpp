@@ -4,6 +4,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "../cpu/gemm.h"
 #include "bind.h"
 #include "pack.h"
@@ -92,9 +96,23 @@ void score_gradient(const Pack& pack, const Sizes& sizes, const Side& wide, cons
                                        pointer<void>(out), scores_dtype, threads);
 }
 
+// Asks for huge pages under memory about to be written: a fresh large result costs a page fault per 2 MB, not per 4 KB.
+void prefer_huge_pages(int64_t address, int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t PAGE = 1 << 21;
+  const uintptr_t begin = (static_cast<uintptr_t>(address) + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = static_cast<uintptr_t>(address + bytes) / PAGE * PAGE;
+  if (begin < end) madvise(pointer<void>(static_cast<int64_t>(begin)), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 void bind_gemm(py::module_& m) {
+  m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
+        "A hint for memory about to be written; does nothing where the system has no such pages");
   m.def("convolve", &convolve, py::arg("pack"), py::arg("sizes"), py::arg("wide"), py::arg("narrow"),
         py::arg("epilogue"), py::arg("threads"), "narrow = relu(W wide * scale * gain + bias)");
   m.def("convolve_transposed", &convolve_transposed, py::arg("pack"), py::arg("sizes"), py::arg("narrow"),

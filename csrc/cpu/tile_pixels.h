@@ -150,10 +150,14 @@ class Region {
   // Upper bounds for a block of `pixels` narrow pixels.
   static int64_t most_columns(const Geometry& g) { return extent(g, 2, g.narrow[2]); }
   static int64_t most_pixels(const Geometry& g, int64_t pixels) {
-    const int64_t lines = std::min(pixels, (pixels - 1) / g.narrow[2] + 2);
-    if (lines == 1) return g.taps[0] * extent(g, 1, 1) * extent(g, 2, pixels);
+    const int64_t line = g.narrow[2], plane = line * g.narrow[1], columns = most_columns(g);
+    // Blocks start at multiples of their size.
+    if (pixels % plane == 0) return pixels / plane * g.taps[0] * extent(g, 1, g.narrow[1]) * columns;
+    if (plane % pixels == 0 && pixels % line == 0) return g.taps[0] * extent(g, 1, pixels / line) * columns;
+    if (line % pixels == 0) return g.taps[0] * extent(g, 1, 1) * extent(g, 2, pixels);
+    const int64_t lines = std::min(pixels, (pixels - 1) / line + 2);
     const int64_t segments = std::min(lines, (lines - 1) / g.narrow[1] + 2);
-    return segments * g.taps[0] * extent(g, 1, std::min(lines, g.narrow[1])) * most_columns(g);
+    return segments * g.taps[0] * extent(g, 1, std::min(lines, g.narrow[1])) * columns;
   }
 
   int64_t pixels() const { return count_ * g_.taps[0] * rows_ * columns_; }

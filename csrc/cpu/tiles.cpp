@@ -14,9 +14,9 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t PANEL_BYTES = 1 << 20;   // codes held by a task: half the second-level cache
-constexpr int64_t REGION_BYTES = 1 << 19;  // split inputs held by a task
-constexpr int64_t SUMS = 1 << 17;          // sums held by a task that decodes chunk by chunk
+// Working memory of a task: the second-level cache, 2 MB wherever there are tiles, should hold it. Where a layer is
+// large enough for memory to matter, all threads together take an eighth of its dense weight at most.
+constexpr int64_t WORK_BYTES = 2 << 20, LEAST_WORK_BYTES = 1 << 19, LARGE_LAYER_BYTES = 8 << 20;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
 
 // A run of columns that lie side by side in the staged region, for every pixel.
@@ -176,7 +176,7 @@ class ManyTaps {
 
  private:
   // Two tiles of a chunk; a row of copied pieces is written up to a vector past its end.
-  static constexpr int64_t COPY_BYTES = 2 * (MAX_CHUNK_WORDS + 1) * TILE_BYTES;
+  static constexpr int64_t COPY_BYTES = 2 * (chunk_words(PARTS) * PARTS + 1) * TILE_BYTES;
 
   // Pixels an odd number of cache lines apart fall into different cache sets.
   static int64_t pixel_bytes(int64_t channels) {
@@ -413,25 +413,65 @@ int64_t even_parts(int64_t n, int64_t limit) {
   return std::min(round_up(divide_up(n, divide_up(n, limit)), 2 * TILE), round_up(n, TILE));
 }
 
+int64_t work_bytes(const Frozen& f, int threads) {
+  const int64_t dense = 4 * f.rows * f.cols;
+  return dense < LARGE_LAYER_BYTES ? WORK_BYTES : std::clamp(dense / 8 / threads, LEAST_WORK_BYTES, WORK_BYTES);
+}
+
+// Largest divisor of n that is at most `limit` and for which ok(divisor), else 1.
+template <class Ok>
+int64_t divisor(int64_t n, int64_t limit, const Ok& ok) {
+  int64_t d = std::clamp<int64_t>(limit, 1, n);
+  while (d > 1 && (n % d || !ok(d))) --d;
+  return d;
+}
+
+// Pixels whose inputs are staged together: whole images or an even part of the lines of one, so that little is staged
+// twice and little of it is beside the point; part of a line where lines are long.
+int64_t staged_block(const Plan& plan, int64_t pixels, int64_t bytes, int parts, int threads) {
+  const Geometry& g = plan.g;
+  const int64_t line = g.narrow[2], lines = g.narrow[1], plane = line * lines, image = plane * g.narrow[0];
+  const auto fits = [&](int64_t n) {
+    return ManyTaps<1>::staged_bytes(g, plan.layer.channels, n) * parts <= bytes && n <= MOST_PIXELS;
+  };
+  const auto shared = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 4 * threads; };
+  if (fits(image)) {
+    return image * divisor(g.batch, g.batch, [&](int64_t n) { return fits(n * image) && shared(g.batch / n); });
+  }
+  if (!fits(line)) {
+    int64_t part = std::min(line, MOST_PIXELS);
+    while (part > 2 * TILE && !fits(part)) part -= 2 * TILE;
+    return part;
+  }
+  const int64_t planes = pixels / plane;
+  return line * divisor(lines, lines, [&](int64_t n) { return fits(n * line) && shared(planes * (lines / n)); });
+}
+
 // Sets rows, pixels, block and resident. A task decodes its codes once and splits its inputs once, so few large ones
 // are best, but a few for each thread.
 void cut(Plan& plan, int64_t pixels, int parts, int threads) {
   const Layer& layer = plan.layer;
-  const int64_t fitting = PANEL_BYTES / (plan.f.words * WORD_BYTES) / TILE * TILE;
+  const int64_t work = work_bytes(plan.f, threads);
+  const int64_t fitting = work / 2 / (plan.f.words * WORD_BYTES) / TILE * TILE;
   // Fewer rows than this, and splitting the inputs again for each block of rows costs more than what residence saves.
   plan.resident = fitting >= std::min(round_up(layer.rows, TILE), std::max<int64_t>(64, MOST_ROWS / layer.taps));
-  plan.rows = even_parts(layer.rows, plan.resident ? std::min(fitting, MOST_ROWS) : MOST_ROWS);
-  plan.block = plan.resident && plan.one_tap() ? 2 * TILE : MOST_PIXELS;
-  if (!plan.resident) plan.block = std::clamp<int64_t>(SUMS / plan.rows / 32 * 32, 64, MOST_PIXELS);
-  const auto staged_bytes = [&](int64_t n) { return ManyTaps<1>::staged_bytes(plan.g, layer.channels, n) * parts; };
-  while (!plan.one_tap() && plan.block > 2 * TILE && staged_bytes(plan.block) > REGION_BYTES) plan.block -= 2 * TILE;
-  plan.pixels = plan.resident ? round_up(pixels, TILE) : even_parts(pixels, plan.block);
+  plan.rows = even_parts(layer.rows, plan.resident ? std::min(fitting, MOST_ROWS) : work / 4096);
+  if (plan.one_tap()) {
+    // Chunk by chunk, a quarter of the memory is for sums and one for their totals.
+    plan.block = plan.resident ? 2 * TILE : even_parts(pixels, std::min(work / 16 / plan.rows / 32 * 32, MOST_PIXELS));
+  } else {
+    plan.block = staged_block(plan, pixels, work * 3 / 8, parts, threads);
+  }
+  plan.pixels = plan.resident ? round_up(pixels, plan.block) : plan.block;
   const auto tasks = [&] { return layer.groups * divide_up(layer.rows, plan.rows) * divide_up(pixels, plan.pixels); };
-  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
-  for (int64_t n = 2; plan.pixels > FEW_PIXELS && tasks() < wanted; ++n)
-    plan.pixels = even_parts(pixels, divide_up(pixels, n));
-  while (plan.rows > 2 * TILE && tasks() < wanted) plan.rows = round_up(plan.rows / 2, 2 * TILE);
-  plan.block = std::min(plan.block, plan.pixels);
+  const int64_t wanted = threads == 1 ? 1 : 4 * threads, blocks = divide_up(pixels, plan.block);
+  const int64_t least = divide_up(FEW_PIXELS, plan.block);  // blocks of a task
+  for (int64_t n = 2; plan.resident && plan.pixels > least * plan.block && tasks() < wanted; ++n) {
+    plan.pixels = std::max(divide_up(blocks, n), least) * plan.block;
+  }
+  while (plan.rows > 2 * TILE && tasks() < threads) plan.rows = round_up(plan.rows / 2, 2 * TILE);
+  plan.block = std::min(plan.block, pixels);
+  plan.pixels = std::min(plan.pixels, pixels);
 }
 
 }  // namespace

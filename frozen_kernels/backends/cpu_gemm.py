@@ -16,6 +16,8 @@ from ..format import memory_format_of
 from . import Unsupported
 from .cpu import _C, DTYPES, SHAPE, _dtype, _pack, _threads, with_offsets
 
+LARGE_RESULT = 4 << 20  # bytes: malloc maps a block of this size anew at each call
+
 
 def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
     if list(got) != list(wanted):
@@ -66,6 +68,8 @@ def _convolve(
     packed = _pack(*pack)
     sides = [_side(x, spatial), _side(out, spatial)]
     sizes = _sizes(wide, narrow, pack[SHAPE], *geometry)
+    if out.nbytes >= LARGE_RESULT:
+        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
     run(packed.args, sizes, *sides, _epilogue(bias, gain, relu, out.shape[1]), _threads())
     return out
 
