@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t LINE_PIXELS = 512;       // longest part of a line in a patch
 constexpr int64_t PATCH_FLOATS = 1 << 12;  // source values of one channel: they stay in the first cache
-constexpr int64_t MOST_PRODUCTS = 1 << 21, LEAST_PRODUCTS = 1 << 18;  // of a task, where there is a choice
+constexpr int64_t MOST_PRODUCTS = 1 << 19, LEAST_PRODUCTS = 1 << 18;  // of a task, where there is a choice
 
 struct Cut {
   const Slide& s;
@@ -30,9 +30,10 @@ struct Cut {
   void cut_channels(int64_t blocks) { channels = round_up((s.f.rows + blocks - 1) / blocks, VL); }
 
   Patch patch(int64_t i) const {
-    const int64_t x = i % parts() * count, line = i / parts() % line_blocks() * lines;
-    const int64_t image = i / (parts() * line_blocks()) % images();
-    const int64_t channel = i / (parts() * line_blocks() * images()) * channels;
+    // Neighbouring tasks share lines: the channels of a pixel lie side by side.
+    const int64_t channel = i % channel_blocks() * channels, x = i / channel_blocks() % parts() * count;
+    const int64_t line = i / (channel_blocks() * parts()) % line_blocks() * lines;
+    const int64_t image = i / (channel_blocks() * parts() * line_blocks());
     return {channel,
             std::min(channels, s.f.rows - channel),
             image * image_lines() + line,

@@ -6,63 +6,104 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 constexpr int MAX_PIXELS = 8;
-constexpr int64_t SUM_FLOATS = 1 << 12;  // sums stored at once, unless one line has more
 
-// Taps of one source line: the first pixel they read, and the codes of the first of them.
+// A source line from its pixel 0 on, and the codes of its first tap.
 struct TapLine {
   const float* from;
   const float* codes;
 };
 
-// sums[pixel][channel] of PIXELS results that lie STEP source pixels apart, over TAPS neighbouring taps of each line.
-template <int PIXELS, int TAPS, int STEP>
-void strip(const TapLine* lines, int64_t count, int64_t next_pixel, int64_t next_tap, int64_t channels, float* sums,
-           int64_t ld) {
+// What a strip of results reads: taps from `first_tap` on of each line, the first of them at pixel x.
+struct Taps {
+  const TapLine* lines;
+  int64_t count;
+  int64_t pixel, code;           // floats from pixel to pixel and from tap to tap
+  int64_t taps, distance, step;  // pixels from tap to tap and from result to result: for strips of any taps
+  int64_t x, first_tap;
+};
+
+// Where results go: [pixel][channel], finished.
+struct Target {
+  void* to;
+  int64_t next_pixel;
+  const float *factor, *bias;  // by channel
+  bool with_relu;
+};
+
+// PIXELS results that lie STEP source pixels apart, over TAPS neighbouring taps of each line. They are finished in
+// registers: stores that miss the cache are then spread between the sums.
+// TAPS = 0 stands for taps and results at any distance.
+template <int DTYPE, int PIXELS, int TAPS, int STEP>
+void strip(const Taps& taps, int64_t channels, const Target& target, int64_t result) {
+  auto* const to = static_cast<typename Element<DTYPE>::Type*>(target.to) + result * target.next_pixel;
+  const int64_t pixel = taps.pixel, count = taps.count;
   for (int64_t c = 0; c < channels; c += VL) {
     vf32 sum[PIXELS];
 #pragma GCC unroll 8
     for (int p = 0; p < PIXELS; ++p) sum[p] = vf32::zero();
     for (int64_t i = 0; i < count; ++i) {
-      vf32 code[TAPS];
+      const float* codes = taps.lines[i].codes + taps.first_tap * taps.code + c;
+      const float* from = taps.lines[i].from + taps.x * pixel + c;
+      if constexpr (TAPS == 0) {
+        for (int64_t t = 0; t < taps.taps; ++t, codes += taps.code, from += taps.distance * pixel) {
+          const vf32 code = vf32::load(codes);
 #pragma GCC unroll 8
-      for (int t = 0; t < TAPS; ++t) code[t] = vf32::load(lines[i].codes + t * next_tap + c);
-      const float* from = lines[i].from + c;
+          for (int p = 0; p < PIXELS; ++p) {
+            sum[p] = multiply_add(vf32::load(from + p * taps.step * pixel), code, sum[p]);
+          }
+        }
+      } else {
+        vf32 code[TAPS];
+#pragma GCC unroll 8
+        for (int t = 0; t < TAPS; ++t) code[t] = vf32::load(codes + t * taps.code);
 #pragma GCC unroll 32
-      for (int j = 0; j < (PIXELS - 1) * STEP + TAPS; ++j, from += next_pixel) {
-        const vf32 x = vf32::load(from);
+        for (int j = 0; j < (PIXELS - 1) * STEP + TAPS; ++j, from += pixel) {
+          const vf32 x = vf32::load(from);
 #pragma GCC unroll 8
-        for (int p = 0; p < PIXELS; ++p) {
-          if (j >= p * STEP && j < p * STEP + TAPS) sum[p] = multiply_add(x, code[j - p * STEP], sum[p]);
+          for (int p = 0; p < PIXELS; ++p) {
+            if (j >= p * STEP && j < p * STEP + TAPS) sum[p] = multiply_add(x, code[j - p * STEP], sum[p]);
+          }
+        }
+        // The last line is the one that no earlier result has read; the next strip goes on in it.
+        if (i + 1 == count) {
+#pragma GCC unroll 16
+          for (int p = 0; p < PIXELS * STEP; ++p, from += pixel) __builtin_prefetch(from);
         }
       }
     }
+    const Finish finish{vf32::load(target.factor + c), vf32::load(target.bias + c), target.with_relu};
 #pragma GCC unroll 8
-    for (int p = 0; p < PIXELS; ++p) sum[p].store(sums + p * ld + c);
+    for (int p = 0; p < PIXELS; ++p) store_vector<DTYPE>(to + p * target.next_pixel + c, finish(sum[p]));
   }
 }
 
-using Strip = void (*)(const TapLine*, int64_t, int64_t, int64_t, int64_t, float*, int64_t);
+using Strip = void (*)(const Taps&, int64_t, const Target&, int64_t);
 
-template <int TAPS, int STEP, int... P>
+template <int DTYPE, int TAPS, int STEP, int... P>
 constexpr std::array<Strip, sizeof...(P)> strips(std::integer_sequence<int, P...>) {
-  return {strip<P + 1, TAPS, STEP>...};
+  return {strip<DTYPE, P + 1, TAPS, STEP>...};
 }
 
-// Strips for 1 to MAX_PIXELS pixels; null where only single taps have them.
-const Strip* find_strips(const Slide& s) {
+// Strips of 1 to MAX_PIXELS pixels.
+struct StripTable {
+  const Strip* near;  // all taps of a line at once, or null where they are not neighbours
+  const Strip* any;
+};
+
+StripTable find_strips(const Slide& s, int dtype) {
   constexpr auto all = std::make_integer_sequence<int, MAX_PIXELS>();
-  static constexpr auto three = strips<3, 1>(all), three_apart = strips<3, 2>(all), five = strips<5, 1>(all),
-                        five_apart = strips<5, 2>(all);
   const Axis& x = s.axis[2];
-  if (x.shift_step != 1 || s.grid.step[2] > 2) return nullptr;
-  const bool apart = s.grid.step[2] == 2;
-  if (x.count == 3) return (apart ? three_apart : three).data();
-  if (x.count == 5) return (apart ? five_apart : five).data();
-  return nullptr;
-}
-const Strip* find_single_strips() {
-  static constexpr auto single = strips<1, 1>(std::make_integer_sequence<int, MAX_PIXELS>());
-  return single.data();
+  const bool neighbours = x.shift_step == 1 && s.grid.step[2] <= 2, apart = s.grid.step[2] == 2;
+  StripTable table{};
+  with_dtype(dtype, [&](auto type) {
+    static constexpr auto any = strips<type, 0, 0>(all), three = strips<type, 3, 1>(all),
+                          three_apart = strips<type, 3, 2>(all), five = strips<type, 5, 1>(all),
+                          five_apart = strips<type, 5, 2>(all);
+    table.any = any.data();
+    if (neighbours && x.count == 3) table.near = (apart ? three_apart : three).data();
+    if (neighbours && x.count == 5) table.near = (apart ? five_apart : five).data();
+  });
+  return table;
 }
 
 // Lines of the source as floats: in place, or copied to a small cache of lines.
@@ -132,122 +173,101 @@ class Lines {
 // Sums of one line of the result after another.
 class Strips {
  public:
-  Strips(const Slide& s, const Patch& p, Lines& lines, const float* codes, TapLine* found, TapLine* taps)
-      : s_(s),
-        p_(p),
-        lines_(lines),
-        codes_(codes),
-        found_(found),
-        taps_(taps),
-        near_(find_strips(s)),
-        ld_(round_up(p.channels, VL)) {
+  Strips(const Slide& s, const Patch& p, Lines& lines, const float* codes, int dtype, TapLine* found)
+      : s_(s), p_(p), lines_(lines), codes_(codes), strips_(find_strips(s, dtype)), found_(found) {
     const int64_t step = s.grid.step[2], low = -s.axis[2].shift, high = s.grid.limit[2] - s.axis[2].reach() + low;
     inner_ = std::clamp(low > 0 ? (low + step - 1) / step : 0, p.x, p.x + p.count);
     outer_ = std::clamp(high >= 0 ? high / step + 1 : 0, inner_, p.x + p.count);
   }
 
-  static int64_t most_taps(const Slide& s) { return s.axis[0].count * s.axis[1].count * s.axis[2].count; }
+  static int64_t most_lines(const Slide& s) { return s.axis[0].count * s.axis[1].count; }
 
-  void sum(const Run& line, float* sums) {
-    const int64_t x0 = p_.x, x1 = p_.x + p_.count;
-    find_lines(line);
-    for (int64_t x = x0; x < inner_; ++x) edge(x, sums + (x - x0) * ld_);
-    if (inner_ < outer_) inner(sums + (inner_ - x0) * ld_);
-    for (int64_t x = outer_; x < x1; ++x) edge(x, sums + (x - x0) * ld_);
+  void sum(const Run& line, const Target& target) {
+    const Axis& c = s_.axis[2];
+    Taps taps{found_, find_lines(line), lines_.next_pixel(), c.tap_step * LD, 0, c.shift_step, s_.grid.step[2], 0, 0};
+    for (int64_t q = p_.x; q < inner_; ++q) edge(taps, q, target);
+    // Results [inner_, outer_) have all their taps inside the source lines.
+    taps.taps = c.count;
+    taps.first_tap = 0;
+    const Strip* const strips = strips_.near ? strips_.near : strips_.any;
+    const int64_t results = outer_ - inner_, parts = (results + MAX_PIXELS - 1) / MAX_PIXELS;
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t from = inner_ + results * i / parts, size = inner_ + results * (i + 1) / parts - from;
+      taps.x = from * taps.step + c.shift;
+      strips[size - 1](taps, p_.channels, target, from - p_.x);
+    }
+    for (int64_t q = outer_; q < p_.x + p_.count; ++q) edge(taps, q, target);
   }
 
  private:
-  // Source lines of the taps of the first two dimensions that are inside, from their pixel 0 on.
-  void find_lines(const Run& line) {
+  // Source lines of the taps of the first two dimensions that are inside; how many.
+  int64_t find_lines(const Run& line) {
     const Axis &a = s_.axis[0], &b = s_.axis[1];
-    line_count_ = 0;
+    int64_t count = 0;
     for (int64_t k0 = 0; k0 < a.count; ++k0) {
       const int64_t z = line.q.x[0] * s_.grid.step[0] + a.shift + k0 * a.shift_step;
       if (z < 0 || z >= s_.grid.limit[0]) continue;
       for (int64_t k1 = 0; k1 < b.count; ++k1) {
         const int64_t y = line.q.x[1] * s_.grid.step[1] + b.shift + k1 * b.shift_step;
         if (y < 0 || y >= s_.grid.limit[1]) continue;
-        found_[line_count_++] = {lines_.line(line.batch, z, y), codes_ + s_.column(k0, k1, 0) * LD};
-      }
-    }
-  }
-
-  // Taps [from, to) of each line, one by one, for the result whose first tap is source pixel x.
-  int64_t single_taps(int64_t x, int64_t from, int64_t to) {
-    const Axis& c = s_.axis[2];
-    int64_t count = 0;
-    for (int64_t i = 0; i < line_count_; ++i) {
-      const TapLine& line = found_[i];
-      for (int64_t k = from; k < to; ++k) {
-        taps_[count++] = {line.from + (x + k * c.shift_step) * lines_.next_pixel(), line.codes + k * c.tap_step * LD};
+        found_[count++] = {lines_.line(line.batch, z, y), codes_ + s_.column(k0, k1, 0) * LD};
       }
     }
     return count;
   }
 
-  // Results whose taps all lie inside the source lines.
-  void inner(float* sums) {
-    const Axis& c = s_.axis[2];
-    const int64_t pixel = lines_.next_pixel(), step = s_.grid.step[2], x = inner_ * step + c.shift;
-    const int64_t pixels = outer_ - inner_, parts = (pixels + MAX_PIXELS - 1) / MAX_PIXELS;
-    int64_t count = line_count_;
-    if (near_) {
-      for (int64_t i = 0; i < count; ++i) taps_[i] = {found_[i].from + x * pixel, found_[i].codes};
-    } else {
-      count = single_taps(x, 0, c.count);
-    }
-    const Strip* const strips = near_ ? near_ : find_single_strips();
-    for (int64_t i = 0; i < parts; ++i) {
-      const int64_t from = pixels * i / parts, size = pixels * (i + 1) / parts - from;
-      strips[size - 1](taps_, count, near_ ? pixel : step * pixel, c.tap_step * LD, p_.channels, sums + from * ld_,
-                       ld_);
-      for (int64_t j = 0; j < count; ++j) taps_[j].from += size * step * pixel;
-    }
-  }
-
-  void edge(int64_t q, float* sums) {
-    const Axis& c = s_.axis[2];
-    const int64_t x = q * s_.grid.step[2] + c.shift, end = s_.grid.limit[2] - x, step = c.shift_step;
-    const int64_t to = std::clamp<int64_t>(end > 0 ? (end + step - 1) / step : 0, 0, c.count);
-    const int64_t from = std::clamp<int64_t>(x < 0 ? (step - 1 - x) / step : 0, 0, to);
-    find_single_strips()[0](taps_, single_taps(x, from, to), 0, 0, p_.channels, sums, ld_);
+  // One result, of the taps that are inside.
+  void edge(Taps& taps, int64_t q, const Target& target) const {
+    const int64_t x = q * taps.step + s_.axis[2].shift, end = s_.grid.limit[2] - x, distance = taps.distance;
+    const int64_t to = std::clamp<int64_t>(end > 0 ? (end + distance - 1) / distance : 0, 0, s_.axis[2].count);
+    taps.first_tap = std::clamp<int64_t>(x < 0 ? (distance - 1 - x) / distance : 0, 0, to);
+    taps.taps = to - taps.first_tap;
+    taps.x = x + taps.first_tap * distance;
+    strips_.any[0](taps, p_.channels, target, q - p_.x);
   }
 
   const Slide& s_;
   const Patch& p_;
   Lines& lines_;
   const float* codes_;
-  TapLine *found_, *taps_;
-  int64_t line_count_ = 0;
-  const Strip* near_;
-  int64_t ld_, inner_, outer_;
+  StripTable strips_;
+  TapLine* found_;
+  int64_t inner_, outer_;
 };
 
 }  // namespace
 
 void slide_channels(const Slide& s, const Patch& p) {
   Lines lines(s, p);
-  const int64_t ld = round_up(p.channels, VL), taps = Strips::most_taps(s);
-  const int64_t together = std::clamp<int64_t>(SUM_FLOATS / (p.count * ld), 1, p.lines);
-  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + slide_code_floats(s.f) + lines.floats() + together * p.count * ld) +
-                  1024 + lines.tags() * static_cast<int64_t>(sizeof(int64_t)) +
-                  2 * taps * static_cast<int64_t>(sizeof(TapLine)) + together * static_cast<int64_t>(sizeof(Run)));
+  const Result& result = s.result;
+  const bool direct = result.side.stride[CHANNEL] == 1 && p.channels % VL == 0;
+  const int64_t ld = round_up(p.channels, VL), most_lines = Strips::most_lines(s),
+                sum_floats = direct ? 0 : p.count * ld;
+  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + slide_code_floats(s.f) + lines.floats() + 2 * ld + sum_floats) + 1024 +
+                  lines.tags() * static_cast<int64_t>(sizeof(int64_t)) +
+                  most_lines * static_cast<int64_t>(sizeof(TapLine)));
   const float* const codes = slide_codes(s.f, p, scratch);
-  float* const sums = scratch.take<float>(together * p.count * ld);
+  float* const factor = scratch.take<float>(ld);
+  float* const bias = scratch.take<float>(ld);
+  float* const sums = scratch.take<float>(sum_floats);
   lines.use(scratch.take<float>(lines.floats()), scratch.take<int64_t>(lines.tags()));
-  Run* const runs = scratch.take<Run>(together);
-  TapLine* const found = scratch.take<TapLine>(taps);
-  Strips strips(s, p, lines, codes, found, scratch.take<TapLine>(taps));
-  for (int64_t first = 0; first < p.lines; first += together) {
-    const int64_t count = std::min(together, p.lines - first);
-    for (int64_t i = 0; i < count; ++i) {
-      runs[i] = s.line(p.line + first + i);
-      runs[i].lane = i * p.count;
-      runs[i].count = p.count;
-      runs[i].q.x[2] = p.x;
-      strips.sum(runs[i], sums + runs[i].lane * ld);
+  Strips strips(s, p, lines, codes, direct ? result.side.dtype : FLOAT32, scratch.take<TapLine>(most_lines));
+  for (int64_t c = 0; c < ld; c += VL) {
+    const Finish finish = direct ? result.finish_of(p.channel + c, VL) : Finish{vf32::set(1.0f), vf32::zero(), false};
+    finish.factor.store(factor + c);
+    finish.bias.store(bias + c);
+  }
+  for (int64_t i = 0; i < p.lines; ++i) {
+    Run line = s.line(p.line + i);
+    line.count = p.count;
+    line.q.x[2] = p.x;
+    if (direct) {
+      const int64_t next = s.result.grid.step[2] * result.side.stride[SPATIAL + 2];
+      strips.sum(line, {result.place(line, p.channel), next, factor, bias, result.epilogue.relu});
+    } else {
+      strips.sum(line, {sums, ld, factor, bias, false});
+      result.store_channels(sums, ld, p.channel, p.channels, &line, 1);
     }
-    s.result.store_channels(sums, ld, p.channel, p.channels, runs, count);
   }
 }
 

@@ -109,19 +109,20 @@ class Planes {
   }
 
   void split(float* even, float* odd) const {
-    int64_t i = 0;
 #if FK_ISA_LEVEL >= 2
     const vu32 first = vu32::iota() + vu32::iota(), second = first + vu32::set(1);
-    for (; i + VL <= ld_; i += VL) {
+    for (int64_t i = 0; i < ld_; i += VL) {
       const vf32 low = vf32::load(line_ + 2 * i), high = vf32::load(line_ + 2 * i + VL);
-      vf32{_mm512_permutex2var_ps(low.v, first.v, high.v)}.store(even + i);
-      vf32{_mm512_permutex2var_ps(low.v, second.v, high.v)}.store(odd + i);
+      const __mmask16 lanes = ld_ - i >= VL ? 0xFFFF : static_cast<__mmask16>((1u << (ld_ - i)) - 1u);
+      _mm512_mask_storeu_ps(even + i, lanes, _mm512_permutex2var_ps(low.v, first.v, high.v));
+      _mm512_mask_storeu_ps(odd + i, lanes, _mm512_permutex2var_ps(low.v, second.v, high.v));
     }
-#endif
-    for (; i < ld_; ++i) {
+#else
+    for (int64_t i = 0; i < ld_; ++i) {
       even[i] = line_[2 * i];
       odd[i] = line_[2 * i + 1];
     }
+#endif
   }
 
   const Slide& s_;

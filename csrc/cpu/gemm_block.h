@@ -61,13 +61,19 @@ struct Result {
   void store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                       int64_t count) const;
 
+  // For kernels that store results themselves: the epilogue of `lanes` <= VL channels, and where a run begins.
+  Finish finish_of(int64_t channel, int64_t lanes) const;
+  void* place(const Run& run, int64_t channel) const {
+    const int64_t bytes = side.dtype == FLOAT32 ? 4 : 2;
+    return static_cast<char*>(side.data) + (offset(run) + channel * side.stride[CHANNEL]) * bytes;
+  }
+
  private:
   int64_t offset(const Run& run) const {
     int64_t at = run.batch * side.stride[BATCH];
     for (int d = 0; d < 3; ++d) at += (run.q.x[d] * grid.step[d] + shift.x[d]) * side.stride[SPATIAL + d];
     return at;
   }
-  Finish finish_of(int64_t channel, int64_t lanes) const;  // of channels from this on
   float bias_of(int64_t channel) const;
   float factor_of(int64_t channel) const {
     return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;
