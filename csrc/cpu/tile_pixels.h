@@ -101,8 +101,8 @@ void split_line(const typename Element<DTYPE>::Type* from, int64_t pixel_step, i
       for (int64_t j = 0; j < used; ++j) {
         read<DTYPE>(from + (c + j) * channel_step + i * pixel_step, pixel_step, count, lines + j * 16);
       }
-      transpose_tile(lines, 16, turned, 32);
-      transpose_tile(lines + 16 * 16, 16, turned + 16, 32);
+      transpose_tile(lines, 4 * 16, turned, 4 * 32);
+      transpose_tile(lines + 16 * 16, 4 * 16, turned + 16, 4 * 32);
       for (int64_t j = 0; j < count; ++j) {
         put_some_parts<parts_of(DTYPE)>(_mm512_load_ps(turned + 32 * j), _mm512_load_ps(turned + 32 * j + 16), columns,
                                         place(i + j, c / 32), part);
