@@ -11,11 +11,12 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backends
+from . import __version__, backends, crossover
 from . import nn as frozen_nn
 from .config import FreezeConfig
 from .format import CODES
@@ -23,6 +24,7 @@ from .measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
 from .ticket_file import Ticket, read_ticket, short, verify_ticket
+from .tune import measure_table
 
 BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("linear 1024x1024", lambda: nn.Linear(1024, 1024), (1024,)),
@@ -43,6 +45,8 @@ def info(_: argparse.Namespace) -> None:
         print(f"extension: {_C.build_info()}; instruction set {_C.isa()} of {', '.join(_C.isa_available())}")
     except ImportError as why:
         print(f"extension: missing ({why}); ops run on the reference, without fused kernels")
+    path, measured = crossover.in_use(crossover.active_level())
+    print(f"residency table: {path}, measured on {', '.join(f'{k} {v}' for k, v in measured.made.items())}")
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
@@ -137,9 +141,38 @@ def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...
     return out
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Measure where fused kernels beat torch, for `set_residency(model, "auto")` on this machine."""
+    level = crossover.active_level()
+    if level is None:
+        raise RuntimeError("--tune: there is nothing to measure without the extension")
+    if options.out is None:
+        path, measured = crossover.user_path(), measure_table([level], level, options.threads)
+    else:
+        from . import _C  # type: ignore[attr-defined]
+
+        levels = _C.isa_available()
+        path, measured = options.out, measure_table(levels, levels[-1], options.threads)
+    crossover.write(measured, path)
+    rows = [
+        (name, dtype, code, str(cell), f"{cell.mask:.2f}", f"{cell.planes:.2f}")
+        for name, dtypes in measured.levels.items()
+        for dtype, codes in dtypes.items()
+        for code, cells in codes.items()
+        for cell in cells
+    ]
+    print(table(("instruction set", "dtype", "code", "layer", "mask x torch", "planes x torch"), rows))
+    print(f"\nwritten to {path}")
+
+
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
     """Forward of a few layers in each residency against the dense torch layer, checked first, on the same threads."""
+    if options.out and not options.tune:
+        raise ValueError("--out: goes with --tune")
+    if options.tune:
+        tune(options)
+        return
     torch.set_num_threads(options.threads)
     live = ", ".join(name for name, state in backends.report().items() if state == "live")
     print(
@@ -173,6 +206,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     sub.add_argument("--code", choices=CODES, default="sign")
     sub.add_argument("--freeze-ratio", type=float, default=0.7)
+    sub.add_argument("--tune", action="store_true", help="measure the table behind auto residency for this machine")
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="with --tune: write it here, for every instruction set that runs here"
+    )
     sub.set_defaults(run=bench)
     return root
 
