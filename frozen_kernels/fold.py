@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -84,16 +84,19 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in _HOOKS)
 
 
-def _passes(module: nn.Module | None) -> bool:
-    return type(module) is nn.Identity and not _has_hooks(module)
+def _passing(model: nn.Module) -> tuple[type, ...]:
+    """Types of modules that hand on what they get: none where hooks, of whatever holds such a module, could look in."""
+    return () if any(_has_hooks(m) for m in model.modules() if m is not model) else (nn.Identity,)
 
 
 def _trace(model: nn.Module) -> fx.Graph:
-    """The graph of a forward with its required arguments alone; the modules' attributes are as they were."""
+    """The graph of a forward with its required arguments alone; no hook runs, and attributes are as they were."""
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     attributes = [(m, dict(vars(m))) for m in model.modules()]
     try:
+        for module in model.modules():
+            vars(module).update({name: OrderedDict() for name in _HOOKS})
         return _Tracer().trace(model, concrete_args=defaults or None)
     finally:
         for module, before in attributes:
@@ -104,6 +107,7 @@ def _trace(model: nn.Module) -> fx.Graph:
 def _traced_calls(model: nn.Module) -> _Calls:
     calls = _Calls()
     modules = dict(model.named_modules(remove_duplicate=False))
+    passing = _passing(model)
 
     def read_alone(node: fx.Node) -> nn.Module | None:
         """The module whose result is this node's only argument and read by nothing else, Identity aside."""
@@ -111,7 +115,7 @@ def _traced_calls(model: nn.Module) -> _Calls:
         if not isinstance(given, fx.Node) or given.op != "call_module" or len(given.users) != 1:
             return None
         module = modules[str(given.target)]
-        return read_alone(given) if _passes(module) else module
+        return read_alone(given) if type(module) in passing else module
 
     for node in _trace(model).nodes:
         if node.op == "call_module":
@@ -123,14 +127,14 @@ def _traced_calls(model: nn.Module) -> _Calls:
 
 def _sequential_calls(model: nn.Module) -> _Calls:
     """As if each place of a module were one call, and each nn.Sequential called as a whole."""
-    calls = _Calls()
+    calls, passing = _Calls(), _passing(model)
     for parent in model.modules():
         before: nn.Module | None = None
         for child in parent._modules.values():
             if child is None:
                 continue
             calls.add(child, before if type(parent).forward is nn.Sequential.forward else None)
-            before = before if _passes(child) else child
+            before = before if type(child) in passing else child
     return calls
 
 

@@ -219,14 +219,20 @@ def test_hooks_see_what_they_saw():
         x = torch.randn(3, 6)
         body(x)
         report = fk.fold_batch_norm_(body)
-        del seen[1:]
         body(x)
-        torch.testing.assert_close(seen[0], seen[-1])
+        torch.testing.assert_close(*seen)  # twice, and not while the model was traced
         handle.remove()
-        assert len(report.folded) == (0 if hooked in ("0.0", "0.1") else 1), hooked
+        assert len(report.folded) == (0 if hooked in ("0.0", "0.1") else 1) and report.not_traced is None
         assert all(f.relu is None for f in report.folded)
         if not report.folded:
             assert f"a hook on {hooked!r}" in report.skipped[0][1]
+
+
+def test_a_hook_around_an_identity_sees_what_it_saw():
+    model = frozen(nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Identity()), nn.BatchNorm1d(6)))
+    assert len(fk.fold_batch_norm_(copy.deepcopy(model)).folded) == 1
+    model[1].register_forward_hook(lambda m, args, y: y + 1)
+    assert not fk.fold_batch_norm_(model).folded
 
 
 @pytest.mark.parametrize(
