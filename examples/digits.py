@@ -165,7 +165,7 @@ def load_net(path: Path) -> nn.Module:
         model.load_state_dict(load_file(path))
     else:
         model = fk.load_ticket(build_net(), path)
-        fk.set_residency(model, "auto")
+        fk.set_residency(model, "planes")
     return model.eval()
 
 
@@ -257,7 +257,7 @@ def save_run(data: Split, out: Path, *, seed: int, epochs: int, quiet: bool) -> 
     save_file(train_dense(data, seed=seed, epochs=epochs, quiet=quiet).state_dict(), dense_path)
     ticket = train_ticket(data, seed=seed, epochs=epochs, quiet=quiet)
     fk.save_ticket(ticket, ticket_path)
-    fk.set_residency(ticket, "auto")
+    fk.set_residency(ticket, "planes")
     with torch.no_grad():
         save_file({"outputs": ticket(data.test_x)}, outputs)
     print("ticket loaded in a new process:", in_new_process("--check", str(ticket_path), str(outputs)).strip())

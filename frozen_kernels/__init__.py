@@ -8,6 +8,7 @@ from typing import Any
 
 from . import backends, format, functional, nn, ops
 from .config import FreezeConfig
+from .fold import FoldReport, fold_batch_norm_
 from .footprint import Footprint, footprint
 from .freeze import FreezeReport, finalize_, freeze_, to_dense
 from .residency import set_residency
@@ -17,7 +18,7 @@ from .ticket import TicketError, load_ticket, save_ticket
 
 __version__ = "0.1.0"
 
-_LATER = ("Jackpot", "fold_batch_norm_")
+_LATER = ("Jackpot",)
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "EdgePopup",
+    "FoldReport",
     "Footprint",
     "FreezeConfig",
     "FreezeReport",
@@ -34,6 +36,7 @@ __all__ = [
     "TicketError",
     "backends",
     "finalize_",
+    "fold_batch_norm_",
     "footprint",
     "format",
     "freeze_",

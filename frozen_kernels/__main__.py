@@ -8,22 +8,23 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backends
+from . import __version__, backends, crossover
 from . import nn as frozen_nn
 from .config import FreezeConfig
 from .format import CODES
+from .measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
 from .ticket_file import Ticket, read_ticket, short, verify_ticket
+from .tune import measure_table
 
 BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("linear 1024x1024", lambda: nn.Linear(1024, 1024), (1024,)),
@@ -44,6 +45,8 @@ def info(_: argparse.Namespace) -> None:
         print(f"extension: {_C.build_info()}; instruction set {_C.isa()} of {', '.join(_C.isa_available())}")
     except ImportError as why:
         print(f"extension: missing ({why}); ops run on the reference, without fused kernels")
+    path, measured = crossover.in_use(crossover.active_level())
+    print(f"residency table: {path}, measured on {', '.join(f'{k} {v}' for k, v in measured.made.items())}")
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
@@ -103,24 +106,9 @@ def _bits(size: int, weights: int) -> str:
 
 
 def _check_output(name: str, found: Tensor, right: Tensor) -> None:
-    error = float((found.double() - right).abs().max() / right.abs().max())
+    error = relative_error(found, right)
     if not error <= BENCH_TOLERANCE:
         raise ValueError(f"{name}: relative error {error:.2e} against float64, at most {BENCH_TOLERANCE:.0e}")
-
-
-def _measure(calls: dict[str, Callable[[], Tensor]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turns so that a slow spell of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    deadline = time.perf_counter() + seconds
-    for turn in range(rounds + 1):
-        if turn > 2 and time.perf_counter() > deadline:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:  # the first one warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
 
 
 def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...], options) -> list[Sequence[object]]:
@@ -140,22 +128,51 @@ def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...
     calls = {"torch": lambda: plain(x)} | {name: (lambda m=layer: m(x)) for name, layer in layers.items()}
     for name, call in calls.items():
         _check_output(f"{label}, {name}", call(), expected)
-    times = _measure(calls, options.rounds, options.seconds)
-    base = statistics.median(times["torch"])
+    times = interleaved(calls, options.rounds, options.seconds)
     out: list[Sequence[object]] = []
     for name, taken in times.items():
-        low, middle, high = statistics.quantiles(taken, n=4)
+        low, middle, high = quartiles(taken)
+        faster = speedup(times["torch"], taken).median
         held = 4 * plain.weight.numel()  # type: ignore[operator, union-attr]
         if name != "torch":
             layer = layers[name]
             held = resident_bytes(layer.shape, layer.code, layer.counts["free"], name)  # type: ignore
-        out.append((label, name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{base / middle:.2f}", held))
+        out.append((label, name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{faster:.2f}", held))
     return out
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Measure where fused kernels beat torch, for `set_residency(model, "auto")` on this machine."""
+    level = crossover.active_level()
+    if level is None:
+        raise RuntimeError("--tune: there is nothing to measure without the extension")
+    if options.out is None:
+        path, measured = crossover.user_path(), measure_table([level], level, options.threads)
+    else:
+        from . import _C  # type: ignore[attr-defined]
+
+        levels = _C.isa_available()
+        path, measured = options.out, measure_table(levels, levels[-1], options.threads)
+    crossover.write(measured, path)
+    rows = [
+        (name, dtype, code, str(cell), f"{cell.mask:.2f}", f"{cell.planes:.2f}")
+        for name, dtypes in measured.levels.items()
+        for dtype, codes in dtypes.items()
+        for code, cells in codes.items()
+        for cell in cells
+    ]
+    print(table(("instruction set", "dtype", "code", "layer", "mask x torch", "planes x torch"), rows))
+    print(f"\nwritten to {path}")
 
 
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
     """Forward of a few layers in each residency against the dense torch layer, checked first, on the same threads."""
+    if options.out and not options.tune:
+        raise ValueError("--out: goes with --tune")
+    if options.tune:
+        tune(options)
+        return
     torch.set_num_threads(options.threads)
     live = ", ".join(name for name, state in backends.report().items() if state == "live")
     print(
@@ -184,11 +201,15 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=command)
     sub = commands.add_parser("bench", help=bench.__doc__)
     sub.add_argument("--batch", type=_positive, default=1)
-    sub.add_argument("--rounds", type=lambda text: max(_positive(text), 2), default=20)
+    sub.add_argument("--rounds", type=lambda text: max(_positive(text), MIN_ROUNDS), default=20)
     sub.add_argument("--seconds", type=float, default=5.0, help="a layer gets no further rounds after this")
     sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     sub.add_argument("--code", choices=CODES, default="sign")
     sub.add_argument("--freeze-ratio", type=float, default=0.7)
+    sub.add_argument("--tune", action="store_true", help="measure the table behind auto residency for this machine")
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="with --tune: write it here, for every instruction set that runs here"
+    )
     sub.set_defaults(run=bench)
     return root
 

@@ -70,6 +70,7 @@ class _FrozenConvBase(FrozenLayer):
 
     _twin: type
     _function: Any
+    transposed = False
 
     def _build(self, twin: Any, device: torch.device | str | None, dtype: torch.dtype | None, frozen: dict) -> None:
         bias = twin.out_channels if twin.bias is not None else None
@@ -155,6 +156,8 @@ class FrozenConv3d(_FrozenConv):
 
 
 class _FrozenConvTranspose(_FrozenConvBase):
+    transposed = True
+
     def __init__(
         self,
         in_channels: int,

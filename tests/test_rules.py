@@ -47,7 +47,9 @@ def inside(names: set[str], *modules: str) -> set[str]:
     return {n for n in names for m in modules if n == m or n.startswith(m + ".")}
 
 
-@pytest.mark.parametrize("module", ["nn", "functional", "layer", "tensor", "search", "freeze", "format", "config"])
+@pytest.mark.parametrize(
+    "module", ["nn", "functional", "layer", "tensor", "search", "freeze", "fold", "format", "config"]
+)
 def test_modules_never_import_a_backend(module):
     names = imports(PACKAGE / f"{module}.py")
     assert not inside(names, "frozen_kernels.backends", "frozen_kernels.reference", "frozen_kernels._C")

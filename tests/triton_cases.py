@@ -229,6 +229,22 @@ def test_linear_takes_any_strides_and_leading_dimensions():
         assert torch.equal(linear(x, None, None, *pack), x @ dense.T), x.shape
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_applies_gain_and_relu(dtype):
+    pack = pack_of(header(scale=0.5), "mask", "sign", (70, 33))
+    x, bias = small_integers(5, 33).to(dtype), small_integers(70).to(dtype)
+    gain = torch.tensor([1.0, -2.0, 0.5, 0.0, -0.25])[torch.arange(70) % 5]
+    product = x.float() @ reference.weight(None, *pack, torch.float32).T
+    assert torch.equal(linear(x, None, None, *pack, relu=True), product.relu().to(dtype))
+    assert torch.equal(linear(x, None, None, *pack, gain=gain), (product * gain).to(dtype))
+    want = (product * gain + bias.float()).relu().to(dtype)
+    assert torch.equal(linear(x, bias, None, *pack, gain=gain, relu=True), want)
+    x[0, 3] = float("nan")
+    assert linear(x, bias, None, *pack, gain=gain, relu=True)[0].isnan().all()
+    with pytest.raises(Unsupported):
+        linear(x, bias, None, *pack, gain=gain.double())
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 def test_linear_passes_what_is_not_finite():
     pack = pack_of(header(scale=1.0), "mask", "sign", (5, 33))

@@ -1,0 +1,259 @@
+"""What `auto` picks and why, the measured table behind it, and how a user's own takes its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import frozen_kernels as fk
+from frozen_kernels import __main__ as cli
+from frozen_kernels import crossover, residency, tune
+from frozen_kernels.crossover import Cell, Table
+
+ROOT = Path(__file__).parents[1]
+LEVEL = crossover.active_level()
+needs_extension = pytest.mark.skipif(LEVEL is None, reason="the extension is not built")
+
+
+@pytest.fixture(autouse=True)
+def own_table(tmp_path, monkeypatch):
+    """No table of the user who runs the tests."""
+    path = tmp_path / "cache" / "table.json"
+    monkeypatch.setenv(crossover.VARIABLE, str(path))
+    return path
+
+
+def use(path: Path, cells: dict[str, list[Cell]], dtype: str = "float32") -> None:
+    crossover.write(Table({"machine": "made up"}, {LEVEL: {dtype: cells}}), path)
+
+
+def frozen(*layers: nn.Module, **settings) -> nn.Sequential:
+    model = nn.Sequential(*layers)
+    fk.freeze_(model, fk.FreezeConfig(**settings))
+    fk.finalize_(model)
+    return model
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("mask", "planes", "picked"),
+    [
+        (0.9, 0.99, "dense"),
+        (1.0, 1.09, "mask"),
+        (1.0, 1.11, "planes"),
+        (2.0, 1.5, "mask"),
+        (0.9, 1.0, "planes"),
+        (1.2, 0.8, "mask"),
+    ],
+)
+@pytest.mark.parametrize("code", ["sign", "uniform"])
+def test_the_rule(own_table, mask, planes, picked, code):
+    use(own_table, {code: [Cell("linear", 64, 32, 1, mask, planes)]})
+    model = frozen(nn.Linear(32, 64), code=code)
+    found = fk.set_residency(model, "auto")
+    assert found == {"0": picked} and model[0].residency == picked
+    assert f"mask {mask:.2f}, planes {planes:.2f} times as fast as torch at linear 64 x 32" in found.reasons["0"]
+    assert picked in str(found) and found.reasons["0"] in str(found)
+
+
+@needs_extension
+def test_a_constant_code_is_judged_by_the_planes_of_sign(own_table):
+    use(own_table, {"sign": [Cell("linear", 64, 32, 1, 0.5, 1.5)]})
+    assert fk.set_residency(frozen(nn.Linear(32, 64), code="constant"), "auto") == {"0": "mask"}
+    use(own_table, {"sign": [Cell("linear", 64, 32, 1, 1.5, 0.5)]})
+    assert fk.set_residency(frozen(nn.Linear(32, 64), code="constant"), "auto") == {"0": "dense"}
+
+
+@needs_extension
+def test_a_layer_is_judged_by_the_cell_nearest_to_it(own_table):
+    cells = [Cell("linear", 64, 64, 1, 2, 2), Cell("linear", 4096, 4096, 1, 0.5, 0.5)]
+    cells += [Cell("conv", 64, 576, 784, 0.5, 2), Cell("conv", 64, 576, 50000, 0.5, 0.5)]
+    cells += [Cell("depthwise", 1, 9, 784, 0.5, 0.5), Cell("transposed", 64, 1024, 784, 0.5, 3)]
+    use(own_table, {"sign": cells})
+    model = frozen(
+        nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 64, 3, groups=2),
+        nn.ConvTranspose2d(64, 8, 2), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 64), nn.Linear(64, 3000),
+    )  # fmt: skip
+    found = fk.set_residency(model, "auto")
+    assert list(found.values()) == ["planes", "dense", "planes", "planes", "mask", "mask"]
+    assert "conv 64 x 576 on 784 pixels" in found.reasons["0"] and "conv" in found.reasons["2"]
+    found = fk.set_residency(model, "auto", torch.randn(64, 3, 30, 30))
+    assert found["0"] == found["2"] == "dense" and "on 50,000 pixels" in found.reasons["0"]
+
+
+@needs_extension
+def test_a_sample_input_runs_once_and_changes_nothing(own_table):
+    model = frozen(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5)).train()
+    before = model[1].running_mean.clone()
+    layers = [m for m in model.modules() if isinstance(m, fk.nn.FrozenLayer)]
+    pixels = residency.output_pixels(model, (torch.randn(7, 3, 8, 8),))
+    assert pixels == {layers[0]: 7 * 36, layers[1]: 7}
+    assert residency.output_pixels(nn.Sequential(layers[0]), torch.randn(3, 8, 8)) == {layers[0]: 36}
+    assert torch.equal(model[1].running_mean, before) and model.training and not layers[0]._forward_hooks
+
+
+def test_what_no_table_judges(monkeypatch):
+    embedding = fk.nn.FrozenEmbedding(40, 8)
+    assert residency.auto_residency(embedding)[0] == "planes"
+    linear = fk.nn.FrozenLinear(4, 3, code="normal")
+    assert residency.auto_residency(linear.to("meta"))[0] == "mask"
+    double = fk.nn.FrozenLinear(4, 3, dtype=torch.float64)
+    assert residency.auto_residency(double)[0] == "dense"
+    monkeypatch.setattr(crossover, "active_level", lambda: None)
+    assert residency.auto_residency(fk.nn.FrozenLinear(4, 3)) == (
+        "dense",
+        "no fused kernels here: the extension is missing",
+    )
+    monkeypatch.setattr(crossover, "active_level", lambda: "unknown")
+    picked, why = residency.auto_residency(fk.nn.FrozenLinear(4, 3))
+    assert picked == "planes" and "not measured for unknown" in why
+
+
+def test_other_residencies_are_as_asked():
+    found = fk.set_residency(frozen(nn.Linear(4, 3)), "seed")
+    assert found == {"0": "seed"} and found.reasons == {"0": "asked for"}
+
+
+@needs_extension
+def test_bfloat16_has_cells_of_its_own(own_table):
+    use(own_table, {"sign": [Cell("linear", 64, 32, 1, 2, 1)]})
+    half = frozen(nn.Linear(32, 64)).bfloat16()
+    assert fk.set_residency(half, "auto") == {"0": "mask"}  # float32 stands in
+    use(own_table, {"sign": [Cell("linear", 64, 32, 1, 0.5, 0.5)]}, "bfloat16")
+    assert fk.set_residency(half, "auto") == fk.set_residency(half.half(), "auto") == {"0": "dense"}
+    assert "not measured" in fk.set_residency(half.float(), "auto").reasons["0"]
+
+
+def test_the_shipped_table_has_every_instruction_set_code_and_kind():
+    table = crossover.read(crossover.SHIPPED)
+    assert set(table.levels) == {"portable", "avx2", "avx512", "amx"}
+    assert {"machine", "torch", "threads", "frozen_kernels"} <= set(table.made)
+    for level, dtypes in table.levels.items():
+        assert set(dtypes) == ({"float32", "bfloat16"} if level in tune.HALF_LEVELS else {"float32"})
+        for codes in dtypes.values():
+            assert set(codes) == set(tune.CODES)
+            for cells in codes.values():
+                assert {cell.kind for cell in cells} == {"linear", "conv", "depthwise", "transposed"}
+    setup = (ROOT / "setup.py").read_text()
+    assert crossover.SHIPPED.name in setup and crossover.SHIPPED.name in (ROOT / "MANIFEST.in").read_text()
+
+
+def test_a_written_table_is_read_back_and_replaces_the_old_one(own_table):
+    table = crossover.read(crossover.SHIPPED)
+    crossover.write(table, own_table)
+    assert crossover.read(own_table) == table
+    crossover.write(table._replace(levels={}), own_table)
+    assert crossover.read(own_table).levels == {} and os.listdir(own_table.parent) == [own_table.name]
+
+
+def test_a_failed_write_leaves_the_old_table(own_table, monkeypatch):
+    crossover.write(Table({}, {}), own_table)
+    monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        crossover.write(Table({"machine": "other"}, {}), own_table)
+    assert crossover.read(own_table).made == {} and os.listdir(own_table.parent) == [own_table.name]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"version": 2, "made": {}, "levels": {}}', '{"version": 1, "made": {}, "levels": {"avx2": 3}}',
+     '{"version": 1, "made": {}, "levels": {"avx2": {"float32": {"sign": [["linear", 1, 1, 1, 0, 1]]}}}}'],
+)  # fmt: skip
+def test_a_broken_table_is_named_and_passed_over(own_table, text):
+    own_table.parent.mkdir()
+    own_table.write_text(text)
+    with pytest.raises(ValueError, match=str(own_table)):
+        crossover.read(own_table)
+    with pytest.warns(UserWarning, match="shipped table is used"):
+        assert crossover.in_use("avx2")[0] == crossover.SHIPPED
+
+
+def test_the_users_table_comes_first_where_it_has_the_instruction_set(own_table):
+    assert crossover.in_use("avx2")[0] == crossover.SHIPPED
+    cells = {"float32": {"sign": [Cell("linear", 1, 1, 1, 1.0, 1.0)]}}
+    crossover.write(Table({}, {"avx2": cells}), own_table)
+    assert crossover.in_use("avx2") == (own_table, Table({}, {"avx2": cells}))
+    assert crossover.in_use("portable")[0] == crossover.SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "path"),
+    [
+        ("linux", "XDG_CACHE_HOME", "frozen_kernels/residency_table.json"),
+        ("win32", "LOCALAPPDATA", "frozen_kernels/residency_table.json"),
+        ("darwin", "HOME", "Library/Caches/frozen_kernels/residency_table.json"),
+        ("linux", "HOME", ".cache/frozen_kernels/residency_table.json"),
+    ],
+)
+def test_where_the_users_table_lies(monkeypatch, tmp_path, platform, variable, path):
+    for name in (crossover.VARIABLE, "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert crossover.user_path() == tmp_path / path
+
+
+SMALL = (
+    tune._Layer(lambda: nn.Linear(40, 24), ((1, 40), (3, 40))),
+    tune._conv(32, 3, (1, 6), groups=32),
+)
+
+
+@needs_extension
+def test_measuring_a_level(monkeypatch):
+    monkeypatch.setattr(tune, "LAYERS", SMALL)
+    monkeypatch.setattr(tune, "SECONDS", 0.0)
+    said = []
+    found = tune.measure_level("avx512", said.append)
+    assert set(found) == {"float32", "bfloat16"} and len(said) == 6
+    for codes in found.values():
+        for cells in codes.values():
+            assert [cell[:4] for cell in cells] == [
+                ("linear", 24, 40, 1),
+                ("linear", 24, 40, 3),
+                ("depthwise", 1, 9, 36),
+            ]
+            assert all(cell.mask > 0 and cell.planes > 0 for cell in cells)
+    assert set(tune.measure_level("avx2", said.append)) == {"float32"}
+
+
+@needs_extension
+def test_tune_writes_the_users_table_and_info_names_it(own_table, monkeypatch, capsys, tmp_path):
+    ran = []
+
+    def run(command, env, **_):
+        ran.append((command[-2:], {n: env.get(n) for n in ("FROZEN_KERNELS_ISA", "ONEDNN_MAX_CPU_ISA")}))
+        cells = {"float32": {"sign": [["linear", 24, 40, 1, 1.5, 2.0]]}}
+        return subprocess.CompletedProcess(command, 0, stdout=json.dumps(cells))
+
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(tune.subprocess, "run", run)
+    assert cli.main(["bench", "--tune", "--threads", "1"]) == 0
+    assert str(own_table) in capsys.readouterr().out
+    assert ran == [([LEVEL, "1"], {"FROZEN_KERNELS_ISA": LEVEL, "ONEDNN_MAX_CPU_ISA": None})]
+    assert cli.main(["info"]) == 0
+    assert f"residency table: {own_table}, measured on machine " in capsys.readouterr().out
+    ran.clear()
+    assert cli.main(["bench", "--tune", "--out", str(tmp_path / "all.json")]) == 0
+    levels = list(crossover.read(tmp_path / "all.json").levels)
+    assert levels == [command[0] for command, _ in ran] and LEVEL in levels
+    assert [env["ONEDNN_MAX_CPU_ISA"] is None for _, env in ran] == [level == levels[-1] for level in levels]
+
+
+@needs_extension
+def test_a_level_that_fails_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tune.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3, stdout=""))
+    assert cli.main(["bench", "--tune"]) == 1
+    assert "exit status 3" in capsys.readouterr().err
+
+
+def test_out_needs_tune(capsys):
+    assert cli.main(["bench", "--out", "x.json"]) == 1
+    assert "--tune" in capsys.readouterr().err
