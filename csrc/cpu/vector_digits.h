@@ -15,10 +15,10 @@ constexpr int TOP_EXPONENT = 30;   // inputs are scaled below 2^30: the carries 
 constexpr int LOST_EXPONENT = 22;  // an input this far below the largest keeps 8 bits
 constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 1024;
 constexpr int64_t TILE_STEP = TILE_BYTES + 64;  // tiles of a chunk do not meet in the same cache sets
-constexpr int64_t TILES = 8;                    // of a chunk of 512 columns
-constexpr int64_t CHUNK_COLS = 64 * TILES;
-constexpr int64_t MOST_COLS = int64_t{1} << 16;  // longest sum of digits times half codes that stays in int32
-constexpr int SUMS = 4;                          // tiles of sums, for a product waits for the last one into its tile
+constexpr int64_t BLOCK_ROWS = 2 * TILE_ROWS;
+constexpr int64_t TILES = 8;                       // of a chunk of 512 columns
+constexpr int64_t GROUP_STEP = TILES * TILE_STEP;  // weights of 16 rows
+constexpr int64_t MOST_COLS = int64_t{1} << 16;    // longest sum of digits times half codes that stays in int32
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -50,8 +50,11 @@ FK_INLINE __m512i ternary_matrix(int keep, int sign) {
 
 // 16 words of a row to byte rows of 8 tiles: tile i holds bits i, 8 + i, 16 + i and 24 + i of each word.
 FK_INLINE void put_signs(vu32 keep, vu32 sign, char* out) {
+  // Affine products have one port; shifts would share it, multishifts do not.
+  const __m512i left = _mm512_set1_epi64(0x342C241C140C043C), right = _mm512_set1_epi64(0x3C342C241C140C04);
   const vu32 low = vu32::set(0x0F0F0F0Fu), negative = keep & sign;
-  const __m512i first = select_bits(low, keep, shl<4>(negative)).v, second = select_bits(low, shr<4>(keep), negative).v;
+  const __m512i first = select_bits(low, keep, {_mm512_multishift_epi64_epi8(left, negative.v)}).v;
+  const __m512i second = select_bits(low, {_mm512_multishift_epi64_epi8(right, keep.v)}, negative).v;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m512i matrix = ternary_matrix(i, 4 + i);
@@ -150,7 +153,7 @@ class DigitInput {
   int64_t pixels() const { return pixels_; }
   const char* tile(int64_t i) const { return tiles_ + i * 64 * digits(); }
 
-  // out[pixel][row] of sums[row][digit] of 16 rows.
+  // out[pixel][row], row stride BLOCK_ROWS, of sums[row][digit] of 16 rows.
   void finish(const int32_t* sums, float* out) const {
     using namespace digits_detail;
     const auto four = [&](int64_t row, int64_t p) {
@@ -163,8 +166,8 @@ class DigitInput {
         const __m512d terms = _mm512_mul_pd(_mm512_cvtepi32_pd(both), unit);
         const __m512d pairs = _mm512_add_pd(terms, _mm512_permute_pd(terms, 0x55));
         const __m512d total = _mm512_add_pd(pairs, _mm512_permutex_pd(pairs, 0x4E));
-        out[p * TILE_ROWS + r] = static_cast<float>(_mm512_cvtsd_f64(total));
-        out[p * TILE_ROWS + r + 1] = static_cast<float>(_mm256_cvtsd_f64(_mm512_extractf64x4_pd(total, 1)));
+        out[p * BLOCK_ROWS + r] = static_cast<float>(_mm512_cvtsd_f64(total));
+        out[p * BLOCK_ROWS + r + 1] = static_cast<float>(_mm256_cvtsd_f64(_mm512_extractf64x4_pd(total, 1)));
       }
     }
   }
@@ -200,146 +203,168 @@ class DigitInput {
   int exponent_[digits_detail::MOST_PIXELS];
 };
 
-// Sums of 16 rows at a time.
+// Sums of 32 rows at a time.
 class DigitSums {
  public:
   using Input = DigitInput;
-  static constexpr int64_t ROWS = digits_detail::TILE_ROWS, PIXELS = digits_detail::MOST_PIXELS;
-  static constexpr int64_t SCRATCH_BYTES =
-      RowWords::SCRATCH_BYTES + 2 * digits_detail::TILES * digits_detail::TILE_STEP;
+  static constexpr int64_t ROWS = digits_detail::BLOCK_ROWS, PIXELS = digits_detail::MOST_PIXELS;
+  static constexpr int64_t SCRATCH_BYTES = 2 * (RowWords::SCRATCH_BYTES + digits_detail::GROUP_STEP);
 
   static bool serves(const Frozen& f) { return f.cols <= digits_detail::MOST_COLS; }
 
   DigitSums(const Frozen& f, const DigitInput& input, Scratch& scratch)
       : f_(f),
         input_(input),
-        words_(f, scratch),
-        weights_(scratch.take<char>(2 * digits_detail::TILES * digits_detail::TILE_STEP)),
+        first_(f, scratch),
+        second_(f, scratch),
+        weights_(scratch.take<char>(2 * digits_detail::GROUP_STEP)),
         tiles_(input.digits()) {}
 
   // out[pixel][row], row stride ROWS; anything past `rows`.
   void operator()(int64_t row0, int64_t rows, float* out) {
-    words_.start(row0, rows);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    using digits_detail::TILE_ROWS;
+    first_.start(row0, std::min(rows, TILE_ROWS));
+    second_.start(row0 + TILE_ROWS, std::max<int64_t>(rows - TILE_ROWS, 0));
     switch (f_.code) {
       case SIGN_CODE:
-        add_ternary<true>();
-        break;
+        return run_ternary<true>(out);
       case CONSTANT_CODE:
-        add_ternary<false>();
-        break;
+        return run_ternary<false>(out);
       case UNIFORM_CODE:
-        add_halves<UNIFORM_CODE>();
-        break;
+        run_halves<UNIFORM_CODE>(first_, out);
+        if (rows > TILE_ROWS) run_halves<UNIFORM_CODE>(second_, out + TILE_ROWS);
+        return;
       default:
-        add_halves<NORMAL_CODE>();
+        run_halves<NORMAL_CODE>(first_, out);
+        if (rows > TILE_ROWS) run_halves<NORMAL_CODE>(second_, out + TILE_ROWS);
     }
-    finish(f_.code == UNIFORM_CODE || f_.code == NORMAL_CODE, out);
   }
 
  private:
   int64_t chunks() const { return (f_.words + RowWords::CHUNK - 1) / RowWords::CHUNK; }
 
-  // Weights of a chunk are written between the products of the chunk before: a tile waits for the stores it reads.
+  // Two groups of 16 rows, so that the digits of 64 columns are read once for both.
   template <bool SIGNED>
   void add_ternary() {
     using namespace digits_detail;
-    for (int64_t chunk = 0; chunk <= chunks(); ++chunk) {
-      const bool more = chunk < chunks();
-      const RowView keep = more ? words_.keep(chunk) : RowView{},
-                    sign = more && SIGNED ? words_.draw(chunk) : RowView{};
-      char* const to = weights_ + chunk % 2 * TILES * TILE_STEP;
-      const char* const from = weights_ + (chunk + 1) % 2 * TILES * TILE_STEP;
-      for (int64_t half = 0; half < 2; ++half) {
-        add_tile<0, SIGNED>(chunk - 1, 4 * half + 0, from, more, keep, sign, to);
-        add_tile<1, SIGNED>(chunk - 1, 4 * half + 1, from, more, keep, sign, to);
-        add_tile<2, SIGNED>(chunk - 1, 4 * half + 2, from, more, keep, sign, to);
-        add_tile<3, SIGNED>(chunk - 1, 4 * half + 3, from, more, keep, sign, to);
+    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+      put_ternary<SIGNED>(first_, chunk, weights_);
+      put_ternary<SIGNED>(second_, chunk, weights_ + GROUP_STEP);
+      for (int64_t i = 0; i < TILES; i += 2) {
+        multiply<false>(weights_ + i * TILE_STEP, GROUP_STEP, chunk * TILES + i);
+        multiply<true>(weights_ + (i + 1) * TILE_STEP, GROUP_STEP, chunk * TILES + i + 1);
       }
     }
   }
 
-  // Tile i of a chunk into sums SUM, and two rows of the next chunk.
-  template <int SUM, bool SIGNED>
-  FK_INLINE void add_tile(int64_t chunk, int64_t i, const char* from, bool more, RowView keep, RowView sign,
-                          char* to) const {
+  template <bool SIGNED>
+  static FK_INLINE void put_ternary(RowWords& words, int64_t chunk, char* to) {
     using namespace digits_detail;
-    if (more) {
-#pragma GCC unroll 2
-      for (int64_t r = 2 * i; r < 2 * i + 2; ++r) {
-        _mm_prefetch(keep.row(r + TILE_ROWS), _MM_HINT_T0);
-        if constexpr (SIGNED) {
-          _mm_prefetch(sign.row(r + TILE_ROWS), _MM_HINT_T0);
-          put_signs(vu32::load(keep.row(r)), vu32::load(sign.row(r)), to + 64 * r);
-        } else {
-          put_ones(vu32::load(keep.row(r)), to + 64 * r);
-        }
+    const RowView keep = words.keep(chunk), sign = SIGNED ? words.draw(chunk) : RowView{};
+    for (int64_t r = 0; r < TILE_ROWS; ++r) {
+      // These rows of the next block: a prefetch past the end of a plane does nothing.
+      _mm_prefetch(keep.row(r + ROWS), _MM_HINT_T1);
+      if constexpr (SIGNED) {
+        _mm_prefetch(sign.row(r + ROWS), _MM_HINT_T1);
+        put_signs(vu32::load(keep.row(r)), vu32::load(sign.row(r)), to + 64 * r);
+      } else {
+        put_ones(vu32::load(keep.row(r)), to + 64 * r);
       }
     }
-    if (chunk >= 0) multiply<SUM>(from + TILE_STEP * i, chunk * TILES + i);
   }
 
-  // Neighbours take other tiles, for none is renamed. Tiles must be literals here.
-  template <int SUM>
-  FK_INLINE void multiply(const char* weights, int64_t tile) const {
+  // A tile of weights, and another `step` bytes on, times the same digits; even and odd tiles have sums of their own,
+  // for a product waits for the last one into its sums. Tiles must be literals here.
+  template <bool ODD>
+  FK_INLINE void multiply(const char* weights, int64_t step, int64_t tile) const {
     const int64_t stride = 4 * input_.digits();
-    if constexpr (SUM % 2 == 0) {
-      _tile_loadd(4, weights, 64);
-      _tile_loadd(6, input_.tile(tile), stride);
-      if constexpr (SUM == 0) _tile_dpbssd(0, 4, 6);
-      if constexpr (SUM == 2) _tile_dpbssd(2, 4, 6);
-    } else {
-      _tile_loadd(5, weights, 64);
+    if constexpr (ODD) {
       _tile_loadd(7, input_.tile(tile), stride);
-      if constexpr (SUM == 1) _tile_dpbssd(1, 5, 7);
-      if constexpr (SUM == 3) _tile_dpbssd(3, 5, 7);
+      _tile_loadd(4, weights, 64);
+      _tile_dpbssd(2, 4, 7);
+      _tile_loadd(5, weights + step, 64);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_loadd(6, input_.tile(tile), stride);
+      _tile_loadd(4, weights, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(5, weights + step, 64);
+      _tile_dpbssd(1, 5, 6);
     }
   }
 
+  // Halves and ones of a tile, in place of two groups.
   template <int CODE>
-  void add_halves() {
+  void add_halves(RowWords& words) {
     using namespace digits_detail;
     for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
-      const RowView keep = words_.keep(chunk), draw = words_.draw(chunk);
+      const RowView keep = words.keep(chunk), draw = words.draw(chunk);
       for (int64_t i = 0; i < TILES; i += 2) {
         for (int64_t r = 0; r < TILE_ROWS; ++r) {
           char* const to = weights_ + 64 * r;
           const char *const bits = keep.row(r) + 8 * i, *const bytes = draw.row(r) + 64 * i;
-          _mm_prefetch(draw.row(r + TILE_ROWS) + 64 * i, _MM_HINT_T0);
+          _mm_prefetch(draw.row(r + TILE_ROWS) + 64 * i, _MM_HINT_T1);
           put_halves<CODE>(bits, bytes, to, to + TILE_STEP);
           put_halves<CODE>(bits + 8, bytes + 64, to + 2 * TILE_STEP, to + 3 * TILE_STEP);
         }
-        multiply<0>(weights_, chunk * TILES + i);
-        multiply<1>(weights_ + TILE_STEP, chunk * TILES + i);
-        multiply<2>(weights_ + 2 * TILE_STEP, chunk * TILES + i + 1);
-        multiply<3>(weights_ + 3 * TILE_STEP, chunk * TILES + i + 1);
+        multiply<false>(weights_, TILE_STEP, chunk * TILES + i);
+        multiply<true>(weights_ + 2 * TILE_STEP, TILE_STEP, chunk * TILES + i + 1);
       }
     }
   }
 
-  // Adds the four tiles of sums; of those of halves, 0 and 2, twice.
-  void finish(bool halves, float* out) const {
+  static void clear_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+
+  struct Collected {
+    alignas(64) int32_t of[2][digits_detail::TILE_BYTES / 4];  // first and second tile of each product
+  };
+  Collected collect() const {
     using namespace digits_detail;
-    alignas(64) int32_t tile[SUMS][TILE_BYTES / 4];
+    alignas(64) int32_t odd[2][TILE_BYTES / 4];
+    Collected sums;
     const int64_t stride = 4 * input_.digits();
-    _tile_stored(0, tile[0], stride);
-    _tile_stored(1, tile[1], stride);
-    _tile_stored(2, tile[2], stride);
-    _tile_stored(3, tile[3], stride);
-    for (int64_t i = 0; i < TILE_ROWS * input_.digits(); i += VL) {
-      const vu32 twice = vu32::load(tile[0] + i) + vu32::load(tile[2] + i);
-      const vu32 once = vu32::load(tile[1] + i) + vu32::load(tile[3] + i);
-      (halves ? twice + twice + once : twice + once).store(tile[0] + i);
+    _tile_stored(0, sums.of[0], stride);
+    _tile_stored(1, sums.of[1], stride);
+    _tile_stored(2, odd[0], stride);
+    _tile_stored(3, odd[1], stride);
+    for (int g = 0; g < 2; ++g) {
+      for (int64_t i = 0; i < TILE_ROWS * input_.digits(); i += VL) {
+        (vu32::load(sums.of[g] + i) + vu32::load(odd[g] + i)).store(sums.of[g] + i);
+      }
     }
-    input_.finish(tile[0], out);
+    return sums;
+  }
+
+  // Codes are twice their halves plus the ones.
+  template <int CODE>
+  void run_halves(RowWords& words, float* out) {
+    clear_sums();
+    add_halves<CODE>(words);
+    Collected sums = collect();
+    for (int64_t i = 0; i < digits_detail::TILE_ROWS * input_.digits(); i += VL) {
+      const vu32 half = vu32::load(sums.of[0] + i);
+      (half + half + vu32::load(sums.of[1] + i)).store(sums.of[0] + i);
+    }
+    input_.finish(sums.of[0], out);
+  }
+
+  template <bool SIGNED>
+  void run_ternary(float* out) {
+    clear_sums();
+    add_ternary<SIGNED>();
+    const Collected sums = collect();
+    input_.finish(sums.of[0], out);
+    input_.finish(sums.of[1], out + digits_detail::TILE_ROWS);
   }
 
   const Frozen& f_;
   const DigitInput& input_;
-  RowWords words_;
+  RowWords first_, second_;
   char* weights_;
   digits_detail::Tiles tiles_;
 };
