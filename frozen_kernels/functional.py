@@ -23,9 +23,10 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def autocasting(x: Tensor) -> bool:
     """Whether torch's own layers would cast x: never float64 or integers, and the meta device has no autocast."""
-    if x.dtype == torch.float64 or not x.dtype.is_floating_point or x.device.type == "meta":
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return False
-    return torch.is_autocast_enabled(x.device.type)
+    return x.dtype != torch.float64 and x.dtype.is_floating_point
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -52,7 +53,7 @@ def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, gain: Tensor | 
         return
     if bias.dtype != x.dtype:
         raise TypeError(f"bias: {bias.dtype} does not match x {x.dtype}")
-    if tuple(bias.shape) != (outputs,):
+    if bias.shape != (outputs,):
         raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({outputs},)")
 
 
@@ -69,7 +70,7 @@ def linear(
     _check(x, frozen, bias, gain, frozen.shape[0])
     if x.dim() == 0 or x.shape[-1] != frozen.shape[1]:
         raise ValueError(f"x: last dimension of shape {tuple(x.shape)} must be {frozen.shape[1]}")
-    return torch.ops.frozen_kernels.linear(x, bias, frozen.scores, *frozen.pack(), gain, relu)
+    return torch.ops.frozen_kernels.linear.default(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
 
 def _per_dimension(name: str, value: int | Sequence[int], dims: int, least: int) -> list[int]:

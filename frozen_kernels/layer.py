@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.compiler.config
@@ -250,15 +251,17 @@ class FrozenLayer(nn.Module):
             else:
                 setattr(self, name, new)
 
-    def _record(self) -> FrozenTensor:
+    def _record(self, scores: Tensor | None = None) -> FrozenTensor:
+        b: Any = self._buffers  # attributes of a module are looked up in three dicts, one after the other
         return FrozenTensor(
-            self.shape, self.code, self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense
-        )
+            self.shape, self.config.code, b["header"], b["supermask"], b["offsets"], b["keep"], b["draw"], b["dense"],
+            scores,
+        )  # fmt: skip
 
     @property
     def frozen(self) -> FrozenTensor:
         """The record that `functional` takes, with the scores that receive gradients."""
-        return self._record()._replace(scores=self.scores)
+        return self._record(self._parameters["scores"])
 
     @property
     def weight(self) -> Tensor:

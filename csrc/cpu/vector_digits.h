@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "vector_input.h"
-#include "words.h"
+#include "words_rows.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -13,10 +13,12 @@ namespace digits_detail {
 constexpr int DIGITS = 4, MOST_PIXELS = 4;
 constexpr int TOP_EXPONENT = 30;   // inputs are scaled below 2^30: the carries of signed digits need room
 constexpr int LOST_EXPONENT = 22;  // an input this far below the largest keeps 8 bits
-constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 1024, PAIR = 2;  // words of a tile
+constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 1024;
+constexpr int64_t TILE_STEP = TILE_BYTES + 64;  // tiles of a chunk do not meet in the same cache sets
 constexpr int64_t BLOCK_ROWS = 2 * TILE_ROWS;
-constexpr int64_t CHUNK_OF_WORDS = 16;
-constexpr int64_t DIGIT_COLS = int64_t{1} << 16;  // longest sum of digits times codes that stays in int32
+constexpr int64_t TILES = 8;                       // of a chunk of 512 columns
+constexpr int64_t GROUP_STEP = TILES * TILE_STEP;  // weights of 16 rows
+constexpr int64_t MOST_COLS = int64_t{1} << 16;    // longest sum of digits times half codes that stays in int32
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -24,14 +26,14 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 to 3 are sums [digit][row], 4 the digits of 64 columns, 5 and 6 their weights.
+// Tiles 0 to 3 are sums [row][digit], 4 and 5 weights [row][column], 6 and 7 digits [4 columns][digit][column].
 class Tiles {
  public:
-  explicit Tiles(int64_t digit_rows) {
+  explicit Tiles(int64_t digits) {
     TileShapes shapes;
-    for (int t = 0; t < 7; ++t) {
-      shapes.bytes[t] = 64;
-      shapes.rows[t] = static_cast<uint8_t>(t < 5 ? digit_rows : TILE_ROWS);
+    for (int t = 0; t < 8; ++t) {
+      shapes.bytes[t] = static_cast<uint16_t>(t == 4 || t == 5 ? 64 : 4 * digits);
+      shapes.rows[t] = TILE_ROWS;
     }
     _tile_loadconfig(&shapes);
   }
@@ -46,21 +48,24 @@ FK_INLINE __m512i ternary_matrix(int keep, int sign) {
   return _mm512_set1_epi64(static_cast<int64_t>(uint64_t{1} << (56 + keep) | copies));
 }
 
-// Bytes of one word of 16 rows to out[8][64]: vector i holds bits i, 8 + i, 16 + i and 24 + i of each row.
+// 16 words of a row to byte rows of 8 tiles: tile i holds bits i, 8 + i, 16 + i and 24 + i of each word.
 FK_INLINE void put_signs(vu32 keep, vu32 sign, char* out) {
+  // Affine products have one port; shifts would share it, multishifts do not.
+  const __m512i left = _mm512_set1_epi64(0x342C241C140C043C), right = _mm512_set1_epi64(0x3C342C241C140C04);
   const vu32 low = vu32::set(0x0F0F0F0Fu), negative = keep & sign;
-  const __m512i first = select_bits(low, keep, shl<4>(negative)).v, second = select_bits(low, shr<4>(keep), negative).v;
+  const __m512i first = select_bits(low, keep, {_mm512_multishift_epi64_epi8(left, negative.v)}).v;
+  const __m512i second = select_bits(low, {_mm512_multishift_epi64_epi8(right, keep.v)}, negative).v;
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const __m512i matrix = ternary_matrix(i, 4 + i);
-    _mm512_store_si512(out + 64 * i, _mm512_gf2p8affine_epi64_epi8(first, matrix, 0));
-    _mm512_store_si512(out + 64 * (4 + i), _mm512_gf2p8affine_epi64_epi8(second, matrix, 0));
+    _mm512_store_si512(out + TILE_STEP * i, _mm512_gf2p8affine_epi64_epi8(first, matrix, 0));
+    _mm512_store_si512(out + TILE_STEP * (4 + i), _mm512_gf2p8affine_epi64_epi8(second, matrix, 0));
   }
 }
 FK_INLINE void put_ones(vu32 keep, char* out) {
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
-    _mm512_store_si512(out + 64 * i, _mm512_gf2p8affine_epi64_epi8(keep.v, ternary_matrix(i, -1), 0));
+    _mm512_store_si512(out + TILE_STEP * i, _mm512_gf2p8affine_epi64_epi8(keep.v, ternary_matrix(i, -1), 0));
   }
 }
 
@@ -84,25 +89,40 @@ FK_INLINE __m512i half_code(__m512i draw) {
   return _mm512_xor_si512(value, mirror);
 }
 
-// Kept half codes of one word of 16 rows to halves[8][64] and their count to ones[8][64], in the order of columns.
-template <int CODE>
-FK_INLINE void put_halves(vu32 keep, const uint32_t* quads, int64_t ld, char* halves, char* ones) {
-  // Bytes (0, 2) or (1, 3) of a word hold columns 0 to 15 or 16 to 31: even ones first.
-  const __m512i low = _mm512_shuffle_epi8(keep.v, _mm512_set4_epi32(0x0E0C0E0C, 0x0A080A08, 0x06040604, 0x02000200));
-  const __m512i high = _mm512_shuffle_epi8(keep.v, _mm512_set4_epi32(0x0F0D0F0D, 0x0B090B09, 0x07050705, 0x03010301));
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t bits = 0x02020101u << 2 * (i & 3);
-    const __mmask64 kept = _mm512_test_epi8_mask(i < 4 ? low : high, vu32::set(bits).v);
-    const __m512i value = half_code<CODE>(_mm512_loadu_si512(quads + i * ld));
-    _mm512_store_si512(halves + 64 * i, _mm512_maskz_mov_epi8(kept, value));
-    _mm512_store_si512(ones + 64 * i, _mm512_maskz_set1_epi8(kept, 1));
-  }
+// Bit k = column k of 64.
+FK_INLINE __mmask64 natural_mask(const char* words) {
+  uint64_t two;
+  memcpy(&two, words, 8);
+  const uint64_t even = (two & 0xFFFFu) | (two >> 16 & 0xFFFF0000u),
+                 odd = (two >> 16 & 0xFFFFu) | (two >> 32 & 0xFFFF0000u);
+  return _pdep_u64(even, 0x5555555555555555u) | _pdep_u64(odd, 0xAAAAAAAAAAAAAAAAu);
 }
+
+// 64 columns of a row: the kept half codes, and ones to count the kept.
+template <int CODE>
+FK_INLINE void put_halves(const char* keep, const char* draw, char* halves, char* ones) {
+  const __mmask64 kept = natural_mask(keep);
+  _mm512_store_si512(halves, _mm512_maskz_mov_epi8(kept, half_code<CODE>(_mm512_loadu_si512(draw))));
+  _mm512_store_si512(ones, _mm512_maskz_set1_epi8(kept, 1));
+}
+
+// Where the digits of a word's columns go: dword n of its bytes is digit n % 4 of four columns, either bits i, 8 + i,
+// 16 + i and 24 + i for i = n / 4, or columns 4 * i and on.
+struct DigitOrder {
+  alignas(64) uint8_t index[2][64];
+  constexpr explicit DigitOrder(bool natural) : index() {
+    for (int n = 0; n < 128; ++n) {
+      const int i = n / 16, digit = n / 4 % 4, byte = n % 4;
+      const int column = natural ? 4 * i + byte : column_of_bit(8 * byte + i);
+      index[n / 64][n % 64] = static_cast<uint8_t>(4 * column + digit);
+    }
+  }
+};
+inline constexpr DigitOrder NATURAL_ORDER(true), BIT_ORDER(false);
 
 }  // namespace digits_detail
 
-// The digits of all inputs: tiles [two words][pixel, digit][64 columns], columns in the order that the weights come in.
+// The digits of all inputs: tiles [chunk][tile][4 columns][pixel, digit][column], columns in the order of the weights.
 class DigitInput {
  public:
   // Whether fixed point keeps what the inputs say: finite, and few of them lost far below the largest.
@@ -117,44 +137,42 @@ class DigitInput {
   }
 
   DigitInput(const VectorInput& input, const Frozen& f)
-      : pixels_(input.pixels), memory_(static_cast<size_t>(input.ld * digit_rows() + 64)) {
+      : pixels_(input.pixels), memory_(static_cast<size_t>(input.ld * digits() + 64)) {
     using namespace digits_detail;
     char* const start = memory_.data();
     tiles_ = start + (64 - reinterpret_cast<uintptr_t>(start) % 64);
+    const bool natural_order = f.code == UNIFORM_CODE || f.code == NORMAL_CODE;
     for (int64_t p = 0; p < pixels_; ++p) {
       const uint32_t largest = input.largest(p);
       exponent_[p] = TOP_EXPONENT + 126 - static_cast<int>(std::max<uint32_t>(largest >> 23, 1));
-      for (int64_t word = 0; word < input.ld / 32; ++word)
-        put_word(input.of(p) + 32 * word, p, word, f.code == UNIFORM_CODE || f.code == NORMAL_CODE);
+      for (int64_t word = 0; word < input.ld / 32; ++word) put_word(input.of(p) + 32 * word, p, word, natural_order);
     }
   }
 
-  int64_t digit_rows() const { return digits_detail::DIGITS * pixels_; }
+  int64_t digits() const { return digits_detail::DIGITS * pixels_; }
   int64_t pixels() const { return pixels_; }
-  const char* tile(int64_t pair) const { return tiles_ + pair * 64 * digit_rows(); }
+  const char* tile(int64_t i) const { return tiles_ + i * 64 * digits(); }
 
-  // out[pixel][row] (row stride BLOCK_ROWS) = sums of 16 rows; twice the halves plus the ones where there are halves.
-  void finish(const int32_t* sums, const int32_t* halves, float* out) const {
+  // out[pixel][row], row stride BLOCK_ROWS, of sums[row][digit] of 16 rows.
+  void finish(const int32_t* sums, float* out) const {
+    using namespace digits_detail;
+    const auto four = [&](int64_t row, int64_t p) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + row * digits() + DIGITS * p));
+    };
     for (int64_t p = 0; p < pixels_; ++p) {
-      for (int64_t half = 0; half < 2; ++half) {
-        __m512d total = _mm512_setzero_pd();
-        for (int64_t d = digits_detail::DIGITS - 1; d >= 0; --d) {
-          const int64_t at = (digits_detail::DIGITS * p + d) * digits_detail::TILE_ROWS + 8 * half;
-          __m512d digit = widened(sums + at);
-          if (halves) digit = _mm512_add_pd(digit, _mm512_mul_pd(widened(halves + at), _mm512_set1_pd(2.0)));
-          total = _mm512_add_pd(_mm512_mul_pd(total, _mm512_set1_pd(256.0)), digit);
-        }
-        total = _mm512_scalef_pd(total, _mm512_set1_pd(-exponent_[p]));
-        _mm256_storeu_ps(out + p * digits_detail::BLOCK_ROWS + 8 * half, _mm512_cvtpd_ps(total));
+      const __m512d unit = _mm512_scalef_pd(_mm512_set4_pd(0x1p24, 0x1p16, 0x1p8, 1.0), _mm512_set1_pd(-exponent_[p]));
+      for (int64_t r = 0; r < TILE_ROWS; r += 2) {
+        const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(four(r, p)), four(r + 1, p), 1);
+        const __m512d terms = _mm512_mul_pd(_mm512_cvtepi32_pd(both), unit);
+        const __m512d pairs = _mm512_add_pd(terms, _mm512_permute_pd(terms, 0x55));
+        const __m512d total = _mm512_add_pd(pairs, _mm512_permutex_pd(pairs, 0x4E));
+        out[p * BLOCK_ROWS + r] = static_cast<float>(_mm512_cvtsd_f64(total));
+        out[p * BLOCK_ROWS + r + 1] = static_cast<float>(_mm256_cvtsd_f64(_mm512_extractf64x4_pd(total, 1)));
       }
     }
   }
 
  private:
-  static FK_INLINE __m512d widened(const int32_t* p) {
-    return _mm512_cvtepi32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-
   void put_word(const float* x, int64_t pixel, int64_t word, bool natural_order) {
     using namespace digits_detail;
     const __m512i carry = _mm512_set1_epi32(0x00808080);
@@ -165,14 +183,17 @@ class DigitInput {
       // Each lower byte b of the sum stands for the digit b - 128, and its top byte for itself.
       fixed[i] = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(scaled), carry), carry);
     }
-    alignas(64) uint8_t index[64] = {};
-    for (int n = 0; n < 32; ++n)
-      index[n] = static_cast<uint8_t>(4 * (natural_order ? n : column_of_bit(n / 4 + 8 * (n % 4))));
-    for (int d = 0; d < DIGITS; ++d) {
-      const __m512i at = _mm512_add_epi8(_mm512_load_si512(index), _mm512_set1_epi8(static_cast<char>(d)));
-      const __m512i digits = _mm512_permutex2var_epi8(fixed[0], at, fixed[1]);
-      char* const out = tiles_ + (word / PAIR * digit_rows() + DIGITS * pixel + d) * 64 + word % PAIR * 32;
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_castsi512_si256(digits));
+    const DigitOrder& order = natural_order ? NATURAL_ORDER : BIT_ORDER;
+    alignas(64) char bytes[128];
+    for (int i = 0; i < 2; ++i) {
+      const __m512i at = _mm512_load_si512(order.index[i]);
+      _mm512_store_si512(bytes + 64 * i, _mm512_permutex2var_epi8(fixed[0], at, fixed[1]));
+    }
+    const int64_t chunk = word / 16, place = word % 16;
+    for (int four = 0; four < 8; ++four) {
+      const int64_t in_chunk = natural_order ? place / 2 : four, row = natural_order ? place % 2 * 8 + four : place;
+      char* const to = tiles_ + ((chunk * TILES + in_chunk) * TILE_ROWS + row) * 4 * digits() + 4 * DIGITS * pixel;
+      memcpy(to, bytes + 16 * four, 16);
     }
   }
 
@@ -187,94 +208,163 @@ class DigitSums {
  public:
   using Input = DigitInput;
   static constexpr int64_t ROWS = digits_detail::BLOCK_ROWS, PIXELS = digits_detail::MOST_PIXELS;
-  static constexpr int64_t SCRATCH_BYTES = 9 * digits_detail::CHUNK_OF_WORDS * ROWS * 4 + 8 * digits_detail::TILE_BYTES;
+  static constexpr int64_t SCRATCH_BYTES = 2 * (RowWords::SCRATCH_BYTES + digits_detail::GROUP_STEP);
 
-  static bool serves(const Frozen& f) { return f.cols <= digits_detail::DIGIT_COLS; }
+  static bool serves(const Frozen& f) { return f.cols <= digits_detail::MOST_COLS; }
 
   DigitSums(const Frozen& f, const DigitInput& input, Scratch& scratch)
       : f_(f),
         input_(input),
-        keep_(scratch.take<uint32_t>(digits_detail::CHUNK_OF_WORDS * ROWS)),
-        draw_(scratch.take<uint32_t>(8 * digits_detail::CHUNK_OF_WORDS * ROWS)),
-        weights_(scratch.take<char>(8 * digits_detail::TILE_BYTES)),
-        tiles_(input.digit_rows()) {}
+        first_(f, scratch),
+        second_(f, scratch),
+        weights_(scratch.take<char>(2 * digits_detail::GROUP_STEP)),
+        tiles_(input.digits()) {}
 
-  // out[pixel][row], row stride ROWS; zero past `rows`.
+  // out[pixel][row], row stride ROWS; anything past `rows`.
   void operator()(int64_t row0, int64_t rows, float* out) {
+    using digits_detail::TILE_ROWS;
+    first_.start(row0, std::min(rows, TILE_ROWS));
+    second_.start(row0 + TILE_ROWS, std::max<int64_t>(rows - TILE_ROWS, 0));
     switch (f_.code) {
       case SIGN_CODE:
-        return run<SIGN_CODE>(row0, rows, out);
+        return run_ternary<true>(out);
       case CONSTANT_CODE:
-        return run<CONSTANT_CODE>(row0, rows, out);
+        return run_ternary<false>(out);
       case UNIFORM_CODE:
-        return run<UNIFORM_CODE>(row0, rows, out);
+        run_halves<UNIFORM_CODE>(first_, out);
+        if (rows > TILE_ROWS) run_halves<UNIFORM_CODE>(second_, out + TILE_ROWS);
+        return;
       default:
-        return run<NORMAL_CODE>(row0, rows, out);
+        run_halves<NORMAL_CODE>(first_, out);
+        if (rows > TILE_ROWS) run_halves<NORMAL_CODE>(second_, out + TILE_ROWS);
     }
   }
 
  private:
-  template <int CODE>
-  void run(int64_t row0, int64_t rows, float* out) {
+  int64_t chunks() const { return (f_.words + RowWords::CHUNK - 1) / RowWords::CHUNK; }
+
+  // Two groups of 16 rows, so that the digits of 64 columns are read once for both.
+  template <bool SIGNED>
+  void add_ternary() {
     using namespace digits_detail;
-    constexpr bool HALVES = CODE == UNIFORM_CODE || CODE == NORMAL_CODE;
-    RowBlock block(f_, row0, rows, ROWS);
+    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+      put_ternary<SIGNED>(first_, chunk, weights_);
+      put_ternary<SIGNED>(second_, chunk, weights_ + GROUP_STEP);
+      for (int64_t i = 0; i < TILES; i += 2) {
+        multiply<false>(weights_ + i * TILE_STEP, GROUP_STEP, chunk * TILES + i);
+        multiply<true>(weights_ + (i + 1) * TILE_STEP, GROUP_STEP, chunk * TILES + i + 1);
+      }
+    }
+  }
+
+  template <bool SIGNED>
+  static FK_INLINE void put_ternary(RowWords& words, int64_t chunk, char* to) {
+    using namespace digits_detail;
+    const RowView keep = words.keep(chunk), sign = SIGNED ? words.draw(chunk) : RowView{};
+    for (int64_t r = 0; r < TILE_ROWS; ++r) {
+      // These rows of the next block: a prefetch past the end of a plane does nothing.
+      _mm_prefetch(keep.row(r + ROWS), _MM_HINT_T1);
+      if constexpr (SIGNED) {
+        _mm_prefetch(sign.row(r + ROWS), _MM_HINT_T1);
+        put_signs(vu32::load(keep.row(r)), vu32::load(sign.row(r)), to + 64 * r);
+      } else {
+        put_ones(vu32::load(keep.row(r)), to + 64 * r);
+      }
+    }
+  }
+
+  // A tile of weights, and another `step` bytes on, times the same digits; even and odd tiles have sums of their own,
+  // for a product waits for the last one into its sums. Tiles must be literals here.
+  template <bool ODD>
+  FK_INLINE void multiply(const char* weights, int64_t step, int64_t tile) const {
+    const int64_t stride = 4 * input_.digits();
+    if constexpr (ODD) {
+      _tile_loadd(7, input_.tile(tile), stride);
+      _tile_loadd(4, weights, 64);
+      _tile_dpbssd(2, 4, 7);
+      _tile_loadd(5, weights + step, 64);
+      _tile_dpbssd(3, 5, 7);
+    } else {
+      _tile_loadd(6, input_.tile(tile), stride);
+      _tile_loadd(4, weights, 64);
+      _tile_dpbssd(0, 4, 6);
+      _tile_loadd(5, weights + step, 64);
+      _tile_dpbssd(1, 5, 6);
+    }
+  }
+
+  // Halves and ones of a tile, in place of two groups.
+  template <int CODE>
+  void add_halves(RowWords& words) {
+    using namespace digits_detail;
+    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
+      const RowView keep = words.keep(chunk), draw = words.draw(chunk);
+      for (int64_t i = 0; i < TILES; i += 2) {
+        for (int64_t r = 0; r < TILE_ROWS; ++r) {
+          char* const to = weights_ + 64 * r;
+          const char *const bits = keep.row(r) + 8 * i, *const bytes = draw.row(r) + 64 * i;
+          _mm_prefetch(draw.row(r + TILE_ROWS) + 64 * i, _MM_HINT_T1);
+          put_halves<CODE>(bits, bytes, to, to + TILE_STEP);
+          put_halves<CODE>(bits + 8, bytes + 64, to + 2 * TILE_STEP, to + 3 * TILE_STEP);
+        }
+        multiply<false>(weights_, TILE_STEP, chunk * TILES + i);
+        multiply<true>(weights_ + 2 * TILE_STEP, TILE_STEP, chunk * TILES + i + 1);
+      }
+    }
+  }
+
+  static void clear_sums() {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t word = 0; word < f_.words; word += CHUNK_OF_WORDS) {
-      const int64_t count = std::min(CHUNK_OF_WORDS, f_.words - word);
-      block.prefetch_following(word, count);
-      block.next(count, keep_, draw_);
-      // Past the last word the digits are 0, and the weights whatever the buffer holds.
-      for (int64_t w = 0; w < count; w += PAIR) {
-        char* const weights = weights_ + w / PAIR % 2 * 4 * TILE_BYTES;
-        put<CODE>(w, 0, weights);
-        put<CODE>(w, 1, weights + 2 * TILE_BYTES);
-        _tile_loadd(4, input_.tile((word + w) / PAIR), 64);
-        _tile_loadd(5, weights, 64);
-        _tile_loadd(6, weights + 2 * TILE_BYTES, 64);
-        _tile_dpbssd(0, 4, 5);
-        _tile_dpbssd(1, 4, 6);
-        if constexpr (HALVES) {
-          _tile_loadd(5, weights + TILE_BYTES, 64);
-          _tile_loadd(6, weights + 3 * TILE_BYTES, 64);
-          _tile_dpbssd(2, 4, 5);
-          _tile_dpbssd(3, 4, 6);
-        }
-      }
-    }
-    alignas(64) int32_t sums[4][MOST_PIXELS * DIGITS * TILE_ROWS];
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
-    for (int h = 0; h < 2; ++h) input_.finish(sums[h], HALVES ? sums[2 + h] : nullptr, out + h * TILE_ROWS);
   }
 
-  // Two words of 16 rows: the ones, or ternary weights, and behind them the halves.
-  template <int CODE>
-  FK_INLINE void put(int64_t word, int64_t half, char* out) const {
+  struct Collected {
+    alignas(64) int32_t of[2][digits_detail::TILE_BYTES / 4];  // first and second tile of each product
+  };
+  Collected collect() const {
     using namespace digits_detail;
-#pragma GCC unroll 2
-    for (int64_t w = 0; w < PAIR; ++w) {
-      const int64_t lane = half * TILE_ROWS;
-      const vu32 keep = vu32::load(keep_ + (word + w) * ROWS + lane);
-      char* const to = out + 512 * w;
-      if constexpr (CODE == SIGN_CODE) {
-        put_signs(keep, vu32::load(draw_ + (word + w) * ROWS + lane), to);
-      } else if constexpr (CODE == CONSTANT_CODE) {
-        put_ones(keep, to);
-      } else {
-        put_halves<CODE>(keep, draw_ + 8 * (word + w) * ROWS + lane, ROWS, to + TILE_BYTES, to);
+    alignas(64) int32_t odd[2][TILE_BYTES / 4];
+    Collected sums;
+    const int64_t stride = 4 * input_.digits();
+    _tile_stored(0, sums.of[0], stride);
+    _tile_stored(1, sums.of[1], stride);
+    _tile_stored(2, odd[0], stride);
+    _tile_stored(3, odd[1], stride);
+    for (int g = 0; g < 2; ++g) {
+      for (int64_t i = 0; i < TILE_ROWS * input_.digits(); i += VL) {
+        (vu32::load(sums.of[g] + i) + vu32::load(odd[g] + i)).store(sums.of[g] + i);
       }
     }
+    return sums;
+  }
+
+  // Codes are twice their halves plus the ones.
+  template <int CODE>
+  void run_halves(RowWords& words, float* out) {
+    clear_sums();
+    add_halves<CODE>(words);
+    Collected sums = collect();
+    for (int64_t i = 0; i < digits_detail::TILE_ROWS * input_.digits(); i += VL) {
+      const vu32 half = vu32::load(sums.of[0] + i);
+      (half + half + vu32::load(sums.of[1] + i)).store(sums.of[0] + i);
+    }
+    input_.finish(sums.of[0], out);
+  }
+
+  template <bool SIGNED>
+  void run_ternary(float* out) {
+    clear_sums();
+    add_ternary<SIGNED>();
+    const Collected sums = collect();
+    input_.finish(sums.of[0], out);
+    input_.finish(sums.of[1], out + digits_detail::TILE_ROWS);
   }
 
   const Frozen& f_;
   const DigitInput& input_;
-  uint32_t *keep_, *draw_;
+  RowWords first_, second_;
   char* weights_;
   digits_detail::Tiles tiles_;
 };

@@ -1,19 +1,20 @@
 // The inputs of a layer of few pixels, gathered as floats, and what their range allows.
 #pragma once
+#include <cmath>
 #include <vector>
 
 #include "gemm_block.h"
 
 namespace fk::FK_ISA_NS {
 
-// x[pixel][column] with zeros for padding, and past the last column up to a multiple of 64.
+// x[pixel][column] with zeros for padding, and past the last column up to a multiple of 512.
 struct VectorInput {
   int64_t pixels, ld;
   std::vector<float> x;
 
   VectorInput(const Frozen& f, const Geometry& g, const Activations& wide, const Grid& grid, const Run* runs,
               int64_t run_count)
-      : pixels(grid.pixels()), ld(round_up(f.cols, 64)), x(static_cast<size_t>(pixels * ld)) {
+      : pixels(grid.pixels()), ld(round_up(f.cols, 512)), x(static_cast<size_t>(pixels * ld)) {
     const Layer layer(f, g);
     const int64_t next = wide.stride[CHANNEL], step = grid.step[2] * wide.stride[SPATIAL + 2];
     std::vector<Span> spans(static_cast<size_t>(pixels));

@@ -12,7 +12,7 @@ namespace tables_detail {
 
 constexpr int64_t WORD_TABLES = 8, TABLE_FLOATS = 16;
 constexpr int64_t CHUNK_OF_WORDS = 16;
-constexpr int64_t CHAIN_WORDS = 4;  // longest chain of additions: 32 table entries
+constexpr int64_t CHAIN_WORDS = 4;  // longest chain of additions: 16 table entries
 constexpr int VECTORS = 4;
 constexpr uint32_t LARGEST = (127 + 96) << 23;  // above it sums of table entries could overflow where products do not
 
@@ -101,9 +101,10 @@ class TableSums {
   template <bool SIGNED>
   FK_INLINE void add_words(int64_t word, int64_t from, int64_t to, __m512* total) const {
     using namespace tables_detail;
-    __m512 plus[VECTORS], minus[VECTORS];
+    // Two chains each, of the lower and the upper halves of bytes: after an outlier every addition costs accuracy.
+    __m512 plus[VECTORS][2], minus[VECTORS][2];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) plus[v] = minus[v] = _mm512_setzero_ps();
+    for (int v = 0; v < VECTORS; ++v) plus[v][0] = plus[v][1] = minus[v][0] = minus[v][1] = _mm512_setzero_ps();
     for (int64_t w = from; w < to; ++w) {
       const float* const tables = input_.word(word + w);
 #pragma GCC unroll 4
@@ -120,14 +121,15 @@ class TableSums {
     }
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-      total[v] = _mm512_add_ps(total[v], SIGNED ? _mm512_sub_ps(plus[v], minus[v]) : plus[v]);
+      const __m512 added = _mm512_add_ps(plus[v][0], plus[v][1]), taken = _mm512_add_ps(minus[v][0], minus[v][1]);
+      total[v] = _mm512_add_ps(total[v], SIGNED ? _mm512_sub_ps(added, taken) : added);
     }
   }
 
-  static FK_INLINE void add_entries(const uint32_t* bits, int byte, __m512 low, __m512 high, __m512& sum) {
+  static FK_INLINE void add_entries(const uint32_t* bits, int byte, __m512 low, __m512 high, __m512 (&sum)[2]) {
     const __m512i index = _mm512_loadu_si512(reinterpret_cast<const char*>(bits) + byte);
-    sum = _mm512_add_ps(sum, _mm512_permutexvar_ps(index, low));
-    sum = _mm512_add_ps(sum, _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), high));
+    sum[0] = _mm512_add_ps(sum[0], _mm512_permutexvar_ps(index, low));
+    sum[1] = _mm512_add_ps(sum[1], _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), high));
   }
 
   const Frozen& f_;

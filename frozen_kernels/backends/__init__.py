@@ -75,12 +75,15 @@ def _device_of(args: tuple) -> torch.device:
     raise ValueError("an op needs at least one tensor")
 
 
-def candidates(op: str, device: torch.device) -> Iterator[str]:
-    """Live backends that hold this op for this device type, fastest first."""
+@functools.cache
+def candidates(op: str, device_type: str) -> tuple[str, ...]:
+    """Live backends that hold this op for this device type, fastest first: fixed for a process."""
+    found = []
     for name in _MODULES:
         module = _module(name)
-        if device.type in module.DEVICES and hasattr(module, op) and not module.reasons():
-            yield name
+        if device_type in module.DEVICES and hasattr(module, op) and not module.reasons():
+            found.append(name)
+    return tuple(found)
 
 
 def _run_forced(name: str, op: str, args: tuple, options: dict):
@@ -96,7 +99,7 @@ def _run_forced(name: str, op: str, args: tuple, options: dict):
 def _choose(op: str, args: tuple, options: dict):
     if _forced is not None:
         return _run_forced(_forced, op, args, options)
-    for name in candidates(op, _device_of(args)):
+    for name in candidates(op, _device_of(args).type):
         try:
             return getattr(_module(name), op)(*args, **options)
         except Unsupported:

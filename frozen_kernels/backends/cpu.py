@@ -47,13 +47,15 @@ def _code(code: str) -> int:
 
 def _checked(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int] | None, what: str) -> Tensor:
     """A contiguous CPU tensor of the wanted dtype and shape, or an error that names both."""
+    if tensor.is_cpu and tensor.dtype is dtype and (shape is None or tensor.shape == shape):
+        return tensor if tensor.is_contiguous() else tensor.contiguous()
     if tensor.device.type != "cpu":
         raise Unsupported(f"{what} is on {tensor.device}; the CPU kernels need cpu")
     if tensor.dtype != dtype:
         raise ValueError(f"{what}: {dtype} expected, got {tensor.dtype}")
     if shape is not None and tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{what}: shape {tuple(shape)} expected, got {tuple(tensor.shape)}")
-    return tensor.contiguous()
+    return tensor.contiguous()  # a shape that was given as another sequence
 
 
 def _header(header: Tensor) -> Tensor:
@@ -87,28 +89,28 @@ def _pack(
     if dense is not None:
         raise Unsupported("the tensor is in the dense residency, which torch's own kernels serve")
     rows, cols = fmt.matrix_shape(shape)
-    words, code_id = fmt.words(cols), _code(code)
+    plane, code_id = (rows, fmt.words(cols)), _code(code)
     header = _header(header)
     tensors = [header]
+    header_at = header.data_ptr()
 
-    def address(tensor: Tensor | None, dtype: torch.dtype, wanted: tuple[int, ...] | None, what: str) -> int:
-        if tensor is None:
-            return 0
-        tensors.append(_checked(tensor, dtype, wanted, what))
+    def address(tensor: Tensor, dtype: torch.dtype, wanted: tuple[int, ...] | None, what: str) -> int:
+        tensor = _checked(tensor, dtype, wanted, what)
+        tensors.append(tensor)
         # An empty tensor has no address, yet says which residency this is.
-        return tensors[-1].data_ptr() or header.data_ptr()
+        return tensor.data_ptr() or header_at
 
-    supermask_at = address(supermask, torch.uint8, None, "supermask")
-    offsets_at = address(offsets, torch.int64, (rows * fmt.chunks(cols) + 1,), "offsets")
-    keep_at = address(keep, torch.int32, (rows, words), "keep")
-    if code == "sign":
-        draw_at = address(draw, torch.int32, (rows, words), "draw")
-    elif code != "constant":
-        draw_at = address(draw, torch.uint8, (rows, cols), "draw")
-    else:
-        draw_at = 0
-    supermask_bytes = 0 if supermask is None else supermask.numel()
-    args = (header.data_ptr(), code_id, rows, cols, supermask_at, supermask_bytes, offsets_at, keep_at, draw_at)
+    supermask_at = supermask_bytes = offsets_at = keep_at = draw_at = 0
+    if supermask is not None:
+        supermask_at, supermask_bytes = address(supermask, torch.uint8, None, "supermask"), supermask.numel()
+    if offsets is not None:
+        offsets_at = address(offsets, torch.int64, (rows * fmt.chunks(cols) + 1,), "offsets")
+    if keep is not None:
+        keep_at = address(keep, torch.int32, plane, "keep")
+    if draw is not None and code != "constant":
+        draw_dtype, draw_shape = (torch.int32, plane) if code == "sign" else (torch.uint8, (rows, cols))
+        draw_at = address(draw, draw_dtype, draw_shape, "draw")
+    args = (header_at, code_id, rows, cols, supermask_at, supermask_bytes, offsets_at, keep_at, draw_at)
     return _Pack(rows, cols, args, tensors)
 
 

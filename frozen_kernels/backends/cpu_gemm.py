@@ -7,6 +7,7 @@ transposed one), whose channels make columns; the channels of the narrow side ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ LARGE_RESULT = 4 << 20  # bytes: malloc maps a block of this size anew at each c
 
 
 def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
-    if list(got) != list(wanted):
+    if tuple(got) != tuple(wanted):
         raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
 
 
@@ -86,11 +87,28 @@ def _score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence
     return out
 
 
-def _as_pixels(x: Tensor) -> Tensor:
-    """[..., K] as [batch, K, two more pixel dimensions and one]; a copy only past five dimensions."""
-    if x.dim() > 5:
-        x = x.flatten(0, x.dim() - 5)
-    return x[(None,) * (5 - x.dim())].movedim(-1, 1)
+class _Rows:
+    """What is asked of a contiguous [..., K] as [1, K, 1, 1, rows]: the view would take longer than a small layer."""
+
+    __slots__ = ("data_ptr", "dtype", "shape")
+
+    def __init__(self, x: Tensor, rows: int, cols: int) -> None:
+        self.data_ptr, self.dtype, self.shape = x.data_ptr, x.dtype, (1, cols, 1, 1, rows)
+
+    def dim(self) -> int:
+        return 5
+
+    def stride(self) -> tuple[int, ...]:
+        cols, rows = self.shape[1], self.shape[4]
+        return (rows * cols, 1, rows * cols, rows * cols, cols)
+
+
+def _as_pixels(*sides: Tensor) -> list[Any]:
+    """Each [..., K] as [batch, K, two more pixel dimensions and one]; a copy only past five dimensions."""
+    if all(x.is_contiguous() and x.shape[-1] for x in sides):
+        return [_Rows(x, x.numel() // x.shape[-1], x.shape[-1]) for x in sides]
+    flat = [x.flatten(0, x.dim() - 5) if x.dim() > 5 else x for x in sides]
+    return [x[(None,) * (5 - x.dim())].movedim(-1, 1) for x in flat]
 
 
 _LINEAR = ((1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
@@ -105,7 +123,8 @@ def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack, gain=No
     rows, cols = pack[SHAPE]
     _check_size("last dimension of x", x.shape[-1:], [cols])
     out = x.new_empty(*x.shape[:-1], rows)
-    _convolve(_as_pixels(x), bias, _as_pixels(out), _linear_pack(pack), _LINEAR, False, gain, relu)
+    wide, narrow = _as_pixels(x, out)
+    _convolve(wide, bias, narrow, _linear_pack(pack), _LINEAR, False, gain, relu)
     return out
 
 
@@ -114,7 +133,8 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     rows, cols = pack[SHAPE]
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
     out = grad.new_empty(*grad.shape[:-1], cols)
-    _convolve(_as_pixels(grad), None, _as_pixels(out), _linear_pack(pack), _LINEAR, wide_out=True)
+    narrow, wide = _as_pixels(grad, out)
+    _convolve(narrow, None, wide, _linear_pack(pack), _LINEAR, wide_out=True)
     return out
 
 
@@ -124,7 +144,7 @@ def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor
     rows, cols = pack[SHAPE]
     _check_size("x", x.shape, [*x.shape[:-1], cols])
     _check_size("grad", grad.shape, [*x.shape[:-1], rows])
-    return _score_gradient(_as_pixels(x), _as_pixels(grad), scores, _linear_pack(pack), _LINEAR)
+    return _score_gradient(*_as_pixels(x, grad), scores, _linear_pack(pack), _LINEAR)
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
