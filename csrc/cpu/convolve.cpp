@@ -1,6 +1,9 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
 #include "gemm_block.h"
+#if FK_ISA_LEVEL == 2
+#include "lookup.h"
+#endif
 
 namespace fk::FK_ISA_NS {
 
@@ -124,6 +127,9 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   for (int d = 0; d < 3; ++d) out.step[d] = 1;
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
+#if FK_ISA_LEVEL == 2
+  if (lookup_serves(f, g)) return lookup_convolve(f, g, wide, narrow, bias, threads);
+#endif
   const Layer layer(f, g);
 
   const bool small_groups = layer.rows < VL;
