@@ -1,9 +1,7 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
 #include "gemm_block.h"
-#if FK_ISA_LEVEL == 2
 #include "lookup.h"
-#endif
 
 namespace fk::FK_ISA_NS {
 
@@ -127,10 +125,11 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   for (int d = 0; d < 3; ++d) out.step[d] = 1;
   const int64_t pixels = grid.pixels();
   if (!pixels || !f.rows) return;
-#if FK_ISA_LEVEL == 2
-  if (lookup_serves(f, g)) return lookup_convolve(f, g, wide, narrow, bias, threads);
-#endif
   const Layer layer(f, g);
+  const Result result{narrow, f.scale, bias, out, Position{}};
+#if FK_ISA_LEVEL == 2
+  if (lookup_serves(f, g)) return convolve_lookup(f, g, wide, result, grid, threads);
+#endif
 
   const bool small_groups = layer.rows < VL;
   const bool pixel_lanes =
@@ -146,8 +145,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const bool seed = !f.keep;
   const int64_t pixel_block = pixels_per_task(pixels, row_block, blocks(), threads, seed);
   const int64_t per_unit = (unit + row_block - 1) / row_block, pixel_blocks = (pixels + pixel_block - 1) / pixel_block;
-  const Task task{f,         g,           layer,      wide, grid, Result{narrow, f.scale, bias, out, Position{}},
-                  row_block, pixel_block, pixel_lanes};
+  const Task task{f, g, layer, wide, grid, result, row_block, pixel_block, pixel_lanes};
   parallel_for(threads, units * per_unit * pixel_blocks, [&](int64_t i) {
     const int64_t block = i / pixel_blocks, pixel0 = i % pixel_blocks * pixel_block;
     const int64_t start = block % per_unit * row_block, row0 = block / per_unit * unit + start;

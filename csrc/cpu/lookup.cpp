@@ -8,6 +8,7 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
+constexpr int64_t NOWHERE = INT64_MIN;
 constexpr int SHARED_SLOT = 1;  // of the calling thread's scratch, whose own tasks use slot 0
 
 // One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each.
@@ -16,8 +17,8 @@ struct Job {
   const Geometry& g;
   const Layer layer;
   const Activations& wide;
-  const Grid grid;
-  const Result result;
+  const Result& result;
+  const Grid& grid;
   const LookupPlan plan;
 
   void run(int threads) const;
@@ -27,16 +28,10 @@ int64_t block_vectors(const Layer& layer, int64_t block) {
   return std::min<int64_t>(TILE_ROW_VECTORS, (layer.rows - block * BLOCK_ROWS + VL - 1) / VL);
 }
 
-// Inputs of some source pixels and one chunk's channels, as floats; channels that fill up a triple are zero.
-struct Stage {
-  float* data;
+// Where the inputs of neighbouring source pixels lie as floats.
+struct Inputs {
+  const float* data;
   int64_t pixel_step, channel_step;
-
-  void fill_up(int64_t pixels, int64_t channels, int64_t padded) const {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = channels; c < padded; ++c) data[p * pixel_step + c * channel_step] = 0.0f;
-    }
-  }
 };
 
 // A part of a group's rows in a panel and the sums of a tile of pixels.
@@ -71,13 +66,15 @@ class TileTask {
  private:
   void slide();
   void pointwise();
-  void build_window(int64_t chunk, const LookupWindow& window, Stage stage, float* tables) const;
-  void build_line(int64_t chunk, const Position& from, int64_t columns, Stage stage, float* tables) const;
-  void build(const Stage& stage, int64_t pixels, int64_t groups, float* tables) const;
+  void find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const;
+  void build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const;
+  void build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const;
+  void build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const;
   void add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels, float* sums) const;
   void store(float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const;
 
   bool by_channel() const { return job_.wide.stride[CHANNEL] == 1; }
+  bool in_place() const { return by_channel() && job_.wide.dtype == FLOAT32; }
   int64_t channels_of(int64_t chunk) const {
     return std::min(TRIPLE * shape_.groups_of(chunk), shape_.channels - TRIPLE * chunk * shape_.chunk);
   }
@@ -93,12 +90,17 @@ class TileTask {
   const TableBuilder builder_;
 };
 
-void TileTask::build(const Stage& stage, int64_t pixels, int64_t groups, float* tables) const {
-  for (int64_t p = 0; p < pixels; ++p) {
-    const float* inputs = stage.data + p * stage.pixel_step;
-    for (int64_t g = 0; g < groups; ++g, inputs += TRIPLE * stage.channel_step, tables += TABLE) {
-      builder_.build(inputs, stage.channel_step, tables);
+void TileTask::build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const {
+  const int64_t channels = channels_of(chunk), next = shape_.groups_of(chunk) * TABLE;
+  const auto run = [&, builder = builder_](auto step) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      builder.build(inputs.data + p * inputs.pixel_step, step, channels, tables + p * next);
     }
+  };
+  if (inputs.channel_step == 1) {
+    run(std::integral_constant<int64_t, 1>());
+  } else {
+    run(inputs.channel_step);
   }
 }
 
@@ -111,9 +113,9 @@ void TileTask::add_products(int64_t chunk, const Path& path, const float* const*
 }
 
 // Tables of `columns` source pixels from `from` on, those outside the source zero.
-void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, Stage stage, float* tables) const {
+void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const {
   const Geometry& g = job_.g;
-  const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), step = groups * TABLE;
+  const int64_t channels = channels_of(chunk), step = shape_.groups_of(chunk) * TABLE;
   const bool inside =
       from.x[0] >= 0 && from.x[0] < g.wide[0] && from.x[1] >= 0 && from.x[1] < g.wide[1] && from.x[2] < g.wide[2];
   const int64_t begin = inside ? std::clamp<int64_t>(-from.x[2], 0, columns) : columns;
@@ -125,30 +127,34 @@ void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, 
   const int64_t next = stride[SPATIAL + 2], batch = plane_ / g.narrow[0];
   const int64_t offset = batch * stride[BATCH] + from.x[0] * stride[SPATIAL] + from.x[1] * stride[SPATIAL + 1] +
                          (from.x[2] + begin) * next + first_channel(chunk) * stride[CHANNEL];
+  if (in_place()) {
+    build({static_cast<const float*>(job_.wide.data) + offset, next, 1}, end - begin, chunk, tables + begin * step);
+    return;
+  }
+  const Inputs inputs = by_channel() ? Inputs{staged, TRIPLE * shape_.chunk, 1} : Inputs{staged, 1, columns};
   with_dtype(job_.wide.dtype, [&](auto dtype) {
     const auto* source = static_cast<const typename Element<dtype>::Type*>(job_.wide.data) + offset;
     if (by_channel()) {
       for (int64_t p = 0; p < end - begin; ++p, source += next) {
-        read<dtype>(source, 1, channels, stage.data + p * stage.pixel_step);
+        read<dtype>(source, 1, channels, staged + p * inputs.pixel_step);
       }
     } else {
       for (int64_t c = 0; c < channels; ++c, source += stride[CHANNEL]) {
-        read<dtype>(source, next, end - begin, stage.data + c * stage.channel_step);
+        read<dtype>(source, next, end - begin, staged + c * inputs.channel_step);
       }
     }
   });
-  stage.fill_up(end - begin, channels, TRIPLE * groups);
-  build(stage, end - begin, groups, tables + begin * step);
+  build(inputs, end - begin, chunk, tables + begin * step);
 }
 
-void TileTask::build_window(int64_t chunk, const LookupWindow& window, Stage stage, float* tables) const {
+void TileTask::build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const {
   const Geometry& g = job_.g;
   const int64_t line_step = window.line_step(shape_.groups_of(chunk));
   for (int64_t z = 0; z < window.planes; ++z) {
     for (int64_t line = 0; line < window.lines; ++line, tables += line_step) {
       const Position from{{plane_ % g.narrow[0] * g.stride[0] + z * g.dilation[0] - g.padding[0],
                            line0_ * g.stride[1] + line - g.padding[1], column0_ * g.stride[2] - g.padding[2]}};
-      build_line(chunk, from, window.columns, stage, tables);
+      build_line(chunk, from, window.columns, staged, tables);
     }
   }
 }
@@ -159,18 +165,16 @@ void TileTask::slide() {
   const int64_t columns = std::min(job_.plan.columns, g.narrow[2] - column0_);
   const int64_t pixels = lines * columns;
   const LookupWindow window(g, lines, columns);
-  const int64_t staged_channels = round_up(TRIPLE * shape_.chunk, VL), staged_columns = round_up(window.columns, VL);
-  Scratch scratch(4 * (window.floats(shape_.chunk) + staged_channels * staged_columns + sum_floats(pixels)) +
-                  8 * shape_.entries + lines * static_cast<int64_t>(sizeof(Run)) + 1024);
+  const int64_t staged_floats = TRIPLE * shape_.chunk * window.columns;
+  Scratch scratch(4 * (window.floats(shape_.chunk) + staged_floats + sum_floats(pixels)) + 8 * shape_.entries +
+                  lines * static_cast<int64_t>(sizeof(Run)) + 1024);
   float* const tables = scratch.take<float>(window.floats(shape_.chunk));
-  float* const staged = scratch.take<float>(staged_channels * staged_columns);
+  float* const staged = scratch.take<float>(staged_floats);
   float* const sums = scratch.take<float>(sum_floats(pixels));
   int64_t* const offsets = scratch.take<int64_t>(shape_.entries);
   Run* const runs = scratch.take<Run>(lines);
-  const Stage stage = by_channel() ? Stage{staged, staged_channels, 1} : Stage{staged, 1, staged_columns};
-
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
-    build_window(chunk, window, stage, tables);
+    build_window(chunk, window, staged, tables);
     const int64_t groups = shape_.groups_of(chunk), pixel_step = groups * TABLE, line_step = window.line_step(groups);
     for (int64_t i = 0; i < shape_.entries; ++i) {
       const Position tap = tap_position(g, i * shape_.run_taps);
@@ -194,37 +198,56 @@ void TileTask::slide() {
   store(sums, sums + round_up(pixels, VL) * ld_, runs, lines, pixels);
 }
 
+// Offset of each pixel's source; pixels of the padding get NOWHERE.
+void TileTask::find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const {
+  std::fill_n(offsets, pixels, NOWHERE);
+  const int64_t step = job_.grid.step[2] * job_.wide.stride[SPATIAL + 2];
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t p = 0; p < spans[i].count; ++p) offsets[spans[i].lane + p] = spans[i].offset + p * step;
+  }
+}
+
 // One tap: tables are built for a tile of registers at a time and stay in the first-level cache.
 void TileTask::pointwise() {
   const int64_t pixels = std::min(job_.plan.columns, job_.grid.pixels() - column0_);
-  const int64_t lanes = round_up(pixels, VL) + VL, floats = shape_.chunk * TABLE + TABLE;
-  Scratch scratch(4 * (TILE_PIXELS * floats + (by_channel() ? pixels * LD : LD * lanes) + sum_floats(pixels)) +
-                  pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span)) + 1024);
+  const int64_t lanes = round_up(pixels, VL) + VL, floats = shape_.chunk * TABLE;
+  const int64_t staged_floats = in_place() ? 0 : by_channel() ? pixels * LD : TRIPLE * shape_.chunk * lanes;
+  Scratch scratch(4 * (TILE_PIXELS * floats + staged_floats + sum_floats(pixels)) +
+                  pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span) + sizeof(int64_t)) + 1024);
   float* const tables = scratch.take<float>(TILE_PIXELS * floats);
-  float* const staged = scratch.take<float>(by_channel() ? pixels * LD : LD * lanes);
+  float* const staged = scratch.take<float>(staged_floats);
   float* const sums = scratch.take<float>(sum_floats(pixels));
   Run* const runs = scratch.take<Run>(pixels);
   Span* const spans = scratch.take<Span>(pixels);
-  const Stage stage = by_channel() ? Stage{staged, LD, 1} : Stage{staged, 1, lanes};
+  int64_t* const offsets = scratch.take<int64_t>(pixels);
   const int64_t run_count = find_runs(job_.grid, column0_, pixels, runs);
   const int64_t span_count = find_spans(job_.grid, job_.wide, narrow_shift(job_.g, 0), runs, run_count, spans);
-  const int64_t offset = 0, tiles = (pixels + TILE_PIXELS - 1) / TILE_PIXELS;
+  find_offsets(spans, span_count, pixels, offsets);
+  const int64_t zero = 0, tiles = (pixels + TILE_PIXELS - 1) / TILE_PIXELS;
 
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
     const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), from = first_channel(chunk);
-    if (by_channel()) {
+    if (!in_place() && by_channel()) {
       pack_channels(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged);
-    } else {
+    } else if (!in_place()) {
       pack_lanes(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged, lanes);
     }
-    stage.fill_up(pixels, channels, TRIPLE * groups);
-    const Path path{&offset, 1, groups};
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
-      build({staged + first * stage.pixel_step, stage.pixel_step, stage.channel_step}, count, groups, tables);
       const float* at[TILE_PIXELS];
-      for (int64_t p = 0; p < count; ++p) at[p] = tables + p * groups * TABLE;
-      add_products(chunk, path, at, count, sums + first * ld_);
+      for (int64_t p = 0; p < count; ++p) {
+        float* const own = tables + p * groups * TABLE;
+        at[p] = own;
+        if (!in_place()) {
+          build(by_channel() ? Inputs{staged + (first + p) * LD, LD, 1} : Inputs{staged + first + p, 1, lanes}, 1,
+                chunk, own);
+        } else if (offsets[first + p] == NOWHERE) {
+          clear(own, groups * TABLE);
+        } else {
+          build({static_cast<const float*>(job_.wide.data) + offsets[first + p] + from, 0, 1}, 1, chunk, own);
+        }
+      }
+      add_products(chunk, {&zero, 1, groups}, at, count, sums + first * ld_);
     }
   }
   store(sums, sums + round_up(pixels, VL) * ld_, runs, run_count, pixels);
@@ -284,24 +307,17 @@ bool lookup_serves(const Frozen& f, const Geometry& g) {
   return layer.rows >= VL && layer.channels > 0;
 }
 
-void lookup_convolve(const Frozen& f, const Geometry& geometry, const Activations& wide_side,
-                     const Activations& narrow_side, const Bias& bias, int threads) {
-  Geometry g = geometry;
-  Activations wide = wide_side, narrow = narrow_side;
-  merge_pixels(g, wide, narrow);
-  Grid out = narrow_grid(g);
-  const Grid grid = out;
-  for (int d = 0; d < 3; ++d) out.step[d] = 1;
+void convolve_lookup(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result,
+                     const Grid& grid, int threads) {
   const Layer layer(f, g);
-  const Job job{f, g, layer, wide, grid, Result{narrow, f.scale, bias, out, Position{}}, LookupPlan(g, layer, threads)};
-  job.run(threads);
+  Job{f, g, layer, wide, result, grid, LookupPlan(g, layer, threads)}.run(threads);
 }
 
 #else
 
 bool lookup_serves(const Frozen&, const Geometry&) { return false; }
 
-void lookup_convolve(const Frozen&, const Geometry&, const Activations&, const Activations&, const Bias&, int) {}
+void convolve_lookup(const Frozen&, const Geometry&, const Activations&, const Result&, const Grid&, int) {}
 
 #endif
 

@@ -5,11 +5,11 @@
 
 namespace fk::FK_ISA_NS {
 
-// Whether narrow = W wide is faster by table than by multiplication. Knows shapes alone: results must not depend on
-// residency or threads.
+// Whether this is faster than multiplying. Knows shapes alone: results must not depend on residency or threads.
 bool lookup_serves(const Frozen& f, const Geometry& g);
 
-void lookup_convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-                     const Bias& bias, int threads);
+// narrow = W wide; `grid` is the narrow side's, and pixels are merged already where they can be.
+void convolve_lookup(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result,
+                     const Grid& grid, int threads);
 
 }  // namespace fk::FK_ISA_NS

@@ -32,15 +32,23 @@ class TableBuilder {
     for (int i = 0; i < TRIPLE; ++i) digit_[i] = vf32::load(digits[i]);
   }
 
-  FK_INLINE void build(const float* inputs, int64_t step, float* table) const {
-    vf32 sum = digit_[0] * vf32::set(inputs[0]);
-    sum = fma(digit_[1], vf32::set(inputs[step]), sum);
-    sum = fma(digit_[2], vf32::set(inputs[2 * step]), sum);
+  // Tables of `channels` inputs `step` apart, filled up with zeros.
+  template <class Step>
+  FK_INLINE void build(const float* inputs, Step step, int64_t channels, float* tables) const {
+    int64_t c = 0;
+    for (; c + TRIPLE <= channels; c += TRIPLE, inputs += TRIPLE * step, tables += TABLE) {
+      build_one(inputs[0], inputs[step], inputs[2 * step], tables);
+    }
+    if (c < channels) build_one(inputs[0], c + 1 < channels ? inputs[step] : 0.0f, 0.0f, tables);
+  }
+
+ private:
+  FK_INLINE void build_one(float x0, float x1, float x2, float* table) const {
+    const vf32 sum = fma(digit_[2], vf32::set(x2), fma(digit_[1], vf32::set(x1), digit_[0] * vf32::set(x0)));
     sum.store(table);
     (vf32::zero() - sum).store(table + VL);
   }
 
- private:
   vf32 digit_[TRIPLE];
 };
 

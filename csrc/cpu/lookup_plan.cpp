@@ -6,7 +6,7 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 // Costs in lookups of one vector of rows.
-constexpr int64_t BUILD_COST = 4, TILE_COST = 40, STORE_COST = 6;
+constexpr int64_t BUILD_COST = 4, TILE_COST = 40, STORE_COST = 6, TASK_COST = 4000;
 
 struct Cut {
   int64_t lines, columns, blocks;
@@ -41,10 +41,12 @@ void LookupPlan::cut_pixels(const Geometry& g, int threads) {
     const LookupWindow window(g, cut.lines, cut.columns);
     const bool minimal = cut.lines == 1 && cut.columns <= TILE_PIXELS && cut.blocks == 1;
     if (!minimal && slide && 4 * window.floats(shape.chunk) > STRIP_BYTES) return false;
-    if (!minimal && 4 * pixels * cut.blocks * vectors * VL > SUM_BYTES) return false;
+    const int64_t held =
+        cut.blocks * vectors * VL + (slide ? 0 : LD);  // floats of a pixel: its sums, its staged inputs
+    if (!minimal && 4 * pixels * held > SUM_BYTES) return false;
     const int64_t tables = (slide ? window.pixels() : tiles * TILE_PIXELS) * shape.groups;
     const int64_t work = tiles * cut.blocks * (vectors * TILE_PIXELS * entries + TILE_COST * shape.chunks()) +
-                         tables * BUILD_COST + pixels * cut.blocks * vectors * STORE_COST;
+                         tables * BUILD_COST + pixels * cut.blocks * vectors * STORE_COST + TASK_COST;
     const int64_t down = (height + cut.lines - 1) / cut.lines, along = (width + cut.columns - 1) / cut.columns;
     const int64_t parts = (panel_blocks + cut.blocks - 1) / cut.blocks;
     const int64_t tasks = panel_groups * parts * planes * down * along;
