@@ -10,9 +10,9 @@
 namespace fk::FK_ISA_NS {
 
 constexpr int64_t TRIPLE = 3;        // weights per table entry
-constexpr int64_t TABLE = 32;        // floats of a table: entry v = 1 .. 13 in place v, its negative in 16 + v
+constexpr int64_t TABLE = VL;        // floats of a table: entry v = 1 .. 13 in place v; the negatives are not stored
 constexpr int64_t QUAD = 4;          // indices of a row that are neighbours in memory
-constexpr int TILE_ROW_VECTORS = 4;  // with TILE_PIXELS: 20 sums, 4 indices, 2 halves of a table and 4 entries
+constexpr int TILE_ROW_VECTORS = 4;  // with TILE_PIXELS: 20 sums, 4 indices, a table and its negative, 4 entries
 constexpr int TILE_PIXELS = 5;
 
 // Entry v is the sum of digit i of v times input i, digits balanced: v = d0 + 3 d1 + 9 d2, each -1, 0 or 1. A digit of
@@ -46,7 +46,6 @@ class TableBuilder {
   FK_INLINE void build_one(float x0, float x1, float x2, float* table) const {
     const vf32 sum = fma(digit_[2], vf32::set(x2), fma(digit_[1], vf32::set(x1), digit_[0] * vf32::set(x0)));
     sum.store(table);
-    (vf32::zero() - sum).store(table + VL);
   }
 
   vf32 digit_[TRIPLE];
@@ -58,15 +57,17 @@ struct Path {
   int64_t count, run;
 };
 
-// One table for each of P pixels, one entry for each of R vectors of rows.
+// One table for each of P pixels, one entry for each of R vectors of rows. The order of lookups and additions is the
+// program's, since a compiler that reorders them runs out of registers.
 template <int R, int P>
 FK_INLINE void add_entries(const uint8_t* indices, const float* const* tables, int64_t at, __m512 (&sum)[P][R]) {
+  const __m512 minus = _mm512_set1_ps(-0.0f);
   __m512i index[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) index[r] = _mm512_loadu_si512(indices + r * 64);
 #pragma GCC unroll 5
   for (int p = 0; p < P; ++p) {
-    const __m512 low = _mm512_load_ps(tables[p] + at), high = _mm512_load_ps(tables[p] + at + VL);
+    const __m512 low = _mm512_load_ps(tables[p] + at), high = _mm512_xor_ps(low, minus);
     __m512 entry[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {

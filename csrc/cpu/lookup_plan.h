@@ -11,8 +11,8 @@ constexpr int64_t WINDOW_BYTES =
 constexpr int64_t STRIP_BYTES =
     384 << 10;  // tables of a task in one chunk, and its sums: a second-level cache has 1 MB
 constexpr int64_t SUM_BYTES = 256 << 10;
-constexpr int64_t PANEL_BYTES = 2 << 20;  // indices held at once
-constexpr int64_t POINTWISE_CHUNK = 32;   // groups; a longer run pays for adding its sums to memory
+constexpr int64_t PANEL_BYTES = 2 << 20;          // indices held at once
+constexpr int64_t POINTWISE_CHUNK = LD / TRIPLE;  // groups; a longer run pays for adding its sums to memory
 
 // The source pixels under a tile of result pixels, a table for each and each group of a chunk: taps share them. Unless
 // taps slide, a pixel of the result has tables of its own.
@@ -44,7 +44,7 @@ inline LookupShape lookup_shape(const Geometry& g, int64_t channels) {
   if (!taps_slide(g)) {
     shape.chunk = POINTWISE_CHUNK;
   } else {
-    shape.chunk = LookupWindow(g, 1, TILE_PIXELS).floats(2 * QUAD) * 4 <= WINDOW_BYTES ? 2 * QUAD : QUAD;
+    shape.chunk = LookupWindow(g, 1, TILE_PIXELS).floats(4 * QUAD) * 4 <= WINDOW_BYTES ? 4 * QUAD : 2 * QUAD;
   }
   shape.chunk = std::min(shape.chunk, shape.groups);
   return shape;
