@@ -9,7 +9,8 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 constexpr int64_t NOWHERE = INT64_MIN;
-constexpr int SHARED_SLOT = 1;  // of the calling thread's scratch, whose own tasks use slot 0
+constexpr int64_t LEAST_REUSE = 8;  // lookups of a table that pay for building it
+constexpr int SHARED_SLOT = 1;      // of the calling thread's scratch, whose own tasks use slot 0
 
 // One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each.
 struct Job {
@@ -304,7 +305,14 @@ void Job::run(int threads) const {
 bool lookup_serves(const Frozen& f, const Geometry& g) {
   if (f.code != SIGN_CODE && f.code != CONSTANT_CODE) return false;
   const Layer layer(f, g);
-  return layer.rows >= VL && layer.channels > 0;
+  const int64_t pixels = narrow_grid(g).pixels();
+  if (layer.rows < VL || !layer.channels || pixels < TILE_PIXELS) return false;
+  const int64_t vectors = (layer.rows + VL - 1) / VL;
+  if (!taps_slide(g)) return vectors >= LEAST_REUSE;
+  const int64_t lines = std::min<int64_t>(g.narrow[1], 8), columns = std::min<int64_t>(g.narrow[2], 16);
+  const LookupWindow window(g, lines, columns);
+  return 4 * window.floats(lookup_shape(g, layer.channels).chunk) <= STRIP_BYTES &&
+         lines * columns * layer.taps * vectors >= LEAST_REUSE * window.pixels();
 }
 
 void convolve_lookup(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result,

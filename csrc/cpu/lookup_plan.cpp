@@ -6,7 +6,7 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 // Costs in lookups of one vector of rows.
-constexpr int64_t BUILD_COST = 4, TILE_COST = 40, STORE_COST = 6, TASK_COST = 4000;
+constexpr int64_t BUILD_COST = 2, TILE_COST = 40, STORE_COST = 6, TASK_COST = 4000;
 
 struct Cut {
   int64_t lines, columns, blocks;
