@@ -61,7 +61,7 @@ struct Path {
 // program's, since a compiler that reorders them runs out of registers.
 template <int R, int P>
 FK_INLINE void add_entries(const uint8_t* indices, const float* const* tables, int64_t at, __m512 (&sum)[P][R]) {
-  const __m512 minus = _mm512_set1_ps(-0.0f);
+  const __m512 minus = _mm512_set1_ps(-0.0f), one = _mm512_set1_ps(1.0f);
   __m512i index[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) index[r] = _mm512_loadu_si512(indices + r * 64);
@@ -74,7 +74,14 @@ FK_INLINE void add_entries(const uint8_t* indices, const float* const* tables, i
       asm volatile("vmovaps %1, %0\n\tvpermt2ps %3, %2, %0" : "=&v"(entry[r]) : "v"(low), "v"(index[r]), "v"(high));
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) asm volatile("vaddps %1, %0, %0" : "+v"(sum[p][r]) : "v"(entry[r]));
+    for (int r = 0; r < R; ++r) {
+      // The same sum either way. AMD multiplies on pipes that neither look up nor add, so half the additions go there.
+      if ((p + r) % 2) {
+        asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sum[p][r]) : "v"(entry[r]), "v"(one));
+      } else {
+        asm volatile("vaddps %1, %0, %0" : "+v"(sum[p][r]) : "v"(entry[r]));
+      }
+    }
   }
 }
 
