@@ -1,6 +1,7 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
 #include "depthwise.h"
+#include "lookup.h"
 #include "vector.h"
 
 namespace fk::FK_ISA_NS {
@@ -132,6 +133,8 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const Result result{narrow, f.scale, epilogue, out, Position{}};
 #if FK_ISA_LEVEL >= 3
   if (tiles_serve(layer, pixels)) return convolve_tiles(f, g, wide, result, grid, threads);
+#elif FK_ISA_LEVEL == 2
+  if (lookup_serves(f, g)) return convolve_lookup(f, g, wide, result, grid, threads);
 #endif
 
   const bool small_groups = layer.rows < VL;

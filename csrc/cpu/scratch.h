@@ -10,8 +10,10 @@ namespace fk {
 
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) {
-    static thread_local Block block;
+  // What lies in one slot outlives a scratch of another slot in the same thread.
+  explicit Scratch(int64_t bytes, int slot = 0) {
+    static thread_local Block blocks[2];
+    Block& block = blocks[slot];
     if (block.bytes < bytes) {
       block.memory.reset();
       block.bytes = 0;

@@ -45,6 +45,13 @@ def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, channels: in
     return args
 
 
+def _to_fill(out: Tensor) -> Tensor:
+    """A fresh result; a large one is asked to lie in huge pages before it is written."""
+    if out.nbytes >= LARGE_RESULT:
+        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
 def _sizes(wide: Tensor, narrow: Tensor, shape: Sequence[int], stride, padding, dilation, groups: int) -> list[int]:
     spatial = len(shape) - 2
     sizes = [wide.shape[0], groups, *[1, 1, 1, 1, 0, 1] * (3 - spatial)]
@@ -69,8 +76,6 @@ def _convolve(
     packed = _pack(*pack)
     sides = [_side(x, spatial), _side(out, spatial)]
     sizes = _sizes(wide, narrow, pack[SHAPE], *geometry)
-    if out.nbytes >= LARGE_RESULT:
-        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
     run(packed.args, sizes, *sides, _epilogue(bias, gain, relu, out.shape[1]), _threads())
     return out
 
@@ -122,7 +127,7 @@ def linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *pack, gain=No
     _dtype(x.dtype, "x")
     rows, cols = pack[SHAPE]
     _check_size("last dimension of x", x.shape[-1:], [cols])
-    out = x.new_empty(*x.shape[:-1], rows)
+    out = _to_fill(x.new_empty(*x.shape[:-1], rows))
     wide, narrow = _as_pixels(x, out)
     _convolve(wide, bias, narrow, _linear_pack(pack), _LINEAR, False, gain, relu)
     return out
@@ -132,7 +137,7 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     _dtype(grad.dtype, "grad")
     rows, cols = pack[SHAPE]
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
-    out = grad.new_empty(*grad.shape[:-1], cols)
+    out = _to_fill(grad.new_empty(*grad.shape[:-1], cols))
     narrow, wide = _as_pixels(grad, out)
     _convolve(narrow, None, wide, _linear_pack(pack), _LINEAR, wide_out=True)
     return out
@@ -148,7 +153,7 @@ def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like))
+    return _to_fill(torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format_of(like)))
 
 
 def _convolution(name: str) -> tuple[Callable, Callable, Callable]:

@@ -1,0 +1,166 @@
+"""The table kernel of AVX-512 for sign and constant codes: layers that surely reach it, against dense torch."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
+if "avx512" not in extension.isa_available():
+    pytest.skip("the processor has no AVX-512", allow_module_level=True)
+
+from test_gemm_kernels import RESIDENCIES, Frozen, assert_close, geometry, integers  # noqa: E402
+
+from frozen_kernels.backends import cpu  # noqa: E402
+
+THREADS = (1, 2, 7)
+CODES = ("sign", "constant")
+
+
+@pytest.fixture(autouse=True)
+def avx512():
+    isa, threads = extension.isa(), torch.get_num_threads()
+    extension.set_isa("avx512")
+    yield
+    extension.set_isa(isa)
+    torch.set_num_threads(threads)
+
+
+def seeded(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layout(x, last):
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+# batch, in, out, size, kernel, stride, padding, dilation, groups
+CONVOLUTIONS = [
+    *((2, channels, 40, (9, 8), (3, 3), 1, 1, 1, 1) for channels in (1, 2, 3, 4, 5, 31, 33, 64)),
+    (1, 3, 64, (33, 31), (7, 7), 2, 3, 1, 1),  # a run of one table for each tap
+    (2, 64, 129, (15, 14), (3, 3), 2, 1, 1, 1),
+    (1, 52, 200, (14, 13), (3, 3), 1, 1, 1, 1),  # two chunks of channels, the second not whole quads
+    (2, 10, 33, (12, 11), (3, 3), 1, 2, 2, 1),  # dilated taps are runs of their own
+    (2, 20, 100, (9, 12), (3, 2), (2, 1), (1, 0), (1, 3), 2),
+    (2, 96, 99, (7, 7), (3, 3), 1, 1, 1, 3),
+    (1, 7, 160, (5, 90), (5, 1), (1, 2), (2, 0), 1, 1),
+    (3, 150, 130, (5, 6), (1, 1), 1, 0, 1, 1),
+    (2, 148, 300, (6, 5), (1, 1), 2, 0, 1, 2),
+    (2, 40, 128, (4, 4), (1, 1), 1, 1, 1, 1),  # pixels of the padding alone
+]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_conv2d_is_exact_on_integers(case, code):
+    batch, cin, cout, size, kernel, (stride, padding, dilation), groups = geometry(case)
+    f = Frozen((cout, cin // groups, *kernel), code)
+    for last, dtype in itertools.product((False, True), (torch.float32, torch.bfloat16, torch.float16)):
+        high = 4 if dtype == torch.float32 else 1
+        x = integers((batch, cin, *size), 1, high, dtype=dtype, channels_last=last)
+        bias = integers((cout,), 2, dtype=dtype)
+        want = F.conv2d(x.float(), f.weight, bias.float(), stride, padding, dilation, groups).to(dtype)
+        for threads, residency in itertools.product(THREADS, RESIDENCIES):
+            torch.set_num_threads(threads)
+            got = cpu.conv2d(x, bias, None, *f.pack(residency), stride, padding, dilation, groups)
+            assert torch.equal(got, want), (last, dtype, threads, residency)
+
+
+def test_linear_conv1d_and_conv3d_are_exact_on_integers():
+    for rows, cols, batch in itertools.product((128, 131, 300), (1, 3, 50, 129, 1000), (5, 33)):
+        f, x, bias = Frozen((rows, cols)), integers((batch, cols), batch), integers((rows,), 5)
+        for residency in RESIDENCIES:
+            assert torch.equal(cpu.linear(x, bias, None, *f.pack(residency)), F.linear(x, f.weight, bias))
+    f, x = Frozen((256, 20, 3)), integers((2, 40, 37), 1)
+    assert torch.equal(
+        cpu.conv1d(x, None, None, *f.pack(), [2], [1], [1], 2), F.conv1d(x, f.weight, None, 2, 1, groups=2)
+    )
+    f = Frozen((70, 11, 3, 2, 3))
+    for last in (False, True):
+        x = integers((2, 11, 5, 6, 7), 1, channels_last=last)
+        got = cpu.conv3d(x, None, None, *f.pack("seed"), [1, 2, 1], [1, 0, 2], [1, 1, 2], 1)
+        assert torch.equal(got, F.conv3d(x, f.weight, None, (1, 2, 1), (1, 0, 2), (1, 1, 2)))
+
+
+def test_inputs_of_any_strides_are_read():
+    f = Frozen((130, 70))
+    base = integers((2, 3, 70, 10), 1)
+    for x in (base.movedim(2, 3), base[:, :, :, ::2].movedim(2, 3), integers((9, 1), 2).expand(9, 70)):
+        assert torch.equal(cpu.linear(x, None, None, *f.pack()), F.linear(x, f.weight))
+    f, wide = Frozen((48, 20, 3, 3)), integers((2, 24, 12, 22), 3)
+    for x in (wide[:, 2:22, ::2, 1::2], layout(wide, True)[:, 2:22, :, ::2]):
+        got = cpu.conv2d(x, None, None, *f.pack(), [1, 1], [1, 1], [1, 1], 1)
+        assert torch.equal(got, F.conv2d(x, f.weight, None, 1, 1))
+
+
+# shape of the weight, input, stride, groups
+LAYERS = [
+    ((96, 40, 3, 3), (3, 40, 15, 14), 1, 1),
+    ((256, 32, 3, 3), (2, 64, 15, 14), 2, 2),
+    ((64, 3, 7, 7), (2, 3, 30, 29), 2, 1),
+    ((200, 170, 1, 1), (2, 170, 9, 8), 1, 1),
+]
+
+
+def convolve(f, x, stride, groups, residency="planes"):
+    padding = f.shape[2] // 2
+    return cpu.conv2d(x, None, None, *f.pack(residency), [stride] * 2, [padding] * 2, [1, 1], groups)
+
+
+def torch_convolve(f, x, stride, groups, dtype):
+    return F.conv2d(x.to(dtype), f.weight.to(dtype), None, stride, f.shape[2] // 2, 1, groups)
+
+
+def test_the_kernel_is_reached():
+    """Panels add one column after another on AVX2 and AVX-512 alike: only tables differ in the last bits."""
+    for shape, size, stride, groups in [*LAYERS, ((64, 170, 1, 1), (2, 170, 9, 8), 1, 1)]:
+        f, x, found = Frozen(shape), seeded(*size), []
+        for isa in ("avx2", "avx512"):
+            extension.set_isa(isa)
+            found.append(convolve(f, x, stride, groups))
+        assert torch.equal(*found) == (shape == (64, 170, 1, 1)), shape
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_bits_do_not_depend_on_threads_residency_or_layout(code):
+    for shape, size, stride, groups in LAYERS:
+        f, x = Frozen(shape, code), seeded(*size)
+        torch.set_num_threads(1)
+        want = convolve(f, x, stride, groups)
+        for threads, residency, last in itertools.product(THREADS, RESIDENCIES, (False, True)):
+            torch.set_num_threads(threads)
+            got = convolve(f, layout(x, last), stride, groups, residency)
+            assert torch.equal(got, want), (shape, threads, residency, last)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_error_is_at_most_twice_torchs_own(dtype, outlier):
+    if dtype == torch.float16 and outlier > 1e3:
+        pytest.skip("past the range of float16")
+    for shape, size, stride, groups in [*LAYERS, ((512, 512, 3, 3), (1, 512, 7, 7), 1, 1)]:
+        f, x = Frozen(shape, scale=2.0**-5), seeded(*size)
+        x.view(-1)[x.numel() // 3] *= outlier
+        x = layout(x.to(dtype), True)
+        theirs, exact = (torch_convolve(f, x, stride, groups, t) for t in (dtype, torch.float64))
+        assert_close(convolve(f, x, stride, groups), theirs, exact)
+    f, x = Frozen((300, 1500), scale=2.0**-5), seeded(33, 1500)
+    x[7, 700] *= outlier
+    x = x.to(dtype)
+    theirs, exact = (F.linear(x.to(t), f.weight.to(t)) for t in (dtype, torch.float64))
+    assert_close(cpu.linear(x, None, None, *f.pack()), theirs, exact)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_infinity_and_nan_go_where_torch_lets_them(value):
+    for shape, size, stride, groups in LAYERS:
+        f, x = Frozen(shape), seeded(*size)
+        x[0, -1, 4, 5] = x[1, 1, 0, 0] = value
+        for last in (False, True):
+            got, want = convolve(f, layout(x, last), stride, groups), torch_convolve(f, x, stride, groups, x.dtype)
+            assert want.isnan().any() and not want.isnan().all()
+            assert torch.equal(got.isnan(), want.isnan())
+            assert torch.equal(got.isposinf(), want.isposinf()) and torch.equal(got.isneginf(), want.isneginf())
