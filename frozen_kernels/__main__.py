@@ -8,9 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -21,6 +19,7 @@ from . import __version__, backends
 from . import nn as frozen_nn
 from .config import FreezeConfig
 from .format import CODES
+from .measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
 from .ticket_file import Ticket, read_ticket, short, verify_ticket
@@ -103,24 +102,9 @@ def _bits(size: int, weights: int) -> str:
 
 
 def _check_output(name: str, found: Tensor, right: Tensor) -> None:
-    error = float((found.double() - right).abs().max() / right.abs().max())
+    error = relative_error(found, right)
     if not error <= BENCH_TOLERANCE:
         raise ValueError(f"{name}: relative error {error:.2e} against float64, at most {BENCH_TOLERANCE:.0e}")
-
-
-def _measure(calls: dict[str, Callable[[], Tensor]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turns so that a slow spell of the machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    deadline = time.perf_counter() + seconds
-    for turn in range(rounds + 1):
-        if turn > 2 and time.perf_counter() > deadline:
-            break
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:  # the first one warms up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return times
 
 
 def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...], options) -> list[Sequence[object]]:
@@ -140,16 +124,16 @@ def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...
     calls = {"torch": lambda: plain(x)} | {name: (lambda m=layer: m(x)) for name, layer in layers.items()}
     for name, call in calls.items():
         _check_output(f"{label}, {name}", call(), expected)
-    times = _measure(calls, options.rounds, options.seconds)
-    base = statistics.median(times["torch"])
+    times = interleaved(calls, options.rounds, options.seconds)
     out: list[Sequence[object]] = []
     for name, taken in times.items():
-        low, middle, high = statistics.quantiles(taken, n=4)
+        low, middle, high = quartiles(taken)
+        faster = speedup(times["torch"], taken).median
         held = 4 * plain.weight.numel()  # type: ignore[operator, union-attr]
         if name != "torch":
             layer = layers[name]
             held = resident_bytes(layer.shape, layer.code, layer.counts["free"], name)  # type: ignore
-        out.append((label, name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{base / middle:.2f}", held))
+        out.append((label, name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{faster:.2f}", held))
     return out
 
 
@@ -184,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=command)
     sub = commands.add_parser("bench", help=bench.__doc__)
     sub.add_argument("--batch", type=_positive, default=1)
-    sub.add_argument("--rounds", type=lambda text: max(_positive(text), 2), default=20)
+    sub.add_argument("--rounds", type=lambda text: max(_positive(text), MIN_ROUNDS), default=20)
     sub.add_argument("--seconds", type=float, default=5.0, help="a layer gets no further rounds after this")
     sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     sub.add_argument("--code", choices=CODES, default="sign")
