@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 MIN_ROUNDS = 2  # quartiles need as many
+WARM_UP = 2  # calls before the first round
+SHORT, MOST_REPEATS = 2.0, 16  # milliseconds: below, a call is repeated in its turn
 
 
 class Quartiles(NamedTuple):
@@ -18,21 +21,36 @@ class Quartiles(NamedTuple):
     high: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each call, taken in turns so that a slow spell of the machine hits all alike.
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
 
-    A first round warms up; no further one starts after `seconds`, but at least two are timed.
+
+def _turn(call: Callable[[], object], repeats: int) -> float:
+    """One call, or the median of several after an untimed one, which meets the caches as the other calls left them."""
+    if repeats == 1:
+        return _milliseconds(call)
+    call()
+    return statistics.median(_milliseconds(call) for _ in range(repeats))
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round, taken in turns so that a slow spell of the machine hits all alike.
+
+    Short calls are repeated within their turn. No further round starts after `seconds`, but at least two are timed.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
     deadline = time.perf_counter() + seconds
-    for turn in range(rounds + 1):
-        if turn > MIN_ROUNDS and time.perf_counter() > deadline:
+    repeats = {}
+    for name, call in calls.items():
+        first, second = (_milliseconds(call) for _ in range(WARM_UP))
+        repeats[name] = min(math.ceil(SHORT / min(first, second)), MOST_REPEATS)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        if turn >= MIN_ROUNDS and time.perf_counter() > deadline:
             break
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(_turn(call, repeats[name]))
     return times
 
 

@@ -1,0 +1,93 @@
+"""The table of targets: what was measured for each, and whether it is met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from .records import OK, Row
+from .registry import SHORT, TARGETS, Target
+
+
+def line_of(row: Row) -> str:
+    """A row in a line of text."""
+    if row["status"] != OK:
+        return f"{row['name']:58} refused: {row['note']}"
+    text = f"{row['name']:58} {float(row['median']):9.4g} {row['unit']}"
+    if row["ratio"]:
+        text += f"  {float(row['ratio']):6.2f}x {row['baseline']}"
+    if row["other_ratio"]:
+        text += f"  {float(row['other_ratio']):6.2f}x {row['other']}"
+    return text
+
+
+def _values(target: Target, rows: Sequence[Row]) -> list[tuple[float, Row]]:
+    """What the rows of a target's line have: ratios, or values where the target is no ratio."""
+    column = "ratio" if target.unit == "x" else "median"
+    return [(float(row[column]), row) for row in rows if row["line"] == target.line and row["status"] == OK]
+
+
+def _cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
+    least = "at most" if target.statistic == "maximum" else "at least"
+    goal = f"{least} {target.goal:g} {target.unit}"
+    refused = sum(row["line"] == target.line and row["status"] != OK for row in rows)
+    found = _values(target, rows)
+    if refused:
+        return target.text, goal, f"{refused} refused", "", "no"
+    if not found:
+        return target.text, goal, "not measured", "", ""
+    value = target.value([v for v, _ in found])
+    extreme = (max if target.statistic == "maximum" else min)(found, key=lambda pair: pair[0])
+    measured = f"{value:.3g} {target.unit}"
+    if target.statistic == "geomean":
+        measured += " (geometric mean)"
+    worst = f"{extreme[0]:.3g} {extreme[1]['name']}" if len(found) > 1 else ""
+    return target.text, goal, measured, worst, "yes" if target.met(value) else "no"
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Geometric means of ratios by kind of layer, batch and what is kept."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if (
+            row["status"] == OK
+            and row["ratio"]
+            and row["group"] in ("linear", "resnet", "mobilenet", "model", "gradient")
+        ):
+            key = (row["group"], SHORT[row["dtype"]], row["batch"], row["code"], row["residency"])
+            found.setdefault(key, []).append(row)
+    out = []
+    for key, members in found.items():
+        ratios = [float(row["ratio"]) for row in members]
+        masked = [float(row["other_ratio"]) for row in members if row["other_ratio"]]
+        out.append(
+            (
+                *key,
+                str(len(members)),
+                f"{statistics.geometric_mean(ratios):.2f}",
+                f"{min(ratios):.2f}",
+                f"{statistics.geometric_mean(masked):.2f}" if masked else "",
+            )
+        )
+    return out
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Targets against what was measured, and a table of geometric means."""
+    first = rows[0]
+    out = [
+        f"{first['machine']}, {first['threads']} threads, kernels {first['isa']}, torch {first['torch']}.",
+        "Times as fast as torch, medians of alternating calls; cases of a line are listed in the CSV beside this file.",
+        "",
+        "| what | target | measured | worst case | met |",
+        "|---|---|---|---|---|",
+        *("| " + " | ".join(_cells(target, rows)) + " |" for target in TARGETS),
+        "",
+        "| cases | dtype | batch | code | residency | count | x torch, geometric mean | worst | x masked dense |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(cells) + " |" for cells in _groups(rows)),
+        "",
+        *(f"{row['name']}: {row['note']}." for row in rows if row["note"]),
+        "",
+    ]
+    return "\n".join(out)
