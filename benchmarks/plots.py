@@ -10,11 +10,11 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .records import OK, Row, write_whole  # noqa: E402
-from .registry import DTYPES, LINEAR_SHAPES, RESIDENT, SHORT  # noqa: E402
+from .records import OK, Row, write_whole
+from .registry import DTYPES, LINEAR_SHAPES, RESIDENT, SHORT
 
 INK, GRID, LOSING = "#222222", "#dddddd", "#f6dcd9"
 STYLES = {  # code, residency: colour, marker, label
@@ -66,7 +66,9 @@ def _latency_panel(axes: Any, rows: Sequence[Row], label: str) -> None:
     axes.fill_between(batches, torch_ms, top, color=LOSING, linewidth=0, zorder=0, label="slower than torch")
     axes.set_ylim(top=top)
     axes.set_xticks(batches, [str(b) for b in batches])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(label, fontsize=10)
     _clean(axes)
 
@@ -99,7 +101,7 @@ def footprint(rows: Sequence[Row]) -> Any:
         heights = [values.get((code, kind), float("nan")) for code in CODES]
         places = [c + (i - (len(KINDS) - 1) / 2) * width for c in range(len(CODES))]
         bars = axes.bar(places, heights, 0.92 * width, color=colour, label=label)
-        axes.bar_label(bars, [f"{h:.2g}" for h in heights], fontsize=7.5, padding=2, color=INK)
+        axes.bar_label(bars, [f"{h:.2g}" for h in heights], fontsize=7, padding=2, color=INK)
     for bytes_, name in ((4, "fp32"), (2, "bf16")):
         axes.axhline(bytes_, color=INK, linewidth=0.8, linestyle=":", zorder=0)
         axes.text(len(CODES) - 0.42, bytes_, name, fontsize=8, va="center", color=INK)
@@ -131,6 +133,7 @@ def convolutions(rows: Sequence[Row]) -> Any:
         low, high = axes.get_ylim()
         axes.axhspan(min(low, 0.5), 1, color=LOSING, linewidth=0, zorder=0, label="slower than torch")
         axes.set_ylim(min(low, 0.5), max(high, 2))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("convolutions, slowest first")
         axes.set_title(f"batch {batch}", fontsize=10)
         _clean(axes)

@@ -17,7 +17,7 @@ CASE = (
 MEASURED = (
     "status", "note", "unit", "rounds", "median", "low", "high", "baseline_median",
     "ratio", "ratio_low", "ratio_high", "other_ratio", "other_ratio_low", "other_ratio_high",
-    "gmac_per_s", "gemm_share", "weight_gb_per_s", "read_share", "error", "torch_error",
+    "gmac_per_s", "gemm_share", "weight_gb_per_s", "read_share", "error", "torch_error", "preempted_per_s",
 )  # fmt: skip
 MACHINE = ("machine", "threads", "isa", "torch", "package", "commit")
 COLUMNS = (*CASE, *MEASURED, *MACHINE)
@@ -67,5 +67,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; columns that it does not know yet are empty."""
     with path.open(newline="") as lines:
-        return list(csv.DictReader(lines))
+        return [{name: row.get(name) or "" for name in COLUMNS} for row in csv.DictReader(lines)]

@@ -41,6 +41,15 @@ def _refused(verdict: Verdict) -> dict[str, object]:
     return {"status": REFUSED, "note": verdict.why, "error": verdict.error, "torch_error": verdict.torch_error}
 
 
+def _preempted() -> int:
+    """How often a thread of this process had to give way to another program; 0 where the system does not count it."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 def _judged(setup: Setup, case: Case) -> Verdict:
     try:
         return setup.verdict(case.name)
@@ -48,15 +57,13 @@ def _judged(setup: Setup, case: Case) -> Verdict:
         return Verdict(False, why=f"{type(why).__name__}: {why}")
 
 
-def _figures(
-    case: Case, times: dict[str, list[float]], verdict: Verdict, limits: Limits, note: str
-) -> dict[str, object]:
+def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, limits: Limits) -> dict[str, object]:
     """The measured columns of a case that is right."""
     taken = times[case.name]
     low, median, high = quartiles(taken)
     scale, unit = (1e-3, "s") if case.op == "load_ticket" else (1.0, "ms")
     found: dict[str, object] = {
-        "status": OK, "note": note, "unit": unit, "rounds": len(taken), "error": verdict.error,
+        "status": OK, "unit": unit, "rounds": len(taken), "error": verdict.error,
         "torch_error": verdict.torch_error, "median": scale * median, "low": scale * low, "high": scale * high,
     }  # fmt: skip
     for column, baseline in (("ratio", case.baseline), ("other_ratio", case.other)):
@@ -74,26 +81,31 @@ def _figures(
     return found
 
 
+def _verdicts(setup: Setup, members: Sequence[Case], red: dict[str, str]) -> dict[str, Verdict]:
+    found = {case.name: _judged(setup, case) for case in members}
+    for case in members:
+        if case.group in red:
+            found[case.name] = found[case.name]._replace(passed=False, why=red[case.group])
+    return found
+
+
 def time_setting(
     members: Sequence[Case], seconds: float, limits: Limits, red: dict[str, str]
 ) -> list[dict[str, object]]:
     """Measured columns of the cases of one setting; `red`: groups whose tests failed."""
     setup = BUILDERS[members[0].group](members)
-    verdicts = {case.name: _judged(setup, case) for case in members}
-    for case in members:
-        if case.group in red:
-            verdicts[case.name] = verdicts[case.name]._replace(passed=False, why=red[case.group])
-    right = {name: call for name, call in setup.calls.items() if verdicts[name].passed}
-    times: dict[str, list[float]] = {}
+    verdicts = _verdicts(setup, members, red)
+    right = [case for case in members if verdicts[case.name].passed]
+    found = {case.name: _refused(verdicts[case.name]) for case in members}
     if right:
-        sides = {**setup.baselines, **right}
+        sides = {**setup.baselines, **{case.name: setup.calls[case.name] for case in right}}
+        before, start = _preempted(), time.perf_counter()
         times = interleaved(sides, setup.rounds, seconds * len(sides))
-    return [
-        _figures(case, times, verdicts[case.name], limits, setup.note)
-        if case.name in right
-        else _refused(verdicts[case.name])
-        for case in members
-    ]
+        preempted = (_preempted() - before) / (time.perf_counter() - start)
+        for case in right:
+            figures = _figures(case, times, verdicts[case.name], limits)
+            found[case.name] = figures | {"note": setup.note, "preempted_per_s": preempted}
+    return [found[case.name] for case in members]
 
 
 def count(case: Case) -> dict[str, object]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def _state(shape: tuple[int, ...], code: str, bits: int) -> tuple[Tensor, Tensor
 
 
 @lru_cache(maxsize=8)
+@torch.no_grad()
 def _layer(
     shape: tuple[int, ...], geometry: tuple, dtype: str, code: str, residency: str, bits: int
 ) -> fk.nn.FrozenLayer:
@@ -97,7 +99,7 @@ def layer_setup(cases: Sequence[Case]) -> Setup:
     layers = {name: layer_of(case) for name, case in by_name.items()}
     first = cases[0]
     x = _spread(first, first.input)
-    plain = fk.to_dense(layers[first.name])
+    plain: Any = fk.to_dense(layers[first.name])
     mask = layers[first.name].keep_mask().to(x.dtype)
     if x.dim() == 4:
         plain, mask = plain.to(memory_format=torch.channels_last), mask.contiguous(memory_format=torch.channels_last)
@@ -121,7 +123,7 @@ def layer_setup(cases: Sequence[Case]) -> Setup:
         "torch": lambda: plain(x),
         "masked dense": lambda: _apply(first, x, plain.weight * mask, plain.bias),
     }
-    return Setup(baselines, {name: (lambda m=layer: m(x)) for name, layer in layers.items()}, verdict)
+    return Setup(baselines, {name: partial(layer, x) for name, layer in layers.items()}, verdict)
 
 
 def _dense_backward(case: Case, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -177,5 +179,5 @@ def gradient_setup(cases: Sequence[Case]) -> Setup:
             theirs, exact = (score_gradient(layers[name], t, scores) for t in (theirs, exact))
         return judge(call(layers[name]), theirs, exact)
 
-    calls: dict[str, Call] = {name: (lambda m=layer: call(m)) for name, layer in layers.items()}
+    calls: dict[str, Call] = {name: partial(call, layer) for name, layer in layers.items()}
     return Setup({"torch": lambda: _dense_backward(first, grad, x, weight)}, calls, verdict)

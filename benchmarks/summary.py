@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from .records import OK, Row
 from .registry import SHORT, TARGETS, Target
 
+LAYERED = ("linear", "resnet", "mobilenet", "model", "gradient")
+BUSY = 50.0  # times a second that a thread had to give way; an idle machine has a few
+
 
 def line_of(row: Row) -> str:
     """A row in a line of text."""
@@ -49,27 +52,28 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Geometric means of ratios by kind of layer, batch and what is kept."""
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if (
-            row["status"] == OK
-            and row["ratio"]
-            and row["group"] in ("linear", "resnet", "mobilenet", "model", "gradient")
-        ):
+        if row["status"] == OK and row["group"] in LAYERED:
             key = (row["group"], SHORT[row["dtype"]], row["batch"], row["code"], row["residency"])
             found.setdefault(key, []).append(row)
-    out = []
+    out: list[tuple[str, ...]] = []
     for key, members in found.items():
-        ratios = [float(row["ratio"]) for row in members]
-        masked = [float(row["other_ratio"]) for row in members if row["other_ratio"]]
-        out.append(
-            (
-                *key,
-                str(len(members)),
-                f"{statistics.geometric_mean(ratios):.2f}",
-                f"{min(ratios):.2f}",
-                f"{statistics.geometric_mean(masked):.2f}" if masked else "",
-            )
-        )
+        ratios, masked = ([float(r[c]) for r in members if r[c]] for c in ("ratio", "other_ratio"))
+        over_masked = f"{statistics.geometric_mean(masked):.2f}" if masked else ""
+        mean = f"{statistics.geometric_mean(ratios):.2f}"
+        out.append((*key, str(len(members)), mean, f"{min(ratios):.2f}", over_masked))
     return out
+
+
+def _busy(rows: Sequence[Row]) -> list[str]:
+    """A warning where other programs ran at the same time."""
+    timed = [row for row in rows if row["preempted_per_s"]]
+    disturbed = sum(float(row["preempted_per_s"]) > BUSY for row in timed)
+    if not disturbed:
+        return []
+    return [
+        "",
+        f"Other programs took the processors during {disturbed} of {len(timed)} timed cases; their figures are noisy.",
+    ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -88,6 +92,7 @@ def markdown(rows: Sequence[Row]) -> str:
         *("| " + " | ".join(cells) + " |" for cells in _groups(rows)),
         "",
         *(f"{row['name']}: {row['note']}." for row in rows if row["note"]),
+        *_busy(rows),
         "",
     ]
     return "\n".join(out)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from .verify import Verdict, equal, judge
 SETTLING_IMAGE = 64  # smaller than what is measured: the statistics only have to be of the right size
 COMPARED = 2
 LOADS = 6
+TAU = (22938, 45875)  # 0.35 and 0.7 of 65536
 
 
 def frozen_model(name: str, affine: bool = True) -> nn.Module:
@@ -38,7 +41,8 @@ def model_setup(cases: Sequence[Case]) -> Setup:
     (case,) = cases
     model = frozen_model(case.op)
     exact = fk.to_dense(model).double()
-    plain = fuse_batch_norm(fk.to_dense(model)).to(memory_format=torch.channels_last)
+    plain: Any = fuse_batch_norm(fk.to_dense(model))
+    plain = plain.to(memory_format=torch.channels_last)
     note = "batch norm folded on torch's side only"
     if hasattr(fk, "fold_batch_norm_"):
         fk.fold_batch_norm_(model)
@@ -80,12 +84,11 @@ def generate_setup(cases: Sequence[Case]) -> Setup:
     """Codes and partition of all weights of ResNet-50, against as many normal numbers of torch's generator."""
     extents = [fmt.matrix_shape(shape) for shape in weight_shapes("resnet50")]
     total = sum(math.prod(extent) for extent in extents)
-    tau = {"tau_prune": 22938, "tau_freeze": 45875}  # 0.35 and 0.7 of 65536
 
     def make(case: Case, stream: int) -> Tensor:
         rows, cols = extents[stream]
         if case.op == "partition":
-            return fmt.partition(rows, cols, seed=SEED, stream=stream, **tau)
+            return fmt.partition(rows, cols, seed=SEED, stream=stream, tau_prune=TAU[0], tau_freeze=TAU[1])
         return fmt.codes(rows, cols, seed=SEED, stream=stream, code=case.code)
 
     def call(case: Case) -> None:
@@ -98,7 +101,7 @@ def generate_setup(cases: Sequence[Case]) -> Setup:
         with fk.backends.use("reference"):
             return equal(found, make(case, 1))
 
-    calls: dict[str, Call] = {case.name: (lambda c=case: call(c)) for case in cases}
+    calls: dict[str, Call] = {case.name: partial(call, case) for case in cases}
     return Setup({"torch.randn": lambda: torch.randn(total)}, calls, verdict)
 
 

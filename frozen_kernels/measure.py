@@ -27,30 +27,23 @@ def _milliseconds(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def _turn(call: Callable[[], object], repeats: int) -> float:
-    """One call, or the median of several after an untimed one, which meets the caches as the other calls left them."""
-    if repeats == 1:
-        return _milliseconds(call)
-    call()
-    return statistics.median(_milliseconds(call) for _ in range(repeats))
-
-
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Milliseconds of each call in each round, taken in turns so that a slow spell of the machine hits all alike.
 
-    Short calls are repeated within their turn. No further round starts after `seconds`, but at least two are timed.
+    A call that can be short is repeated in its turn and the fastest counts: one that meets the caches as the other
+    calls left them, or whose team waits for a processor, says nothing of the call. No further round starts after
+    `seconds`, but at least two are timed.
     """
     deadline = time.perf_counter() + seconds
-    repeats = {}
-    for name, call in calls.items():
-        first, second = (_milliseconds(call) for _ in range(WARM_UP))
-        repeats[name] = min(math.ceil(SHORT / min(first, second)), MOST_REPEATS)
+    fastest = {name: min(_milliseconds(call) for _ in range(WARM_UP)) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         if turn >= MIN_ROUNDS and time.perf_counter() > deadline:
             break
         for name, call in calls.items():
-            times[name].append(_turn(call, repeats[name]))
+            repeats = min(math.ceil(SHORT / fastest[name]), MOST_REPEATS)
+            times[name].append(min(_milliseconds(call) for _ in range(repeats)))
+            fastest[name] = min(fastest[name], times[name][-1])
     return times
 
 
