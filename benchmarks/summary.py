@@ -53,7 +53,7 @@ def _groups(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     found: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["status"] == OK and row["group"] in LAYERED:
-            key = (row["group"], SHORT[row["dtype"]], row["batch"], row["code"], row["residency"])
+            key: tuple[str, ...] = (row["group"], SHORT[row["dtype"]], row["batch"], row["code"], row["residency"])
             found.setdefault(key, []).append(row)
     out: list[tuple[str, ...]] = []
     for key, members in found.items():
