@@ -22,7 +22,7 @@ from .run import QUICK_SECONDS, RESULTS, SECONDS, choose, measure, parser
 
 FLOOR = 0.05  # of a ratio: what two runs differ by whatever their quartiles say
 SPREADS = 2.0  # half quartile distances that count as noise
-COUNTED = 0.01  # of a counted value, which has no spread
+COUNTED = 0.01  # of a value that is counted, not measured
 
 
 class Comparison(NamedTuple):
@@ -57,7 +57,7 @@ def compare(old: Row, new: Row) -> Comparison | None:
     elif unit == "of dense":  # a share near 0, where only the difference means anything
         change, allowed = 1 + was - now, FLOOR
     else:
-        change, allowed = was / now, COUNTED
+        change, allowed = was / now, FLOOR if old["group"] == "memory" else COUNTED
     verdict = "worse" if change < 1 - allowed else "better" if change > 1 + allowed else ""
     return Comparison(old["name"], was, now, unit, change, allowed, verdict)
 
