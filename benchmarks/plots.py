@@ -75,7 +75,7 @@ def _latency_panel(axes: Any, rows: Sequence[Row], label: str) -> None:
 
 def latency(rows: Sequence[Row]) -> Any:
     """Milliseconds of linear layers against the batch: a row of panels for each dtype."""
-    figure, grid = plt.subplots(len(DTYPES), len(LINEAR_SHAPES), figsize=(11, 6.6), sharex=True, squeeze=False)
+    figure, grid = plt.subplots(len(DTYPES), len(LINEAR_SHAPES), figsize=(11, 6.6), sharex="col", squeeze=False)
     for i, dtype in enumerate(DTYPES):
         for axes, shape in zip(grid[i], LINEAR_SHAPES, strict=True):
             size = f"{shape[0]}x{shape[1]}"
@@ -122,17 +122,18 @@ def convolutions(rows: Sequence[Row]) -> Any:
     """Times as fast as torch of each distinct convolution of the ResNets, one panel a batch, sorted."""
     kinds = [kind for kind in STYLES if kind[1] != "seed"]
     figure, grid = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    every = [float(row["ratio"]) for row in rows if row["group"] == "resnet"]
+    low, high = 0.85 * min(0.5, *every), 1.15 * max(2.0, *every)
     for axes, batch in zip(grid, ("1", "16"), strict=True):
         mine = [r for r in rows if r["group"] == "resnet" and r["batch"] == batch]
         for code, residency in kinds:
             colour, marker, label = STYLES[code, residency]
             ratios = sorted(float(r["ratio"]) for r in mine if (r["code"], r["residency"]) == (code, residency))
             axes.plot(range(1, len(ratios) + 1), ratios, color=colour, marker=marker, markersize=4, label=label)
+        axes.axhspan(low, 1, color=LOSING, linewidth=0, zorder=0, label="slower than torch")
         axes.set_yscale("log", base=2)
+        axes.set_ylim(low, high)
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        low, high = axes.get_ylim()
-        axes.axhspan(min(low, 0.5), 1, color=LOSING, linewidth=0, zorder=0, label="slower than torch")
-        axes.set_ylim(min(low, 0.5), max(high, 2))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("convolutions, slowest first")
         axes.set_title(f"batch {batch}", fontsize=10)

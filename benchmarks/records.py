@@ -15,8 +15,8 @@ CASE = (
     "bytes", "operations", "line", "target", "baseline", "other",
 )  # fmt: skip
 MEASURED = (
-    "status", "note", "unit", "rounds", "median", "low", "high", "baseline_median",
-    "ratio", "ratio_low", "ratio_high", "other_ratio", "other_ratio_low", "other_ratio_high",
+    "status", "note", "unit", "rounds", "median", "low", "high", "best", "baseline_median",
+    "ratio", "ratio_low", "ratio_high", "best_ratio", "other_ratio", "other_ratio_low", "other_ratio_high",
     "gmac_per_s", "gemm_share", "weight_gb_per_s", "read_share", "error", "torch_error", "preempted_per_s",
 )  # fmt: skip
 MACHINE = ("machine", "threads", "isa", "torch", "package", "commit")

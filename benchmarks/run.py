@@ -65,6 +65,7 @@ def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, limits
     found: dict[str, object] = {
         "status": OK, "unit": unit, "rounds": len(taken), "error": verdict.error,
         "torch_error": verdict.torch_error, "median": scale * median, "low": scale * low, "high": scale * high,
+        "best": scale * min(taken),
     }  # fmt: skip
     for column, baseline in (("ratio", case.baseline), ("other_ratio", case.other)):
         if baseline:
@@ -72,6 +73,7 @@ def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, limits
             found |= {f"{column}_low": ratio.low, column: ratio.median, f"{column}_high": ratio.high}
     if case.baseline:
         found["baseline_median"] = scale * quartiles(times[case.baseline]).median
+        found["best_ratio"] = min(times[case.baseline]) / min(taken)
     if case.operations:
         rate = case.operations / (1e-3 * median)
         found |= {"gmac_per_s": rate / 1e9, "gemm_share": rate / limits.gemm[case.dtype]}

@@ -134,6 +134,7 @@ def test_a_wrong_result_gets_no_numbers(small, tmp_path, capsys, monkeypatch):
 
 
 def test_a_failing_test_file_gives_no_numbers(small):
+    small()
     (row,) = run.measure([tiny()], 0.01, red={"linear": "tests/some.py: 1 failed"}, quiet=True)
     assert (row["status"], row["note"], row["median"]) == ("refused", "tests/some.py: 1 failed", "")
     assert all((verify.ROOT / file).exists() for file in verify.TEST_FILES.values())
@@ -170,10 +171,13 @@ def test_targets_are_held_against_their_statistic():
         for s in ("minimum", "geomean")
     )
     assert floor.value([4.0, 1.0]) == 1.0 and mean.value([4.0, 1.0]) == pytest.approx(2.0)
-    rows = [measured(line="conv-planes", ratio=r, name=n, group="resnet") for r, n in (("4", "a"), ("0.9", "b"))]
+    rows = [
+        measured(line="conv-planes", ratio=ratio, best_ratio=best, name=name, group="resnet")
+        for name, ratio, best in (("a", "4", "4.5"), ("b", "0.9", "1"))
+    ]
     text = summary.markdown(rows)
-    assert f"| {mean.text} | at least 1.8 x | 1.9 x (geometric mean) | 0.9 b | yes |" in text
-    assert f"| {floor.text} | at least 1 x | 0.9 x | 0.9 b | no |" in text
+    assert f"| {mean.text} | at least 1.8 x | 1.9 x (geometric mean) | 2.12 x (geometric mean) | yes |" in text
+    assert f"| {floor.text} | at least 1 x | 0.9 x, b | 1 x | no |" in text
     (size,) = (t for t in registry.TARGETS if t.line == "ticket-plain")
     assert size.met(1.2) and not size.met(1.3)
 
