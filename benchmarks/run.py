@@ -28,6 +28,7 @@ from .whole import SETUPS
 
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS, QUICK_SECONDS = 0.35, 0.08  # of timing, for each side of a setting
+ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, OSError, MemoryError)
 BUILDERS = {
     "linear": layer_setup,
     "resnet": layer_setup,
@@ -53,8 +54,12 @@ def _preempted() -> int:
 def _judged(setup: Setup, case: Case) -> Verdict:
     try:
         return setup.verdict(case.name)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as why:
-        return Verdict(False, why=f"{type(why).__name__}: {why}")
+    except ERRORS as why:
+        return _broken(why)
+
+
+def _broken(why: BaseException) -> Verdict:
+    return Verdict(False, why=f"{type(why).__name__}: {why}".splitlines()[0])
 
 
 def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, limits: Limits) -> dict[str, object]:
@@ -112,10 +117,7 @@ def time_setting(
 
 def count(case: Case) -> dict[str, object]:
     """Measured columns of a case that is counted."""
-    try:
-        found = COUNTS[case.op](case)
-    except (RuntimeError, ValueError, OSError) as why:
-        return _refused(Verdict(False, why=f"{type(why).__name__}: {why}"))
+    found = COUNTS[case.op](case)
     if not found.verdict.passed:
         return _refused(found.verdict)
     return {"status": OK, "unit": found.unit, "median": found.value, "note": found.note}
@@ -133,10 +135,13 @@ def measure(
     rows: list[Row] = []
     for _, group in itertools.groupby(chosen, key=lambda case: case.setting):
         members = list(group)
-        if members[0].op in COUNTS:
-            found = [count(case) for case in members]
-        else:
-            found = time_setting(members, seconds, limits, red or {})
+        try:
+            if members[0].op in COUNTS:
+                found = [count(case) for case in members]
+            else:
+                found = time_setting(members, seconds, limits, red or {})
+        except ERRORS as why:  # the other settings are measured all the same
+            found = [_refused(_broken(why)) for _ in members]
         for case, measured in zip(members, found, strict=True):
             rows.append(row_of(case, measured, here))
             if not quiet:

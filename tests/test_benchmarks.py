@@ -140,6 +140,16 @@ def test_a_failing_test_file_gives_no_numbers(small):
     assert all((verify.ROOT / file).exists() for file in verify.TEST_FILES.values())
 
 
+def test_a_setting_that_breaks_is_told_and_the_next_is_measured(small, monkeypatch):
+    def broken(_):
+        raise RuntimeError("no memory")
+
+    small()
+    monkeypatch.setitem(run.BUILDERS, "resnet", broken)
+    first, second = run.measure([tiny("conv2d"), tiny()], 0.01, quiet=True)
+    assert (first["status"], first["note"], second["status"]) == ("refused", "RuntimeError: no memory", "ok")
+
+
 def test_judge_allows_twice_the_error_of_torch():
     exact = torch.linspace(1, 2, 100, dtype=torch.float64)
     torchs = (exact * (1 + 1e-6)).float()
