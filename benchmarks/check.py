@@ -26,7 +26,7 @@ COUNTED = 0.01  # of a value that is counted, not measured
 
 
 class Comparison(NamedTuple):
-    """Change of a case as new over old, above 1 is better; `allowed`: how far below 1 is still noise."""
+    """Change of a case as new over old, above 1 is better; noise is from 1 / (1 + `allowed`) to 1 + `allowed`."""
 
     name: str
     old: float
@@ -55,10 +55,10 @@ def compare(old: Row, new: Row) -> Comparison | None:
     if timed:
         change, allowed = now / was, FLOOR + SPREADS * (_spread(old) + _spread(new))
     elif unit == "of dense":  # a share near 0, where only the difference means anything
-        change, allowed = 1 + was - now, FLOOR
+        change, allowed = (1 + was) / (1 + now), FLOOR
     else:
         change, allowed = was / now, FLOOR if old["group"] == "memory" else COUNTED
-    verdict = "worse" if change < 1 - allowed else "better" if change > 1 + allowed else ""
+    verdict = "worse" if change * (1 + allowed) < 1 else "better" if change > 1 + allowed else ""
     return Comparison(old["name"], was, now, unit, change, allowed, verdict)
 
 
