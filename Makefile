@@ -12,13 +12,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench bench-check lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-check: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.check $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,72 @@
+"""Rows of results: their columns, and files that are whole at any moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from .registry import Case
+
+CASE = (
+    "name", "group", "op", "shape", "input", "geometry", "dtype", "code", "residency", "threshold_bits", "batch",
+    "bytes", "operations", "line", "target", "baseline", "other",
+)  # fmt: skip
+MEASURED = (
+    "status", "note", "unit", "rounds", "median", "low", "high", "best", "baseline_median",
+    "ratio", "ratio_low", "ratio_high", "best_ratio", "other_ratio", "other_ratio_low", "other_ratio_high",
+    "gmac_per_s", "gemm_share", "weight_gb_per_s", "read_share", "error", "torch_error", "preempted_per_s",
+)  # fmt: skip
+MACHINE = ("machine", "threads", "isa", "torch", "package", "commit")
+COLUMNS = (*CASE, *MEASURED, *MACHINE)
+OK, REFUSED = "ok", "refused"
+
+Row = dict[str, str]
+
+
+def text(value: object) -> str:
+    """A value as a cell: numbers to six digits, tuples joined by x."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        nested = any(isinstance(v, tuple) for v in value)
+        return (" " if nested else "x").join(map(text, value))
+    return str(value)
+
+
+def row_of(case: Case, measured: dict[str, object], machine: dict[str, str]) -> Row:
+    """One row with every column; what was not measured is empty."""
+    unknown = set(measured) - set(MEASURED)
+    if unknown:
+        raise KeyError(f"not columns: {', '.join(sorted(unknown))}")
+    values = {name: getattr(case, name) for name in CASE} | measured | machine
+    return {name: text(values.get(name)) for name in COLUMNS}
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Replace a file in one step: a run that is stopped leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, out.getvalue())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file; columns that it does not know yet are empty."""
+    with path.open(newline="") as lines:
+        return [{name: row.get(name) or "" for name in COLUMNS} for row in csv.DictReader(lines)]

@@ -1,0 +1,267 @@
+"""What is measured, and what it is measured against: every case, and the targets that cases count towards."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from frozen_kernels.tensor import resident_bytes
+
+from .models import IMAGE, Convolution, convolutions, weight_shapes
+
+FREE = 0.3  # share of free weights at freeze ratio 0.7
+LINEAR_SHAPES = ((4096, 4096), (11008, 4096), (1000, 2048))
+LINEAR_BATCHES = (1, 4, 16, 64, 256)
+CONV_BATCHES = (1, 16)
+SCORES = 11_200_000
+DTYPES = {"float32": 4, "bfloat16": 2}
+SHORT = {"float32": "fp32", "bfloat16": "bf16"}
+KEPT = (("sign", "planes"), ("sign", "mask"), ("sign", "seed"), ("uniform", "mask"), ("normal", "mask"))
+RESIDENT = ("seed", "mask", "planes", "dense")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table of targets, or one half of it: a statistic over the cases that name the line."""
+
+    line: str
+    text: str
+    statistic: str  # minimum, geomean or maximum
+    goal: float
+    unit: str = "x"
+
+    def value(self, values: list[float]) -> float:
+        if self.statistic == "geomean":
+            return statistics.geometric_mean(values)
+        return min(values) if self.statistic == "minimum" else max(values)
+
+    def met(self, value: float) -> bool:
+        """Ratios are to be reached, sizes and times not to be passed."""
+        return value <= self.goal if self.statistic == "maximum" else value >= self.goal
+
+
+TARGETS = (
+    Target("vector-planes", "linear 4096 x 4096, batch 1, sign, `planes`, over torch fp32", "minimum", 15.0),
+    Target("vector-planes-bf16", "linear 4096 x 4096, batch 1, sign, `planes`, over torch bf16", "minimum", 8.0),
+    Target("vector-mask", "linear 4096 x 4096, batch 1, sign, `mask`, over torch fp32", "minimum", 10.0),
+    Target("vector-seed", "linear 4096 x 4096, batch 1, sign, `seed`, over torch fp32", "minimum", 1.5),
+    Target("vector-seed-8", "the same with 8 threshold bits", "minimum", 2.5),
+    Target("vector-bytes", "linear, batch 1, uniform or normal, `mask`, over torch fp32", "minimum", 1.5),
+    Target("batch-planes", "linear, batch 64 to 512, sign, `planes`, over torch fp32", "minimum", 2.2),
+    Target("batch-planes-bf16", "linear, batch 64 to 512, sign, `planes`, over torch bf16", "minimum", 1.1),
+    Target("conv-planes", "conv2d of ResNet-18 and -50, sign, `planes`, over torch fp32", "geomean", 1.8),
+    Target("conv-planes", "the same, the slowest layer", "minimum", 1.0),
+    Target("conv-mask", "conv2d of ResNet-18 and -50, sign, `mask`, over torch fp32", "geomean", 1.6),
+    Target("conv-bytes", "conv2d of ResNet-18 and -50, uniform or normal, `mask`", "geomean", 0.9),
+    Target("select", "threshold over 11.2 M scores, over torch.sort", "minimum", 25.0),
+    Target("ticket-load", "loading a ticket of ResNet-50, seconds", "maximum", 0.3, "s"),
+    Target("ticket-plain", "ticket of ResNet-50 without affine batch norm, MB", "maximum", 1.25, "MB"),
+    Target("ticket-affine", "ticket of ResNet-50 with affine batch norm, MB", "maximum", 1.45, "MB"),
+    Target("peak", "rise of process memory beyond activations, of the dense weight", "maximum", 1 / 8, "of dense"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement. Cases of one `setting` share inputs and baselines and are measured in the same rounds.
+
+    `bytes`: of the frozen weight in its residency; `operations`: multiply-adds of a dense weight; both 0 where they say
+    nothing. `other` names a second baseline. `line`: what the case counts towards in `TARGETS`.
+    """
+
+    name: str
+    setting: str
+    group: str
+    op: str
+    shape: tuple[int, ...]
+    input: tuple[int, ...]
+    dtype: str
+    code: str
+    residency: str
+    batch: int
+    baseline: str
+    other: str = ""
+    geometry: tuple = ()  # stride, padding, dilation, groups
+    threshold_bits: int = 16
+    bytes: int = 0
+    operations: int = 0
+    line: str = ""
+
+    @property
+    def target(self) -> float | None:
+        """The goal of the first target that the case counts towards."""
+        return next((t.goal for t in TARGETS if t.line == self.line), None)
+
+
+def _held(shape: tuple[int, ...], code: str, residency: str, itemsize: int = 4) -> int:
+    return resident_bytes(shape, code, round(FREE * math.prod(shape)), residency, itemsize)
+
+
+def _linear_line(shape: tuple[int, ...], batch: int, dtype: str, code: str, residency: str, bits: int) -> str:
+    suffix = "-bf16" if dtype == "bfloat16" else ""
+    if batch >= 64 and (code, residency) == ("sign", "planes"):
+        return "batch-planes" + suffix
+    if batch == 1 and not suffix and code in ("uniform", "normal"):
+        return "vector-bytes"
+    if batch == 1 and shape == LINEAR_SHAPES[0] and code == "sign" and (not suffix or residency == "planes"):
+        return f"vector-{residency}" + suffix + ("-8" if bits == 8 else "")
+    return ""
+
+
+def _linear_cases(shape: tuple[int, int], batch: int, dtype: str) -> Iterator[Case]:
+    setting = f"linear/{shape[0]}x{shape[1]}/b{batch}/{SHORT[dtype]}"
+    kinds = [(code, residency, 16) for code, residency in KEPT]
+    if batch == 1:
+        kinds.append(("sign", "seed", 8))
+    for code, residency, bits in kinds:
+        yield Case(
+            name=f"{setting}/{code}/{residency}" + (f"{bits}" if bits != 16 else ""),
+            setting=setting,
+            group="linear",
+            op="linear",
+            shape=shape,
+            input=(batch, shape[1]),
+            dtype=dtype,
+            code=code,
+            residency=residency,
+            batch=batch,
+            baseline="torch",
+            other="masked dense",
+            threshold_bits=bits,
+            bytes=_held(shape, code, residency),
+            operations=batch * math.prod(shape),
+            line=_linear_line(shape, batch, dtype, code, residency, bits),
+        )
+
+
+def output_size(conv: Convolution) -> tuple[int, ...]:
+    """Spatial size of a convolution's output."""
+    sizes = zip(conv.size, conv.shape[2:], conv.stride, conv.padding, conv.dilation, strict=True)
+    return tuple((n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, k, stride, pad, dilation in sizes)
+
+
+def _conv_cases(group: str, conv: Convolution, batch: int, kinds: tuple[tuple[str, str], ...]) -> Iterator[Case]:
+    grouped = f"/g{conv.groups}" if conv.groups > 1 else ""
+    size, stride = "x".join(map(str, conv.shape)), conv.stride[0]
+    setting = f"conv2d/{size}/{conv.size[0]}/s{stride}{grouped}/b{batch}/fp32"
+    for code, residency in kinds:
+        line = f"conv-{residency if code == 'sign' else 'bytes'}" if group == "resnet" else ""
+        yield Case(
+            name=f"{setting}/{code}/{residency}",
+            setting=setting,
+            group=group,
+            op="conv2d",
+            shape=conv.shape,
+            input=(batch, conv.shape[1] * conv.groups, *conv.size),
+            dtype="float32",
+            code=code,
+            residency=residency,
+            batch=batch,
+            baseline="torch",
+            other="masked dense",
+            geometry=(conv.stride, conv.padding, conv.dilation, conv.groups),
+            bytes=_held(conv.shape, code, residency),
+            operations=batch * math.prod(conv.shape) * math.prod(output_size(conv)),
+            line=line,
+        )
+
+
+def resnet_convolutions() -> list[Convolution]:
+    """The distinct convolutions of ResNet-18 and ResNet-50."""
+    return list(dict.fromkeys(convolutions("resnet18") + convolutions("resnet50")))
+
+
+def mobilenet_convolutions() -> list[Convolution]:
+    """The distinct depthwise and 1x1 convolutions of MobileNetV2."""
+    return [c for c in convolutions("mobilenet_v2") if c.groups > 1 or c.shape[2:] == (1, 1)]
+
+
+def model_operations(name: str) -> int:
+    """Multiply-adds of the convolutions and linear layers of a model on one image."""
+    runs = sum(math.prod(c.shape) * math.prod(output_size(c)) for c in convolutions(name, distinct=False))
+    return runs + sum(math.prod(s) for s in weight_shapes(name) if len(s) == 2)
+
+
+def _model_cases() -> Iterator[Case]:
+    for name in ("resnet18", "resnet50"):
+        for batch in CONV_BATCHES:
+            setting = f"model/{name}/b{batch}/fp32"
+            yield Case(
+                name=f"{setting}/sign/auto", setting=setting, group="model", op=name, shape=(), dtype="float32",
+                input=(batch, 3, IMAGE, IMAGE), code="sign", residency="auto", batch=batch, baseline="torch",
+                bytes=sum(_held(s, "sign", "planes") for s in weight_shapes(name)),
+                operations=batch * model_operations(name),
+            )  # fmt: skip
+
+
+def _gradient_cases() -> Iterator[Case]:
+    conv = Convolution((256, 256, 3, 3), (14, 14), (1, 1), (1, 1), (1, 1), 1)
+    layers = (("linear", (4096, 4096), (64, 4096), (), 1),
+              ("conv2d", conv.shape, (16, 256, *conv.size), (*conv[2:],), math.prod(output_size(conv))))  # fmt: skip
+    for op, shape, size, geometry, pixels in layers:
+        for kind in ("grad_input", "grad_scores"):
+            setting = f"gradient/{op}_{kind}/{'x'.join(map(str, shape))}/b{size[0]}/fp32"
+            for residency in ("planes", "mask"):
+                yield Case(
+                    name=f"{setting}/sign/{residency}", setting=setting, group="gradient", op=f"{op}_{kind}",
+                    shape=shape, input=size, dtype="float32", code="sign", residency=residency, batch=size[0],
+                    baseline="torch", geometry=geometry, bytes=_held(shape, "sign", residency),
+                    operations=size[0] * math.prod(shape) * pixels,
+                )  # fmt: skip
+
+
+def _plain(name: str, group: str, op: str, **fields) -> Case:
+    """A case that is about one thing: its own setting, and defaults for what says nothing of it."""
+    blank = {"shape": (), "input": (), "dtype": "float32", "code": "sign", "residency": "", "batch": 0}
+    return Case(name=name, group=group, op=op, **{"setting": name, "baseline": "", **blank, **fields})
+
+
+def _format_cases() -> Iterator[Case]:
+    yield _plain("select/11.2M", "select", "select", shape=(SCORES,), baseline="torch.sort", other="kthvalue",
+                 line="select")  # fmt: skip
+    shared = {
+        "setting": "generate/resnet50",
+        "baseline": "torch.randn",
+        "shape": (sum(map(math.prod, weight_shapes("resnet50"))),),
+    }
+    for code in ("sign", "uniform", "normal"):
+        yield _plain(f"generate/resnet50/codes/{code}", "generate", "codes", code=code, **shared)
+    yield _plain("generate/resnet50/partition", "generate", "partition", **shared)
+
+
+def _counted_cases() -> Iterator[Case]:
+    yield _plain("ticket/resnet50/load", "ticket", "load_ticket", baseline="torch.load", line="ticket-load")
+    yield _plain("ticket/resnet50/size/plain", "ticket", "ticket_size", line="ticket-plain")
+    yield _plain("ticket/resnet50/size/affine", "ticket", "ticket_size", line="ticket-affine")
+    shape = LINEAR_SHAPES[0]
+    for code in ("sign", "uniform", "normal", "constant"):
+        for kept in ("disk", *RESIDENT):
+            yield _plain(f"footprint/4096x4096/{code}/{kept}", "footprint", "footprint", shape=shape, code=code,
+                         residency=kept)  # fmt: skip
+    for residency in RESIDENT:
+        yield _plain(f"memory/rest/linear/{residency}", "memory", "rest", shape=shape, residency=residency)
+        for op in ("linear", "conv2d"):
+            for mode in ("forward", "step"):
+                yield _plain(f"memory/{mode}/{op}/{residency}", "memory", f"{op} {mode}", residency=residency,
+                             shape=shape if op == "linear" else (512, 512, 3, 3),
+                             line="" if residency == "dense" else "peak")  # fmt: skip
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    """All cases, those of one setting beside each other."""
+    found: list[Case] = []
+    for shape in LINEAR_SHAPES:
+        for dtype in DTYPES:
+            for batch in (*LINEAR_BATCHES, *([512] if shape == LINEAR_SHAPES[0] else [])):
+                found += _linear_cases(shape, batch, dtype)
+    for conv in resnet_convolutions():
+        for batch in CONV_BATCHES:
+            found += _conv_cases("resnet", conv, batch, tuple(k for k in KEPT if k[1] != "seed"))
+    for conv in mobilenet_convolutions():
+        for batch in CONV_BATCHES:
+            found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
+    return (*found, *_model_cases(), *_gradient_cases(), *_format_cases(), *_counted_cases())

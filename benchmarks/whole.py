@@ -1,0 +1,148 @@
+"""Settings about more than one layer: whole models, the threshold of a search, regeneration, tickets."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import frozen_kernels as fk
+from frozen_kernels import format as fmt
+from frozen_kernels.measure import WARM_UP
+
+from .models import MODELS, fuse_batch_norm, resnet50, settle, weight_shapes
+from .registry import Case
+from .sides import SEED, Call, Setup
+from .verify import Verdict, equal, judge
+
+SETTLING_IMAGE = 64  # smaller than what is measured: the statistics only have to be of the right size
+COMPARED = 2
+LOADS = 6
+TAU = (22938, 45875)  # 0.35 and 0.7 of 65536
+
+
+def frozen_model(name: str, affine: bool = True) -> nn.Module:
+    """A finalized ResNet at freeze ratio 0.7 in eval mode, with batch norm statistics of its own activations."""
+    torch.manual_seed(SEED)
+    model = MODELS[name](affine=affine)
+    fk.freeze_(model, fk.FreezeConfig(seed=SEED))
+    fk.finalize_(model)
+    return settle(model, torch.randn(4, 3, SETTLING_IMAGE, SETTLING_IMAGE))
+
+
+def model_setup(cases: Sequence[Case]) -> Setup:
+    """A forward of a whole model, batch norm folded on both sides."""
+    (case,) = cases
+    model = frozen_model(case.op)
+    exact = fk.to_dense(model).double()
+    plain: Any = fuse_batch_norm(fk.to_dense(model))
+    plain = plain.to(memory_format=torch.channels_last)
+    note = "batch norm folded on torch's side only"
+    if hasattr(fk, "fold_batch_norm_"):
+        fk.fold_batch_norm_(model)
+        note = "batch norm folded on both sides"
+    fk.set_residency(model, case.residency)
+    x = torch.randn(case.input).contiguous(memory_format=torch.channels_last)
+    rows = torch.linspace(0, case.batch - 1, min(case.batch, COMPARED)).long()
+
+    def verdict(name: str) -> Verdict:
+        return judge(model(x)[rows], plain(x)[rows], exact(x[rows].double()))
+
+    return Setup({"torch": lambda: plain(x)}, {case.name: lambda: model(x)}, verdict, note=note)
+
+
+def select_setup(cases: Sequence[Case]) -> Setup:
+    """The middle one of all scores, against torch's sort and its k-th value, which need not take magnitudes here."""
+    (case,) = cases
+    torch.manual_seed(SEED)
+    scores = torch.randn(case.shape[0]).abs()
+    rank = case.shape[0] // 2
+
+    def find() -> Tensor:
+        return torch.ops.frozen_kernels.select([scores], rank)
+
+    def verdict(name: str) -> Verdict:
+        kept = torch.ops.frozen_kernels.pack_above(scores, find())
+        bits = (kept[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        right = scores > torch.kthvalue(scores, rank).values
+        return equal(bits.flatten()[: scores.numel()].bool(), right)
+
+    baselines: dict[str, Call] = {
+        "torch.sort": lambda: torch.sort(scores),
+        "kthvalue": lambda: torch.kthvalue(scores, rank),
+    }
+    return Setup(baselines, {case.name: find}, verdict)
+
+
+def generate_setup(cases: Sequence[Case]) -> Setup:
+    """Codes and partition of all weights of ResNet-50, against as many normal numbers of torch's generator."""
+    extents = [fmt.matrix_shape(shape) for shape in weight_shapes("resnet50")]
+    total = sum(math.prod(extent) for extent in extents)
+
+    def make(case: Case, stream: int) -> Tensor:
+        rows, cols = extents[stream]
+        if case.op == "partition":
+            return fmt.partition(rows, cols, seed=SEED, stream=stream, tau_prune=TAU[0], tau_freeze=TAU[1])
+        return fmt.codes(rows, cols, seed=SEED, stream=stream, code=case.code)
+
+    def call(case: Case) -> None:
+        for stream in range(len(extents)):
+            make(case, stream)
+
+    def verdict(name: str) -> Verdict:
+        case = next(c for c in cases if c.name == name)
+        found = make(case, 1)
+        with fk.backends.use("reference"):
+            return equal(found, make(case, 1))
+
+    calls: dict[str, Call] = {case.name: partial(call, case) for case in cases}
+    return Setup({"torch.randn": lambda: torch.randn(total)}, calls, verdict)
+
+
+def _empty_resnet50() -> nn.Module:
+    """The model with memory but no values: filling weights that a load replaces is no part of loading."""
+    with torch.device("meta"):
+        model = resnet50()
+    return model.to_empty(device="cpu")
+
+
+def ticket_setup(cases: Sequence[Case]) -> Setup:
+    """Loading a ticket of ResNet-50, checked whole, against loading the state of the dense model."""
+    (case,) = cases
+    model = frozen_model("resnet50")
+    folder = tempfile.TemporaryDirectory()
+    ticket, state = Path(folder.name) / "ticket.safetensors", Path(folder.name) / "dense.pt"
+    fk.save_ticket(model, ticket)
+    torch.save(fk.to_dense(model).state_dict(), state)
+    empty = {side: [_empty_resnet50() for _ in range(WARM_UP + LOADS)] for side in ("frozen", "dense")}
+
+    def load_dense() -> None:
+        assert folder  # its files go with it
+        empty["dense"].pop().load_state_dict(torch.load(state, weights_only=True))
+
+    def verdict(name: str) -> Verdict:
+        loaded = fk.load_ticket(_empty_resnet50(), ticket)
+        pairs = zip(_supermasks(loaded), _supermasks(model), strict=True)
+        return equal(torch.tensor([torch.equal(a, b) for a, b in pairs]), torch.tensor(True).expand(54))
+
+    baselines: dict[str, Call] = {"torch.load": load_dense}
+    calls: dict[str, Call] = {case.name: lambda: fk.load_ticket(empty["frozen"].pop(), ticket)}
+    return Setup(baselines, calls, verdict, rounds=LOADS)
+
+
+def _supermasks(model: nn.Module) -> list[Tensor]:
+    return [m.packed_supermask() for m in model.modules() if isinstance(m, fk.nn.FrozenLayer)]
+
+
+SETUPS: dict[str, Callable[[Sequence[Case]], Setup]] = {
+    "model": model_setup,
+    "select": select_setup,
+    "generate": generate_setup,
+    "ticket": ticket_setup,
+}
