@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
-AVX512 = [*AVX2, *"-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd".split()]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mgfni"]
 AMX += ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]

@@ -19,9 +19,10 @@ namespace {
 constexpr int64_t WORK_BYTES = 2 << 20, LEAST_WORK_BYTES = 1 << 19, LARGE_LAYER_BYTES = 8 << 20;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
 
-// A run of columns that lie side by side in the staged region, for every pixel.
+// Columns of a word that lie side by side in the staged region, for every pixel.
 struct Piece {
-  int64_t from, column, count;  // first byte after the pixel's, first column of the chunk
+  int64_t from;  // bytes after the pixel's at which the word would start if all of it lay like the piece
+  __mmask32 columns;
 };
 
 // What tasks share: the layer, and how it is cut.
@@ -118,7 +119,7 @@ class ManyTaps {
         segments_(scratch.take<Region::Segment>(most_pixels)),
         staged_(scratch.take<char>(staged_bytes(plan.g, plan.layer.channels, most_pixels))),
         line_(scratch.take<float>(Region::most_columns(plan.g) * plan.layer.channels)),
-        offsets_(plan.f.words) {}
+        offsets_(plan.f.words + 1) {}
 
   static int64_t scratch_bytes(const Plan& plan, int64_t most_pixels) {
     return COPY_BYTES + most_pixels * static_cast<int64_t>(8 + sizeof(Run) + sizeof(Region::Segment)) +
@@ -175,8 +176,7 @@ class ManyTaps {
   int64_t run_count() const { return run_count_; }
 
  private:
-  // Two tiles of a chunk; a row of copied pieces is written up to a vector past its end.
-  static constexpr int64_t COPY_BYTES = 2 * (chunk_words(PARTS) * PARTS + 1) * TILE_BYTES;
+  static constexpr int64_t COPY_BYTES = 2 * chunk_words(PARTS) * PARTS * TILE_BYTES;  // two tiles of a chunk
 
   // Pixels an odd number of cache lines apart fall into different cache sets.
   static int64_t pixel_bytes(int64_t channels) {
@@ -189,29 +189,28 @@ class ManyTaps {
     return region_->tap(p) * pixel_bytes_ + k % plan_.layer.channels * 2;
   }
 
-  // Where the columns of each word are, or the pieces of each chunk.
+  // Where the columns of each word are, or its pieces.
   void find_columns() {
     if (aligned_) {
       for (int64_t w = 0; w < plan_.f.words; ++w) offsets_[w] = offset(32 * w);
       return;
     }
     pieces_.clear();
-    first_piece_.clear();
-    for (int64_t word = 0; word < plan_.f.words; word += chunk_words(PARTS)) {
-      first_piece_.push_back(pieces_.size());
-      const int64_t begin = 32 * word, end = std::min(begin + 32 * chunk_words(PARTS), plan_.f.cols);
+    for (int64_t w = 0; w < plan_.f.words; ++w) {
+      offsets_[w] = static_cast<int64_t>(pieces_.size());
+      const int64_t begin = 32 * w, end = std::min(begin + 32, plan_.f.cols), channels = plan_.layer.channels;
       for (int64_t k = begin; k < end;) {
-        const int64_t channels = plan_.layer.channels, count = std::min(channels - k % channels, end - k);
-        const int64_t from = offset(k);
-        if (k > begin && from == pieces_.back().from + 2 * pieces_.back().count) {
-          pieces_.back().count += count;
+        const int64_t count = std::min(channels - k % channels, end - k), from = offset(k) - 2 * (k - begin);
+        const __mmask32 columns = lanes32(count) << (k - begin);
+        if (k > begin && from == pieces_.back().from) {
+          pieces_.back().columns |= columns;
         } else {
-          pieces_.push_back({from, k - begin, count});
+          pieces_.push_back({from, columns});
         }
         k += count;
       }
     }
-    first_piece_.push_back(pieces_.size());
+    offsets_[plan_.f.words] = static_cast<int64_t>(pieces_.size());
   }
 
   void copy_words(const int64_t* base, char* copy, PixelTile& a) const {
@@ -228,29 +227,25 @@ class ManyTaps {
     }
   }
 
-  // [part][pixel][columns of the chunk]. What a piece writes past its end is overwritten by the next, or by the next
-  // row.
   void copy_pieces(const int64_t* base, char* copy, PixelTile& a) const {
-    const int64_t pitch = words_ * WORD_BYTES, chunk = word_ / chunk_words(PARTS);
-    a.stride = pitch;
-    a.part = TILE * pitch;
-    for (int64_t w = 0; w < words_; ++w) a.at[w] = copy + w * WORD_BYTES;
-    const Piece *const first = &pieces_[first_piece_[chunk]], *const end = first + pieces_in(chunk);
-    const int64_t used = end[-1].column + end[-1].count;
-    for (int p = 0; p < PARTS; ++p) {
-      for (int i = 0; i < TILE; ++i, copy += pitch) {
-        const char* const from = staged_ + p * part_ + base[i];
-        for (const Piece* piece = first; piece != end; ++piece) {
-          for (int64_t j = 0; j < piece->count; j += 32) {
-            _mm512_storeu_si512(copy + 2 * (piece->column + j),
-                                _mm512_maskz_loadu_epi16(lanes32(piece->count - j), from + piece->from + 2 * j));
+    a.stride = WORD_BYTES;
+    a.part = TILE_BYTES;
+    for (int64_t w = 0; w < words_; ++w) {
+      a.at[w] = copy;
+      const Piece *const first = pieces_.data() + offsets_[word_ + w], *const end =
+                                                                           pieces_.data() + offsets_[word_ + w + 1];
+      for (int p = 0; p < PARTS; ++p, copy += TILE_BYTES) {
+        for (int i = 0; i < TILE; ++i) {
+          const char* const from = staged_ + p * part_ + base[i];
+          __m512i word = _mm512_setzero_si512();
+          for (const Piece* piece = first; piece != end; ++piece) {
+            word = _mm512_mask_loadu_epi16(word, piece->columns, from + piece->from);
           }
+          _mm512_store_si512(copy + i * WORD_BYTES, word);
         }
-        for (int64_t k = used; k < 32 * words_; k += 32) _mm512_storeu_si512(copy + 2 * k, _mm512_setzero_si512());
       }
     }
   }
-  int64_t pieces_in(int64_t chunk) const { return static_cast<int64_t>(first_piece_[chunk + 1] - first_piece_[chunk]); }
 
   const Plan& plan_;
   const bool aligned_;
@@ -262,9 +257,8 @@ class ManyTaps {
   char* const staged_;
   float* const line_;
   std::optional<Region> region_;
-  std::vector<int64_t> offsets_;
+  std::vector<int64_t> offsets_;  // by word: bytes to its columns, or its first piece
   std::vector<Piece> pieces_;
-  std::vector<size_t> first_piece_;
   int64_t part_ = 0, run_count_ = 0, word_ = 0, words_ = 0;
 };
 
@@ -452,15 +446,15 @@ int64_t staged_block(const Plan& plan, int64_t pixels, int64_t bytes, int parts,
 void cut(Plan& plan, int64_t pixels, int parts, int threads) {
   const Layer& layer = plan.layer;
   const int64_t work = work_bytes(plan.f, threads);
-  const int64_t fitting = work / 2 / (plan.f.words * WORD_BYTES) / TILE * TILE;
+  const int64_t fitting = work * 5 / 8 / (plan.f.words * WORD_BYTES) / TILE * TILE;
   // Fewer rows than this, and splitting the inputs again for each block of rows costs more than what residence saves.
   plan.resident = fitting >= std::min(round_up(layer.rows, TILE), std::max<int64_t>(64, MOST_ROWS / layer.taps));
-  plan.rows = even_parts(layer.rows, plan.resident ? std::min(fitting, MOST_ROWS) : work / 4096);
+  plan.rows = even_parts(layer.rows, std::min(plan.resident ? fitting : work / 3072, MOST_ROWS));
   if (plan.one_tap()) {
     // Chunk by chunk, a quarter of the memory is for sums and one for their totals.
     plan.block = plan.resident ? 2 * TILE : even_parts(pixels, std::min(work / 16 / plan.rows / 32 * 32, MOST_PIXELS));
   } else {
-    plan.block = staged_block(plan, pixels, work * 3 / 8, parts, threads);
+    plan.block = staged_block(plan, pixels, plan.resident ? work * 3 / 8 : work / 2, parts, threads);
   }
   plan.pixels = plan.resident ? round_up(pixels, plan.block) : plan.block;
   const auto tasks = [&] { return layer.groups * divide_up(layer.rows, plan.rows) * divide_up(pixels, plan.pixels); };
