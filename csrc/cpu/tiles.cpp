@@ -213,13 +213,14 @@ class ManyTaps {
     offsets_[plan_.f.words] = static_cast<int64_t>(pieces_.size());
   }
 
-  void copy_words(const int64_t* base, char* copy, PixelTile& a) const {
+  __attribute__((noinline)) void copy_words(const int64_t* base, char* copy, PixelTile& a) const {
     a.stride = WORD_BYTES;
     a.part = TILE_BYTES;
     for (int64_t w = 0; w < words_; ++w) {
       a.at[w] = copy;
       for (int p = 0; p < PARTS; ++p, copy += TILE_BYTES) {
         const char* const from = staged_ + p * part_ + offsets_[word_ + w];
+#pragma GCC unroll 16
         for (int i = 0; i < TILE; ++i) {
           _mm512_store_si512(copy + i * WORD_BYTES, _mm512_loadu_si512(from + base[i]));
         }
@@ -232,19 +233,26 @@ class ManyTaps {
     a.part = TILE_BYTES;
     for (int64_t w = 0; w < words_; ++w) {
       a.at[w] = copy;
-      const Piece *const first = pieces_.data() + offsets_[word_ + w], *const end =
-                                                                           pieces_.data() + offsets_[word_ + w + 1];
+      const Piece* const pieces = pieces_.data();
       for (int p = 0; p < PARTS; ++p, copy += TILE_BYTES) {
-        for (int i = 0; i < TILE; ++i) {
-          const char* const from = staged_ + p * part_ + base[i];
-          __m512i word = _mm512_setzero_si512();
-          for (const Piece* piece = first; piece != end; ++piece) {
-            word = _mm512_mask_loadu_epi16(word, piece->columns, from + piece->from);
-          }
-          _mm512_store_si512(copy + i * WORD_BYTES, word);
-        }
+        copy_word(pieces + offsets_[word_ + w], pieces + offsets_[word_ + w + 1], staged_ + p * part_, base, copy);
       }
     }
+  }
+
+  // One word of 16 pixels, in registers; apart from its callers, which would leave it too few for addresses.
+  __attribute__((noinline)) static void copy_word(const Piece* piece, const Piece* end, const char* from,
+                                                  const int64_t* base, char* copy) {
+    __m512i word[TILE];
+    for (__m512i& x : word) x = _mm512_setzero_si512();
+    for (; piece != end; ++piece) {
+      const char* const at = from + piece->from;
+      const __mmask32 columns = piece->columns;
+#pragma GCC unroll 16
+      for (int i = 0; i < TILE; ++i) word[i] = _mm512_mask_loadu_epi16(word[i], columns, at + base[i]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE; ++i) _mm512_store_si512(copy + i * WORD_BYTES, word[i]);
   }
 
   const Plan& plan_;

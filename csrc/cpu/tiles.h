@@ -18,10 +18,10 @@ constexpr int64_t TILE_BLOCK_ROWS = 512;  // most rows of a task
 
 constexpr int parts_of(int dtype) { return dtype == FLOAT32 ? 3 : dtype == FLOAT16 ? 2 : 1; }
 // Words of a chunk: its A tiles of 32 pixels, 32 or 48 KB, are read again for all rows from the nearest caches.
-constexpr int64_t chunk_words(int parts) { return parts == 3 ? 8 : MAX_CHUNK_WORDS / parts; }
+constexpr int64_t chunk_words(int parts) { return parts == 3 ? 4 : MAX_CHUNK_WORDS / parts; }
 
 // Words of a chain of products: long chains would lose more bits than a GEMM of fused multiply-adds does.
-constexpr int64_t chain_words(int parts) { return 2 * chunk_words(parts); }
+constexpr int64_t chain_words(int parts) { return 16 * (4 - parts); }
 
 // Configures the tile registers of this thread for A and C tiles of `pixels` rows, and releases them.
 class TileScope {
