@@ -126,7 +126,8 @@ def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor
     rows, cols = pack[SHAPE]
     _check_size("x", x.shape, [*x.shape[:-1], cols])
     _check_size("grad", grad.shape, [*x.shape[:-1], rows])
-    return _score_gradient(*_as_pixels(x, grad), scores, _linear_pack(pack), _LINEAR)
+    wide, narrow = _as_pixels(x, grad)
+    return _score_gradient(wide, narrow, scores, _linear_pack(pack), _LINEAR)
 
 
 def _empty(size: Sequence[int], like: Tensor) -> Tensor:
