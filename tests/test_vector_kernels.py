@@ -62,16 +62,14 @@ def heavy(x: torch.Tensor, factor: float) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", fmt.CODES)
+@pytest.mark.parametrize("isa, code", [c for c in itertools.product(ISAS, fmt.CODES) if has_kernel(*c)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("cols", [127, 2048, 4096])
 def test_error_is_at_most_twice_torchs_own(isa, code, dtype, cols):
     extension.set_isa(isa)
     f = Frozen((511, cols), code, scale=2.0**-10)
     # float16 does not hold the larger outlier's products
-    outliers = () if not has_kernel(isa, code) else (1e3,) if dtype == torch.float16 else (1e3, 1e5)
-    for factor in (1.0, *outliers):
+    for factor in (1.0, 1e3) if dtype == torch.float16 else (1.0, 1e3, 1e5):
         for pixels in (1, 3) if isa == "amx" else (1,):
             x = heavy(torch.randn(pixels, cols), factor).to(dtype)
             bias = torch.randn(511).to(dtype)

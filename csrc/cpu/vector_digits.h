@@ -208,36 +208,35 @@ class DigitSums {
  public:
   using Input = DigitInput;
   static constexpr int64_t ROWS = digits_detail::BLOCK_ROWS, PIXELS = digits_detail::MOST_PIXELS;
-  static constexpr int64_t SCRATCH_BYTES = 2 * (RowWords::SCRATCH_BYTES + digits_detail::GROUP_STEP);
+  static constexpr int64_t SCRATCH_BYTES = RowWords::SCRATCH_BYTES + 2 * digits_detail::GROUP_STEP;
 
   static bool serves(const Frozen& f) { return f.cols <= digits_detail::MOST_COLS; }
 
   DigitSums(const Frozen& f, const DigitInput& input, Scratch& scratch)
       : f_(f),
         input_(input),
-        first_(f, scratch),
-        second_(f, scratch),
+        words_(f, scratch),
         weights_(scratch.take<char>(2 * digits_detail::GROUP_STEP)),
         tiles_(input.digits()) {}
 
   // out[pixel][row], row stride ROWS; anything past `rows`.
   void operator()(int64_t row0, int64_t rows, float* out) {
-    using digits_detail::TILE_ROWS;
-    first_.start(row0, std::min(rows, TILE_ROWS));
-    second_.start(row0 + TILE_ROWS, std::max<int64_t>(rows - TILE_ROWS, 0));
+    words_.start(row0, rows);
+    clear_sums();
     switch (f_.code) {
       case SIGN_CODE:
-        return run_ternary<true>(out);
+        add_ternary<true>();
+        break;
       case CONSTANT_CODE:
-        return run_ternary<false>(out);
+        add_ternary<false>();
+        break;
       case UNIFORM_CODE:
-        run_halves<UNIFORM_CODE>(first_, out);
-        if (rows > TILE_ROWS) run_halves<UNIFORM_CODE>(second_, out + TILE_ROWS);
-        return;
+        add_halves<UNIFORM_CODE>();
+        break;
       default:
-        run_halves<NORMAL_CODE>(first_, out);
-        if (rows > TILE_ROWS) run_halves<NORMAL_CODE>(second_, out + TILE_ROWS);
+        add_halves<NORMAL_CODE>();
     }
+    finish(f_.code == UNIFORM_CODE || f_.code == NORMAL_CODE, out);
   }
 
  private:
@@ -248,27 +247,21 @@ class DigitSums {
   void add_ternary() {
     using namespace digits_detail;
     for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
-      put_ternary<SIGNED>(first_, chunk, weights_);
-      put_ternary<SIGNED>(second_, chunk, weights_ + GROUP_STEP);
+      const RowView keep = words_.keep(chunk), sign = SIGNED ? words_.draw(chunk) : RowView{};
+      for (int64_t r = 0; r < ROWS; ++r) {
+        char* const to = weights_ + r / TILE_ROWS * GROUP_STEP + r % TILE_ROWS * 64;
+        // These rows of the next block: a prefetch past the end of a plane does nothing.
+        _mm_prefetch(keep.row(r + ROWS), _MM_HINT_T1);
+        if constexpr (SIGNED) {
+          _mm_prefetch(sign.row(r + ROWS), _MM_HINT_T1);
+          put_signs(vu32::load(keep.row(r)), vu32::load(sign.row(r)), to);
+        } else {
+          put_ones(vu32::load(keep.row(r)), to);
+        }
+      }
       for (int64_t i = 0; i < TILES; i += 2) {
         multiply<false>(weights_ + i * TILE_STEP, GROUP_STEP, chunk * TILES + i);
         multiply<true>(weights_ + (i + 1) * TILE_STEP, GROUP_STEP, chunk * TILES + i + 1);
-      }
-    }
-  }
-
-  template <bool SIGNED>
-  static FK_INLINE void put_ternary(RowWords& words, int64_t chunk, char* to) {
-    using namespace digits_detail;
-    const RowView keep = words.keep(chunk), sign = SIGNED ? words.draw(chunk) : RowView{};
-    for (int64_t r = 0; r < TILE_ROWS; ++r) {
-      // These rows of the next block: a prefetch past the end of a plane does nothing.
-      _mm_prefetch(keep.row(r + ROWS), _MM_HINT_T1);
-      if constexpr (SIGNED) {
-        _mm_prefetch(sign.row(r + ROWS), _MM_HINT_T1);
-        put_signs(vu32::load(keep.row(r)), vu32::load(sign.row(r)), to + 64 * r);
-      } else {
-        put_ones(vu32::load(keep.row(r)), to + 64 * r);
       }
     }
   }
@@ -293,22 +286,20 @@ class DigitSums {
     }
   }
 
-  // Halves and ones of a tile, in place of two groups.
+  // Halves and ones of a group, in place of two groups.
   template <int CODE>
-  void add_halves(RowWords& words) {
+  void add_halves() {
     using namespace digits_detail;
     for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
-      const RowView keep = words.keep(chunk), draw = words.draw(chunk);
-      for (int64_t i = 0; i < TILES; i += 2) {
-        for (int64_t r = 0; r < TILE_ROWS; ++r) {
-          char* const to = weights_ + 64 * r;
-          const char *const bits = keep.row(r) + 8 * i, *const bytes = draw.row(r) + 64 * i;
-          _mm_prefetch(draw.row(r + TILE_ROWS) + 64 * i, _MM_HINT_T1);
-          put_halves<CODE>(bits, bytes, to, to + TILE_STEP);
-          put_halves<CODE>(bits + 8, bytes + 64, to + 2 * TILE_STEP, to + 3 * TILE_STEP);
+      const RowView keep = words_.keep(chunk), draw = words_.draw(chunk);
+      for (int64_t i = 0; i < TILES; ++i) {
+        for (int64_t r = 0; r < ROWS; ++r) {
+          char* const to = weights_ + r / TILE_ROWS * 2 * TILE_STEP + r % TILE_ROWS * 64;
+          _mm_prefetch(draw.row(r + ROWS) + 64 * i, _MM_HINT_T1);
+          put_halves<CODE>(keep.row(r) + 8 * i, draw.row(r) + 64 * i, to, to + TILE_STEP);
         }
         multiply<false>(weights_, TILE_STEP, chunk * TILES + i);
-        multiply<true>(weights_ + 2 * TILE_STEP, TILE_STEP, chunk * TILES + i + 1);
+        multiply<true>(weights_ + 2 * TILE_STEP, TILE_STEP, chunk * TILES + i);
       }
     }
   }
@@ -320,51 +311,30 @@ class DigitSums {
     _tile_zero(3);
   }
 
-  struct Collected {
-    alignas(64) int32_t of[2][digits_detail::TILE_BYTES / 4];  // first and second tile of each product
-  };
-  Collected collect() const {
+  // Sums 0 to 3 are those of even tiles of both groups, then of odd ones; or halves and ones of a group, then of the
+  // other.
+  void finish(bool halves, float* out) const {
     using namespace digits_detail;
-    alignas(64) int32_t odd[2][TILE_BYTES / 4];
-    Collected sums;
+    alignas(64) int32_t sums[4][TILE_BYTES / 4];
     const int64_t stride = 4 * input_.digits();
-    _tile_stored(0, sums.of[0], stride);
-    _tile_stored(1, sums.of[1], stride);
-    _tile_stored(2, odd[0], stride);
-    _tile_stored(3, odd[1], stride);
+    _tile_stored(0, sums[0], stride);
+    _tile_stored(1, sums[1], stride);
+    _tile_stored(2, sums[2], stride);
+    _tile_stored(3, sums[3], stride);
     for (int g = 0; g < 2; ++g) {
+      int32_t* const first = sums[halves ? 2 * g : g];
+      const int32_t* const second = sums[halves ? 2 * g + 1 : 2 + g];
       for (int64_t i = 0; i < TILE_ROWS * input_.digits(); i += VL) {
-        (vu32::load(sums.of[g] + i) + vu32::load(odd[g] + i)).store(sums.of[g] + i);
+        const vu32 a = vu32::load(first + i), b = vu32::load(second + i);
+        (halves ? a + a + b : a + b).store(first + i);  // a code is twice its half plus one
       }
+      input_.finish(first, out + g * TILE_ROWS);
     }
-    return sums;
-  }
-
-  // Codes are twice their halves plus the ones.
-  template <int CODE>
-  void run_halves(RowWords& words, float* out) {
-    clear_sums();
-    add_halves<CODE>(words);
-    Collected sums = collect();
-    for (int64_t i = 0; i < digits_detail::TILE_ROWS * input_.digits(); i += VL) {
-      const vu32 half = vu32::load(sums.of[0] + i);
-      (half + half + vu32::load(sums.of[1] + i)).store(sums.of[0] + i);
-    }
-    input_.finish(sums.of[0], out);
-  }
-
-  template <bool SIGNED>
-  void run_ternary(float* out) {
-    clear_sums();
-    add_ternary<SIGNED>();
-    const Collected sums = collect();
-    input_.finish(sums.of[0], out);
-    input_.finish(sums.of[1], out + digits_detail::TILE_ROWS);
   }
 
   const Frozen& f_;
   const DigitInput& input_;
-  RowWords first_, second_;
+  RowWords words_;
   char* weights_;
   digits_detail::Tiles tiles_;
 };

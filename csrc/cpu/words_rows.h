@@ -1,4 +1,4 @@
-// Words of 16 rows, each row's in order in memory: for kernels whose vectors run along a row.
+// Words of 32 rows, each row's in order in memory: for kernels whose vectors run along a row.
 #pragma once
 #include <optional>
 
@@ -17,7 +17,7 @@ struct RowView {
 // Chunks of CHUNK words, from the first on. Past the last row or column a view holds anything but is readable.
 class RowWords {
  public:
-  static constexpr int64_t ROWS = VL, CHUNK = VL;
+  static constexpr int64_t ROWS = 2 * VL, CHUNK = VL;
   static constexpr int64_t SCRATCH_BYTES = 4 * (2 + 2 * 8) * CHUNK * ROWS + 4 * CHUNK * ROWS;
 
   RowWords(const Frozen& f, Scratch& scratch)
@@ -66,8 +66,10 @@ class RowWords {
   }
 
   RowView by_rows(int64_t dwords, uint32_t* out, int64_t stride) const {
-    for (int64_t i = 0; i < dwords; i += VL) {
-      transpose_tile(lanes_ + i * ROWS, 4 * ROWS, reinterpret_cast<char*>(out) + 4 * i, stride);
+    for (int64_t r = 0; r < ROWS; r += VL) {
+      for (int64_t i = 0; i < dwords; i += VL) {
+        transpose_tile(lanes_ + i * ROWS + r, 4 * ROWS, reinterpret_cast<char*>(out) + r * stride + 4 * i, stride);
+      }
     }
     return {reinterpret_cast<const char*>(out), stride};
   }
