@@ -18,6 +18,7 @@ namespace {
 // large enough for memory to matter, all threads together take an eighth of its dense weight at most.
 constexpr int64_t WORK_BYTES = 2 << 20, LEAST_WORK_BYTES = 1 << 19, LARGE_LAYER_BYTES = 8 << 20;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
+constexpr int64_t MOST_GROUP = 4 * TILE;
 
 // Columns of a word that lie side by side in the staged region, for every pixel.
 struct Piece {
@@ -36,6 +37,7 @@ struct Plan {
   int64_t rows;    // of a task
   int64_t pixels;  // of a task
   int64_t block;   // pixels whose inputs are staged together
+  int64_t group;   // pixels that go through all chunks together, where resident
   bool resident;   // all codes of a task's rows are decoded before its pixels, else chunk by chunk
 
   bool one_tap() const { return layer.taps == 1; }
@@ -292,7 +294,8 @@ class Product {
            512;
   }
 
-  // Decodes all codes; then pixels in blocks, and the sums of two tiles of pixels stay in the first-level cache.
+  // Decodes all codes; then pixels in blocks, whose inputs are staged together, and groups, whose sums stay in the
+  // first-level cache.
   void run_resident(int64_t pixel0, int64_t pixels) {
     each_chunk(
         [&](int64_t word, int64_t words) { codes_.next(words, panel_ + word * codes_.row_tiles() * TILE_BYTES); });
@@ -300,14 +303,17 @@ class Product {
     for (int64_t done = 0; done < pixels; done += plan_.block) {
       const int64_t block = std::min(plan_.block, pixels - done);
       source_.enter(row0_ / plan_.layer.rows, pixel0 + done, block);
-      for (int64_t pixel = 0; pixel < block; pixel += 2 * TILE) {
-        const int64_t count = std::min<int64_t>(2 * TILE, block - pixel);
+      for (int64_t first = 0; first < block; first += plan_.group) {
+        const int64_t group = std::min(plan_.group, block - first);
         each_chunk([&](int64_t word, int64_t words) {
           source_.start(word, words);
-          add_chunk(word, words, pixel, count, panel_ + word * codes_.row_tiles() * TILE_BYTES, 0);
+          const char* const panel = panel_ + word * codes_.row_tiles() * TILE_BYTES;
+          for (int64_t pixel = 0; pixel < group; pixel += 2 * TILE) {
+            add_chunk(word, words, first + pixel, std::min<int64_t>(2 * TILE, group - pixel), panel, pixel);
+          }
         });
-        Run runs[2 * TILE];
-        store(runs, find_runs(plan_.grid, pixel0 + done + pixel, count, runs), count);
+        Run runs[MOST_GROUP];
+        store(runs, find_runs(plan_.grid, pixel0 + done + first, group, runs), group);
       }
     }
   }
@@ -388,7 +394,7 @@ class Product {
 
 template <int PARTS, class Source>
 void run_task(const Plan& plan, int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels, int64_t source_bytes) {
-  const int64_t staged = std::min(plan.block, pixels), block = plan.resident ? 2 * TILE : pixels;
+  const int64_t staged = std::min(plan.block, pixels), block = plan.resident ? plan.group : pixels;
   Scratch scratch(source_bytes + Product<PARTS, Source>::scratch_bytes(plan, rows, block));
   Source source(plan, staged, scratch);
   Product<PARTS, Source> product(plan, row0, rows, block, source, scratch);
@@ -459,8 +465,12 @@ void cut(Plan& plan, int64_t pixels, int parts, int threads) {
   plan.resident = fitting >= std::min(round_up(layer.rows, TILE), std::max<int64_t>(64, MOST_ROWS / layer.taps));
   plan.rows = even_parts(layer.rows, std::min(plan.resident ? fitting : work / 3072, MOST_ROWS));
   if (plan.one_tap()) {
+    // Tile loads wait for the stores of what they read: with few words a group is larger, so that most stores are done.
+    plan.group = 2 * TILE * std::clamp<int64_t>(chunk_words(parts) / plan.f.words, 1, MOST_GROUP / (2 * TILE));
     // Chunk by chunk, a quarter of the memory is for sums and one for their totals.
-    plan.block = plan.resident ? 2 * TILE : even_parts(pixels, std::min(work / 16 / plan.rows / 32 * 32, MOST_PIXELS));
+    plan.block = plan.resident
+                     ? plan.group
+                     : even_parts(pixels, std::min(work / (parts == 3 ? 16 : 8) / plan.rows / 32 * 32, MOST_PIXELS));
   } else {
     plan.block = staged_block(plan, pixels, plan.resident ? work * 3 / 8 : work / 2, parts, threads);
   }
@@ -482,7 +492,7 @@ bool tiles_serve(const Layer& layer, int64_t pixels) { return layer.rows >= LEAS
 
 void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
                     int threads) {
-  Plan plan{f, g, Layer(f, g), wide, grid, result, 0, 0, 0, false};
+  Plan plan{f, g, Layer(f, g), wide, grid, result, 0, 0, 0, 2 * TILE, false};
   const int parts = parts_of(wide.dtype);
   const int64_t pixels = grid.pixels();
   cut(plan, pixels, parts, threads);

@@ -13,15 +13,16 @@ namespace fk::FK_ISA_NS {
 constexpr int TILE = 16;                  // pixels or rows of a tile
 constexpr int64_t TILE_BYTES = 1024;      // TILE rows of 64 bytes
 constexpr int64_t WORD_BYTES = 64;        // 32 columns of bf16
-constexpr int64_t MAX_CHUNK_WORDS = 16;   // see chunk_words
+constexpr int64_t MAX_CHUNK_WORDS = 8;    // see chunk_words
 constexpr int64_t TILE_BLOCK_ROWS = 512;  // most rows of a task
 
 constexpr int parts_of(int dtype) { return dtype == FLOAT32 ? 3 : dtype == FLOAT16 ? 2 : 1; }
-// Words of a chunk: its A tiles of 32 pixels, 32 or 48 KB, are read again for all rows from the nearest caches.
-constexpr int64_t chunk_words(int parts) { return parts == 3 ? 4 : MAX_CHUNK_WORDS / parts; }
+// Words of a chunk: its A tiles of 32 pixels, 16 or 24 KB, stay in the first-level cache while all rows use them.
+constexpr int64_t chunk_words(int parts) { return parts == 1 ? MAX_CHUNK_WORDS : 4; }
 
-// Words of a chain of products: long chains would lose more bits than a GEMM of fused multiply-adds does.
-constexpr int64_t chain_words(int parts) { return 16 * (4 - parts); }
+// Words of a chain of products: long chains would lose more bits than a GEMM of fused multiply-adds does. Results of 8
+// or 11 bits do not show it.
+constexpr int64_t chain_words(int parts) { return parts == 3 ? 16 : int64_t{1} << 40; }
 
 // Configures the tile registers of this thread for A and C tiles of `pixels` rows, and releases them.
 class TileScope {
