@@ -77,7 +77,7 @@ def _per_dimension(name: str, value: int | Sequence[int], dims: int, least: int)
     values = [value] * dims if isinstance(value, int) else list(value)
     if len(values) == 1:
         values *= dims
-    if len(values) != dims or any(v < least for v in values):
+    if len(values) != dims or min(values) < least:
         raise ValueError(f"{name}: {dims} integers >= {least}, got {value!r}")
     return values
 
@@ -106,7 +106,8 @@ def _check_convolution(
 
 
 def _check_output(size: Sequence[int], x: Tensor, frozen: FrozenTensor) -> None:
-    if any(s < 0 or (s == 0 and x.numel()) for s in size[2:]):
+    smallest = min(size[2:])
+    if smallest < 0 or (smallest == 0 and x.numel()):
         sizes, kernel = list(x.shape[2:]), list(frozen.shape[2:])
         raise ValueError(f"x: output size {list(size[2:])} is too small for input {sizes} and kernel {kernel}")
 
@@ -139,7 +140,7 @@ def _convolution(
         padding = 0
     padding = _per_dimension("padding", padding, dims, 0)
     _check_output(conv_output_size(x.shape, frozen.shape, stride, padding, dilation), x, frozen)
-    op = getattr(torch.ops.frozen_kernels, f"conv{dims}d")
+    op = getattr(torch.ops.frozen_kernels, f"conv{dims}d").default
     y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, groups, gain, relu)
     return y if batched else y.squeeze(0)
 
@@ -189,7 +190,7 @@ def _transposed(
             raise ValueError(f"output_padding: {output_padding} must be below stride {stride} or dilation {dilation}")
     size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, groups)
     _check_output(size, x, frozen)
-    op = getattr(torch.ops.frozen_kernels, f"conv_transpose{dims}d")
+    op = getattr(torch.ops.frozen_kernels, f"conv_transpose{dims}d").default
     y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, groups, gain, relu)
     return y if batched else y.squeeze(0)
 
