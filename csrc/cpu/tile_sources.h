@@ -25,6 +25,9 @@ struct TilePlan {
 
   bool one_tap() const { return layer.taps == 1; }
 
+  // Staged channels of a pixel: with zeros up to whole words where words hold one tap.
+  int64_t width() const { return transposed ? round_up(layer.channels, 32) : layer.channels; }
+
   // Calls fn(tap, first channel, first column, columns) for each tap's part of a word. A word of a transposed product
   // is 32 rows of the weight under one tap.
   template <class Fn>
@@ -120,24 +123,24 @@ class ManyTaps {
  public:
   ManyTaps(const TilePlan& plan, int64_t most_pixels, Scratch& scratch)
       : plan_(plan),
-        aligned_(plan.layer.channels % 32 == 0),
-        pixel_bytes_(pixel_bytes(plan.layer.channels)),
+        aligned_(plan.width() % 32 == 0),
+        pixel_bytes_(pixel_bytes(plan.width())),
         copies_(scratch.take<char>(COPY_BYTES)),
         bases_(scratch.take<int64_t>(round_up(most_pixels, TILE))),
         runs_(scratch.take<Run>(most_pixels)),
         segments_(scratch.take<Region::Segment>(most_pixels)),
-        staged_(scratch.take<char>(staged_bytes(plan.g, plan.layer.channels, most_pixels))),
+        staged_(scratch.take<char>(staged_bytes(plan.g, plan.width(), most_pixels))),
         line_(scratch.take<float>(Region::most_columns(plan.g) * plan.layer.channels)),
         offsets_(plan.words + 1) {}
 
   static int64_t scratch_bytes(const TilePlan& plan, int64_t most_pixels) {
     return COPY_BYTES + most_pixels * static_cast<int64_t>(8 + sizeof(Run) + sizeof(Region::Segment)) +
-           staged_bytes(plan.g, plan.layer.channels, most_pixels) +
-           4 * Region::most_columns(plan.g) * plan.layer.channels + 1024;
+           staged_bytes(plan.g, plan.width(), most_pixels) + 4 * Region::most_columns(plan.g) * plan.layer.channels +
+           1024;
   }
   // Of the split inputs of a block of pixels.
-  static int64_t staged_bytes(const Geometry& g, int64_t channels, int64_t most_pixels) {
-    return PARTS * (Region::most_pixels(g, most_pixels) * pixel_bytes(channels) + WORD_BYTES);
+  static int64_t staged_bytes(const Geometry& g, int64_t width, int64_t most_pixels) {
+    return PARTS * (Region::most_pixels(g, most_pixels) * pixel_bytes(width) + WORD_BYTES);
   }
 
   void enter(int64_t group, int64_t pixel0, int64_t pixels) {
@@ -153,7 +156,7 @@ class ManyTaps {
     }
     for (const int64_t last = bases_[pixel - 1]; pixel < round_up(pixels, TILE);) bases_[pixel++] = last;
     const int64_t channels = plan_.layer.channels;
-    region_->stage(plan_.source, group * channels, channels, pixel_bytes_, staged_, part_, line_);
+    region_->stage(plan_.source, group * channels, {channels, plan_.width(), pixel_bytes_}, staged_, part_, line_);
     find_columns();
   }
 
@@ -188,8 +191,8 @@ class ManyTaps {
   static constexpr int64_t COPY_BYTES = 2 * chunk_words(PARTS) * PARTS * TILE_BYTES;  // two tiles of a chunk
 
   // Pixels an odd number of cache lines apart fall into different cache sets.
-  static int64_t pixel_bytes(int64_t channels) {
-    return 2 * channels + (channels % 32 == 0 && channels / 32 % 2 == 0 ? WORD_BYTES : 0);
+  static int64_t pixel_bytes(int64_t width) {
+    return 2 * width + (width % 32 == 0 && width / 32 % 2 == 0 ? WORD_BYTES : 0);
   }
 
   // Where the columns of each word are, or its pieces.

@@ -17,6 +17,8 @@ namespace {
 // large enough for memory to matter, all threads together take an eighth of its dense weight at most.
 constexpr int64_t WORK_BYTES = 2 << 20, LEAST_WORK_BYTES = 1 << 19, LARGE_LAYER_BYTES = 8 << 20;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
+// Rows times channels of a group under many taps: with fewer, tiles of a transposed product are mostly padding.
+constexpr int64_t LEAST_CODES = 128;
 
 // A task: rows [start, start + rows) of a group, pixels [pixel0, pixel0 + pixels).
 struct TileTask {
@@ -86,7 +88,7 @@ int64_t staged_block(const TilePlan& plan, int64_t pixels, int64_t bytes, int pa
   const Geometry& g = plan.g;
   const int64_t line = g.narrow[2], lines = g.narrow[1], plane = line * lines, image = plane * g.narrow[0];
   const auto fits = [&](int64_t n) {
-    return ManyTaps<1>::staged_bytes(g, plan.layer.channels, n) * parts <= bytes && n <= MOST_PIXELS;
+    return ManyTaps<1>::staged_bytes(g, plan.width(), n) * parts <= bytes && n <= MOST_PIXELS;
   };
   const auto shared = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 4 * threads; };
   if (fits(image)) {
@@ -155,7 +157,9 @@ void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide,
 
 bool transposed_tiles_serve(const Geometry& g, const Layer& layer, int64_t pixels) {
   const bool steps = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
-  return steps && std::min(layer.rows, layer.channels) >= LEAST_ROWS && pixels > 1;
+  const bool full =
+      layer.taps == 1 ? std::min(layer.rows, layer.channels) >= LEAST_ROWS : layer.rows * layer.channels >= LEAST_CODES;
+  return steps && full && pixels > 1;
 }
 
 void convolve_transposed_tiles(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
