@@ -176,6 +176,12 @@ void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activa
   const Layer layer(f, g);
   if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, epilogue, threads);
 
+#if FK_ISA_LEVEL >= 3
+  if (transposed_tiles_serve(g, layer, wide_pixels)) {
+    return convolve_transposed_tiles(f, g, narrow, wide, epilogue, threads);
+  }
+#endif
+
   const int64_t residue_pixels = wide_pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
   const bool few_channels = layer.channels < VL;
   const bool pixel_lanes = few_channels || (wide.stride[CHANNEL] != 1 && residue_pixels >= VL);

@@ -85,6 +85,9 @@ struct Result {
 bool tiles_serve(const Layer& layer, int64_t pixels);
 void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
                     int threads);
+bool transposed_tiles_serve(const Geometry& g, const Layer& layer, int64_t pixels);
+void convolve_transposed_tiles(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
+                               const Epilogue& epilogue, int threads);
 #endif
 
 // Pixels of a task: few enough to keep every thread busy, many enough to pay for decoding the codes.

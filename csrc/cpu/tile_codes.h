@@ -1,4 +1,4 @@
-// Words of a block of rows turned into B tiles: [row tile][word][16 pairs of columns][16 rows][2] bf16 codes. Pair j of
+// Words of a weight turned into B tiles: [row tile][word][16 pairs of columns][16 rows][2] bf16 codes. Pair j of
 // a word is columns 2j and 2j + 1: bit j of both halves of the word, which is why the format orders bits this way.
 #pragma once
 #include "scratch.h"
@@ -76,47 +76,70 @@ FK_INLINE __m512i normal_to_uniform(__m512i bytes) {
   return _mm512_mask_blend_epi8(upper, _mm512_xor_si512(found, ones), found);
 }
 
+// 32-bit draws of a word of one row.
+FK_INLINE int64_t draws_of(const Frozen& f) { return f.code == SIGN_CODE ? 1 : f.code == CONSTANT_CODE ? 0 : 8; }
+
+// One word of 16 rows: sign words at `draw`, or 8 quads of bytes `ld` words apart.
+FK_INLINE void put_tile(int code, const uint32_t* keep_words, const uint32_t* draw, int64_t ld, char* out) {
+  constexpr auto all = std::make_integer_sequence<int, 16>();
+  const __m512i keep = _mm512_loadu_si512(keep_words);
+  if (code == SIGN_CODE) {
+    put_signed_tile(keep, _mm512_loadu_si512(draw), out, all);
+  } else if (code == CONSTANT_CODE) {
+    put_constant_tile(keep, out, all);
+  } else {
+    __m512i quads[8];
+    for (int i = 0; i < 8; ++i) {
+      quads[i] = _mm512_loadu_si512(draw + i * ld);
+      if (code == NORMAL_CODE) quads[i] = normal_to_uniform(quads[i]);
+    }
+    put_byte_tile(keep, quads, out, all);
+  }
+}
+
 }  // namespace tile_detail
 
-// Decodes rows [row0, row0 + rows) of a weight, word by word from the first.
+// The codes of the rows of a product, word by word from the first.
 class TileCodes {
  public:
-  TileCodes(const Frozen& f, int64_t row0, int64_t rows, Scratch& scratch)
-      : f_(f),
+  explicit TileCodes(int64_t rows) : row_tiles_(round_up(rows, TILE) / TILE) {}
+  TileCodes(const TileCodes&) = delete;
+  TileCodes& operator=(const TileCodes&) = delete;
+  virtual ~TileCodes() = default;
+
+  int64_t row_tiles() const { return row_tiles_; }
+
+  // The next `words` words. No call may cross a multiple of MAX_CHUNK_WORDS.
+  virtual void next(int64_t words, char* out) = 0;
+
+ private:
+  const int64_t row_tiles_;
+};
+
+// Rows [row0, row0 + rows) of a weight.
+class RowTileCodes final : public TileCodes {
+ public:
+  RowTileCodes(const Frozen& f, int64_t row0, int64_t rows, Scratch& scratch)
+      : TileCodes(rows),
+        f_(f),
         lanes_(round_up(rows, TILE)),
         keep_(scratch.take<uint32_t>(WINDOW * lanes_)),
-        draw_(scratch.take<uint32_t>(draws(f) * WINDOW * lanes_)),
+        draw_(scratch.take<uint32_t>(tile_detail::draws_of(f) * WINDOW * lanes_)),
         block_(f, row0, rows, lanes_) {
     block_.seek(0);
   }
   static int64_t scratch_bytes(const Frozen& f, int64_t rows) {
-    return 4 * (1 + draws(f)) * WINDOW * round_up(rows, TILE) + 128;
+    return 4 * (1 + tile_detail::draws_of(f)) * WINDOW * round_up(rows, TILE) + 128;
   }
 
-  int64_t row_tiles() const { return lanes_ / TILE; }
-
-  // The next `words` words. No call may cross a multiple of WINDOW.
-  void next(int64_t words, char* out) {
-    using namespace tile_detail;
-    constexpr auto all = std::make_integer_sequence<int, 16>();
+  void next(int64_t words, char* out) override {
+    const int64_t draws = tile_detail::draws_of(f_);
     const int64_t first = at_ % WINDOW;
     if (first == 0) block_.next(std::min(WINDOW, f_.words - at_), keep_, draw_);
     at_ += words;
     for (int64_t lane = 0; lane < lanes_; lane += TILE) {
       for (int64_t w = first; w < first + words; ++w, out += TILE_BYTES) {
-        const __m512i keep = _mm512_loadu_si512(keep_ + w * lanes_ + lane);
-        if (f_.code == SIGN_CODE) {
-          put_signed_tile(keep, _mm512_loadu_si512(draw_ + w * lanes_ + lane), out, all);
-        } else if (f_.code == CONSTANT_CODE) {
-          put_constant_tile(keep, out, all);
-        } else {
-          __m512i quads[8];
-          for (int i = 0; i < 8; ++i) {
-            quads[i] = _mm512_loadu_si512(draw_ + (8 * w + i) * lanes_ + lane);
-            if (f_.code == NORMAL_CODE) quads[i] = normal_to_uniform(quads[i]);
-          }
-          put_byte_tile(keep, quads, out, all);
-        }
+        tile_detail::put_tile(f_.code, keep_ + w * lanes_ + lane, draw_ + draws * w * lanes_ + lane, lanes_, out);
       }
     }
   }
@@ -125,8 +148,6 @@ class TileCodes {
   // Words read at once: whole tiles of a plane are transposed.
   static constexpr int64_t WINDOW = 16;
   static_assert(WINDOW % MAX_CHUNK_WORDS == 0, "chunks do not cross windows");
-
-  static int64_t draws(const Frozen& f) { return f.code == SIGN_CODE ? 1 : f.code == CONSTANT_CODE ? 0 : 8; }
 
   const Frozen& f_;
   const int64_t lanes_;

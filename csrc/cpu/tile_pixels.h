@@ -123,6 +123,11 @@ struct PackedPlace {
   }
 };
 
+// Channels of a staged pixel, how many there are with the zeros past the last, and bytes from one pixel to the next.
+struct StagedPixel {
+  int64_t channels, width, bytes;
+};
+
 // The wide pixels under all taps of a block of narrow pixels, padding included: [part][segment][tap of dimension
 // 0][row][column][channel]. A segment is the part of the block with one batch entry and one place in dimension 0.
 class Region {
@@ -172,10 +177,10 @@ class Region {
     return (p.x[0] * rows_ + p.x[1] * g_.dilation[1]) * columns_ + p.x[2] * g_.dilation[2];
   }
 
-  // Splits channels [channel, channel + channels) of the region to out, a pixel `pixel_bytes` after the last.
-  void stage(const Activations& wide, int64_t channel, int64_t channels, int64_t pixel_bytes, char* out, int64_t part,
+  // Splits channels from `channel` on of the region to out.
+  void stage(const Activations& wide, int64_t channel, const StagedPixel& pixel, char* out, int64_t part,
              float* line) const {
-    with_dtype(wide.dtype, [&](auto dtype) { stage_as<dtype>(wide, channel, channels, pixel_bytes, out, part, line); });
+    with_dtype(wide.dtype, [&](auto dtype) { stage_as<dtype>(wide, channel, pixel, out, part, line); });
   }
 
  private:
@@ -187,12 +192,12 @@ class Region {
   int64_t stretch(int d) const { return g_.taps[d] == 1 ? g_.stride[d] : 1; }
 
   template <int DTYPE>
-  void stage_as(const Activations& wide, int64_t channel, int64_t channels, int64_t pixel_bytes, char* out,
-                int64_t part, float* line) const {
+  void stage_as(const Activations& wide, int64_t channel, const StagedPixel& pixel, char* out, int64_t part,
+                float* line) const {
     using T = typename Element<DTYPE>::Type;
     constexpr int PARTS = parts_of(DTYPE);
     const auto zero = [&](char* at, int64_t pixels) {
-      for (int p = 0; p < PARTS; ++p) memset(at + p * part, 0, static_cast<size_t>(pixels * pixel_bytes));
+      for (int p = 0; p < PARTS; ++p) memset(at + p * part, 0, static_cast<size_t>(pixels * pixel.bytes));
     };
     const int64_t x0 = first_column_ * g_.stride[2] - g_.padding[2], by = stretch(2);
     const int64_t left = x0 >= 0 ? 0 : std::min(columns_, (by - 1 - x0) / by);
@@ -201,18 +206,18 @@ class Region {
     for (int64_t s = 0; s < count_; ++s) {
       for (int64_t t = 0; t < g_.taps[0]; ++t) {
         const int64_t i0 = segments_[s].q0 * g_.stride[0] - g_.padding[0] + t * g_.dilation[0];
-        for (int64_t r = 0; r < rows_; ++r, out += columns_ * pixel_bytes) {
+        for (int64_t r = 0; r < rows_; ++r, out += columns_ * pixel.bytes) {
           const int64_t i1 = segments_[s].q1 * g_.stride[1] - g_.padding[1] + r * stretch(1);
           if (i0 < 0 || i0 >= g_.wide[0] || i1 < 0 || i1 >= g_.wide[1]) {
             zero(out, columns_);
             continue;
           }
           zero(out, left);
-          zero(out + right * pixel_bytes, columns_ - right);
+          zero(out + right * pixel.bytes, columns_ - right);
           const T* const from = data + segments_[s].batch * wide.stride[BATCH] + i0 * wide.stride[SPATIAL] +
                                 i1 * wide.stride[SPATIAL + 1] + (x0 + left * by) * wide.stride[SPATIAL + 2];
-          split_row<DTYPE>(from, by * wide.stride[SPATIAL + 2], wide.stride[CHANNEL], right - left, channels,
-                           pixel_bytes, out + left * pixel_bytes, part, line);
+          split_row<DTYPE>(from, by * wide.stride[SPATIAL + 2], wide.stride[CHANNEL], right - left, pixel,
+                           out + left * pixel.bytes, part, line);
         }
       }
     }
@@ -220,19 +225,21 @@ class Region {
 
   template <int DTYPE>
   static void split_row(const typename Element<DTYPE>::Type* from, int64_t pixel_step, int64_t channel_step,
-                        int64_t pixels, int64_t channels, int64_t pixel_bytes, char* out, int64_t part, float* line) {
-    if (pixel_bytes != 2 * channels) {
+                        int64_t pixels, const StagedPixel& pixel, char* out, int64_t part, float* line) {
+    const int64_t channels = pixel.channels;
+    const bool gaps = pixel.bytes != 2 * channels, one_run = channel_step == 1 && pixel_step == channels;
+    if (gaps || (channels >= TILE && !one_run)) {
       struct Place {
         char* data;
         int64_t pixel_bytes, part, word = WORD_BYTES;
         char* operator()(int64_t pixel, int64_t w) const { return data + pixel * pixel_bytes + w * WORD_BYTES; }
       };
-      split_line<DTYPE>(from, pixel_step, channel_step, pixels, channels, channels, Place{out, pixel_bytes, part});
+      split_line<DTYPE>(from, pixel_step, channel_step, pixels, channels, pixel.width, Place{out, pixel.bytes, part});
       return;
     }
     // Few channels, no gaps between pixels: the whole line as one run of values.
     const int64_t count = pixels * channels;
-    if (channel_step == 1 && pixel_step == channels) {
+    if (one_run) {
       split_values<DTYPE>(from, count, count, out, WORD_BYTES, part);
       return;
     }

@@ -10,11 +10,10 @@
 
 namespace fk::FK_ISA_NS {
 
-constexpr int TILE = 16;                  // pixels or rows of a tile
-constexpr int64_t TILE_BYTES = 1024;      // TILE rows of 64 bytes
-constexpr int64_t WORD_BYTES = 64;        // 32 columns of bf16
-constexpr int64_t MAX_CHUNK_WORDS = 8;    // see chunk_words
-constexpr int64_t TILE_BLOCK_ROWS = 512;  // most rows of a task
+constexpr int TILE = 16;                // pixels or rows of a tile
+constexpr int64_t TILE_BYTES = 1024;    // TILE rows of 64 bytes
+constexpr int64_t WORD_BYTES = 64;      // 32 columns of bf16
+constexpr int64_t MAX_CHUNK_WORDS = 8;  // see chunk_words
 
 constexpr int parts_of(int dtype) { return dtype == FLOAT32 ? 3 : dtype == FLOAT16 ? 2 : 1; }
 // Words of a chunk: its A tiles of 32 pixels, 16 or 24 KB, stay in the first-level cache while all rows use them.
@@ -38,7 +37,7 @@ class TileScope {
       config.bytes[i] = 64;
       config.rows[i] = TILE;
     }
-    // Numbers as multiply_tiles uses them: B is 6 and 7, or 5 where there is one pixel tile.
+    // Numbers as multiply_tiles uses them: B is 6 and 7.
     for (int i = 0; i < 5; ++i) config.rows[i] = static_cast<uint8_t>(pixels);
     _tile_loadconfig(&config);
   }

@@ -160,8 +160,7 @@ def _empty(size: Sequence[int], like: Tensor) -> Tensor:
 def _convolution(name: str) -> tuple[Callable, Callable, Callable]:
     def out_size(x: Sequence[int], pack: Sequence, stride, padding, dilation, groups: int) -> list[int]:
         shape = pack[SHAPE]
-        if x[1] != shape[1] * groups:
-            raise ValueError(f"channels of x: {x[1]}, expected {shape[1] * groups}")
+        _check_size("channels of x", (x[1],), (shape[1] * groups,))
         return ops.conv_output_size(x, shape, stride, padding, dilation)
 
     def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
