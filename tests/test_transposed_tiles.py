@@ -29,6 +29,7 @@ CASES = [
     (2, 96, 62, (5, 6), (3, 3), (1, 1), (1, 1), 2),
     (2, 66, 192, (5, 5), (2, 3), (1, 1), (1, 1), 3),
     (2, 600, 40, (3, 4), (3, 3), (1, 1), (1, 1), 1),
+    (2, 300, 300, (4, 4), (3, 3), (1, 1), (1, 1), 1),  # decoded chunk by chunk
     (2, 40, 64, (6, 5), (1, 1), (0, 0), (1, 1), 1),
     (2, 40, 64, (6, 5), (1, 1), (2, 3), (1, 1), 1),  # taps fewer than the padding: the flipped one is negative
     (2, 24, 31, (4, 5), (2, 3), (3, 3), (1, 1), 1),
@@ -102,7 +103,7 @@ def test_linear_gradients_are_exact_on_integers(isa, code):
 def test_bits_do_not_depend_on_threads_residency_or_layout(isa, code):
     extension.set_isa(isa)
     generator = torch.Generator().manual_seed(0)
-    for case in CASES[2], CASES[6], CASES[7], CASES[11]:
+    for case in CASES[2], CASES[6], CASES[7], CASES[8], CASES[12]:
         x_shape, w_shape, steps = arguments(case)
         f = Frozen(w_shape, code)
         y_shape = F.conv2d(torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta"), None, *steps).shape

@@ -110,7 +110,9 @@ void cut(TilePlan& plan, int64_t pixels, int parts, int threads) {
   const int64_t work = work_bytes(plan.f, threads);
   const int64_t fitting = work * 5 / 8 / (plan.words * WORD_BYTES) / TILE * TILE;
   // Fewer rows than this, and splitting the inputs again for each block of rows costs more than what residence saves.
-  plan.resident = fitting >= std::min(round_up(layer.rows, TILE), std::max<int64_t>(64, MOST_ROWS / layer.taps));
+  const int64_t all = round_up(layer.rows, TILE), part = std::min(all, std::max<int64_t>(64, MOST_ROWS / layer.taps));
+  // Part of the channels under many taps is read in short pieces, which costs a transposed product more than that.
+  plan.resident = fitting >= (plan.transposed && layer.taps > 1 ? all : part);
   plan.rows = even_parts(layer.rows, std::min(plan.resident ? fitting : work / 3072, MOST_ROWS));
   if (plan.one_tap()) {
     // Tile loads wait for the stores of what they read: with few words a group is larger, so that most stores are done.
