@@ -44,7 +44,7 @@ def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, gain: Tensor | 
     if x.device != frozen.header.device:
         raise ValueError(f"x: on {x.device}, the frozen weight is on {frozen.header.device}")
     if gain is not None:
-        wide = torch.promote_types(x.dtype, torch.float32)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         if gain.dtype != wide:
             raise TypeError(f"gain: {gain.dtype}, expected {wide} for x {x.dtype}")
         if tuple(gain.shape) != (outputs,):
