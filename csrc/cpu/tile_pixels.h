@@ -84,9 +84,6 @@ void split_line(const typename Element<DTYPE>::Type* from, int64_t pixel_step, i
   const int64_t part = place.part;
   if (channel_step == 1) {
     for (int64_t i = 0; i < pixels; ++i) {
-      // The next two tiles of pixels are fetched while these are multiplied.
-      const auto* const ahead = from + (i + 2 * TILE) * pixel_step;
-      for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(*from))) __builtin_prefetch(ahead + c);
       split_values<DTYPE>(from + i * pixel_step, channels, width, place(i, 0), place.word, part);
     }
     return;

@@ -14,8 +14,10 @@ namespace fk::FK_ISA_NS {
 namespace {
 
 // Working memory of a task: the second-level cache, 2 MB wherever there are tiles, should hold it. Where a layer is
-// large enough for memory to matter, all threads together take an eighth of its dense weight at most.
+// large enough for memory to matter, codes and sums of all threads together take an eighth of its dense weight.
 constexpr int64_t WORK_BYTES = 2 << 20, LEAST_WORK_BYTES = 1 << 19, LARGE_LAYER_BYTES = 8 << 20;
+// Of split inputs, where codes are decoded chunk by chunk: a block of few pixels would decode them too often.
+constexpr int64_t LEAST_REGION_BYTES = 3 << 18;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
 // Rows times channels of a group under many taps: with fewer, tiles of a transposed product are mostly padding.
 constexpr int64_t LEAST_CODES = 128;
@@ -122,7 +124,7 @@ void cut(TilePlan& plan, int64_t pixels, int parts, int threads) {
                      ? plan.group
                      : even_parts(pixels, std::min(work / (parts == 3 ? 16 : 8) / plan.rows / 32 * 32, MOST_PIXELS));
   } else {
-    plan.block = staged_block(plan, pixels, plan.resident ? work * 3 / 8 : work / 2, parts, threads);
+    plan.block = staged_block(plan, pixels, plan.resident ? work * 3 / 8 : LEAST_REGION_BYTES, parts, threads);
   }
   plan.pixels = plan.resident ? round_up(pixels, plan.block) : plan.block;
   const auto tasks = [&] { return layer.groups * divide_up(layer.rows, plan.rows) * divide_up(pixels, plan.pixels); };
