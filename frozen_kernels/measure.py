@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-MIN_ROUNDS = 2  # quartiles need as many
+MIN_ROUNDS = 5  # quartiles need as many
 WARM_UP = 2  # calls before the first round
 SHORT, MOST_REPEATS = 2.0, 16  # milliseconds: below, a call is repeated in its turn
 
@@ -32,7 +32,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds:
 
     A call that can be short is repeated in its turn and the fastest counts: one that meets the caches as the other
     calls left them, or whose team waits for a processor, says nothing of the call. No further round starts after
-    `seconds`, but at least two are timed.
+    `seconds`, but at least five are timed.
     """
     deadline = time.perf_counter() + seconds
     fastest = {name: min(_milliseconds(call) for _ in range(WARM_UP)) for name, call in calls.items()}
