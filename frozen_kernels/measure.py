@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-MIN_ROUNDS = 5  # quartiles need as many
+MIN_ROUNDS = 5  # quartiles of fewer say little
 WARM_UP = 2  # calls before the first round
 SHORT, MOST_REPEATS = 2.0, 16  # milliseconds: below, a call is repeated in its turn
 
