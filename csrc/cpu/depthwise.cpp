@@ -18,16 +18,16 @@ struct Cut {
   int64_t channels, lines, count;  // of a patch, at most
   int64_t first_task;
 
-  int64_t channel_blocks() const { return (s.f.rows + channels - 1) / channels; }
+  int64_t channel_blocks() const { return divide_up(s.f.rows, channels); }
   // Vectors over pixels need the lines of a patch from one image.
   int64_t images() const { return channel_lanes ? 1 : s.grid.batch * s.grid.size[0]; }
   int64_t image_lines() const { return channel_lanes ? s.lines() : s.grid.size[1]; }
-  int64_t line_blocks() const { return (image_lines() + lines - 1) / lines; }
-  int64_t parts() const { return (s.grid.size[2] + count - 1) / count; }
+  int64_t line_blocks() const { return divide_up(image_lines(), lines); }
+  int64_t parts() const { return divide_up(s.grid.size[2], count); }
   int64_t tasks() const { return channel_blocks() * images() * line_blocks() * parts(); }
   int64_t products() const { return channels * lines * count * s.f.cols; }
 
-  void cut_channels(int64_t blocks) { channels = round_up((s.f.rows + blocks - 1) / blocks, VL); }
+  void cut_channels(int64_t blocks) { channels = round_up(divide_up(s.f.rows, blocks), VL); }
 
   Patch patch(int64_t i) const {
     // Neighbouring tasks share lines: the channels of a pixel lie side by side.
@@ -46,7 +46,7 @@ struct Cut {
 Cut make_cut(const Slide& s, int threads) {
   const bool channel_lanes = s.source.stride[CHANNEL] == 1 && s.f.rows >= VL / 2;
   Cut c{s, channel_lanes, 0, 1, std::min(s.grid.size[2], LINE_PIXELS), 0};
-  c.cut_channels((s.f.rows + DEPTH - 1) / DEPTH);
+  c.cut_channels(divide_up(s.f.rows, DEPTH));
   if (channel_lanes) {
     c.lines = std::clamp<int64_t>(MOST_PRODUCTS / c.products(), 1, s.lines());
     while (c.lines > 1 && c.products() > LEAST_PRODUCTS && c.tasks() < 4 * threads) c.lines = (c.lines + 1) / 2;
@@ -116,7 +116,7 @@ void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations&
     for (at.x[1] = 0; at.x[1] < std::min(g.stride[1], g.wide[1]); ++at.x[1]) {
       for (at.x[2] = 0; at.x[2] < std::min(g.stride[2], g.wide[2]); ++at.x[2]) {
         Grid grid{g.batch, {}, {1, 1, 1}, {g.narrow[0], g.narrow[1], g.narrow[2]}};
-        for (int d = 0; d < 3; ++d) grid.size[d] = (g.wide[d] - at.x[d] + g.stride[d] - 1) / g.stride[d];
+        for (int d = 0; d < 3; ++d) grid.size[d] = divide_up(g.wide[d] - at.x[d], g.stride[d]);
         outs.push_back(grid);
         for (int d = 0; d < 3; ++d) outs.back().step[d] = g.stride[d];
         slides.push_back({f, narrow, 1, grid, {}, {}, Result{wide, f.scale, epilogue, outs.back(), at}});

@@ -26,7 +26,7 @@ struct Job {
 };
 
 int64_t block_vectors(const Layer& layer, int64_t block) {
-  return std::min<int64_t>(TILE_ROW_VECTORS, (layer.rows - block * BLOCK_ROWS + VL - 1) / VL);
+  return std::min<int64_t>(TILE_ROW_VECTORS, divide_up(layer.rows - block * BLOCK_ROWS, VL));
 }
 
 // Where the inputs of neighbouring source pixels lie as floats.
@@ -183,7 +183,7 @@ void TileTask::slide() {
           (tap.x[0] * window.lines + tap.x[1] * g.dilation[1]) * line_step + tap.x[2] * g.dilation[2] * pixel_step;
     }
     const Path path{offsets, shape_.entries, shape_.run_taps * groups};
-    const int64_t tiles = (pixels + TILE_PIXELS - 1) / TILE_PIXELS;
+    const int64_t tiles = divide_up(pixels, TILE_PIXELS);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
       const float* at[TILE_PIXELS];
@@ -224,7 +224,7 @@ void TileTask::pointwise() {
   const int64_t run_count = find_runs(job_.grid, column0_, pixels, runs);
   const int64_t span_count = find_spans(job_.grid, job_.wide, narrow_shift(job_.g, 0), runs, run_count, spans);
   find_offsets(spans, span_count, pixels, offsets);
-  const int64_t zero = 0, tiles = (pixels + TILE_PIXELS - 1) / TILE_PIXELS;
+  const int64_t zero = 0, tiles = divide_up(pixels, TILE_PIXELS);
 
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
     const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), from = first_channel(chunk);
@@ -289,7 +289,7 @@ void Job::run(int threads) const {
           packer.pack(plan.shape, c, panel.at(c, at) + 64 * vector, 64 * vectors);
         }
       });
-      const int64_t part = plan.split_blocks(), parts = (blocks + part - 1) / part;
+      const int64_t part = plan.split_blocks(), parts = divide_up(blocks, part);
       parallel_for(threads, groups * parts * plan.tiles(), [&](int64_t i) {
         const int64_t piece = i / plan.tiles(), first = piece % parts * part, group = piece / parts;
         TileTask(*this, panel, group0 + group, block0 + first, group * blocks + first, std::min(part, blocks - first),
@@ -307,7 +307,7 @@ bool lookup_serves(const Frozen& f, const Geometry& g) {
   const Layer layer(f, g);
   const int64_t pixels = narrow_grid(g).pixels();
   if (layer.rows < VL || !layer.channels || pixels < TILE_PIXELS) return false;
-  const int64_t vectors = (layer.rows + VL - 1) / VL;
+  const int64_t vectors = divide_up(layer.rows, VL);
   if (!taps_slide(g)) return vectors >= LEAST_REUSE;
   const int64_t lines = std::min<int64_t>(g.narrow[1], 8), columns = std::min<int64_t>(g.narrow[2], 16);
   const LookupWindow window(g, lines, columns);

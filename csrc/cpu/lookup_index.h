@@ -14,9 +14,9 @@ struct LookupShape {
   int64_t chunk;             // most groups of a chunk
   int64_t entries, run_taps;
 
-  int64_t chunks() const { return (groups + chunk - 1) / chunk; }
+  int64_t chunks() const { return divide_up(groups, chunk); }
   int64_t groups_of(int64_t c) const { return std::min(chunk, groups - c * chunk); }
-  int64_t quads_of(int64_t c) const { return (run_taps * groups_of(c) + QUAD - 1) / QUAD; }
+  int64_t quads_of(int64_t c) const { return divide_up(run_taps * groups_of(c), QUAD); }
   int64_t quads() const {
     const int64_t last = chunks() - 1;
     return entries * (last * quads_of(0) + quads_of(last));
@@ -118,10 +118,9 @@ class IndexPacker {
 
   // Bits 3 b .. 3 b + 2 to the low bits of byte b.
   FK_INLINE static vu32 spread(vu32 x) {
-    const vu32 halves = merge(vu32::set(0x0000FFFFu), x, shl<10>(x));
-    return merge(vu32::set(0x00FF00FFu), halves, shl<5>(halves)) & vu32::set(0x07070707u);
+    const vu32 halves = select_bits(vu32::set(0x0000FFFFu), x, shl<10>(x));
+    return select_bits(vu32::set(0x00FF00FFu), halves, shl<5>(halves)) & vu32::set(0x07070707u);
   }
-  FK_INLINE static vu32 merge(vu32 mask, vu32 a, vu32 b) { return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xCA)}; }
 
   // Sum of 3^i (keep_i - 2 negative_i) as its size, and 16 where it is below zero.
   FK_INLINE static vu32 index(vu32 keep, vu32 negative) {

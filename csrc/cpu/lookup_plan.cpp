@@ -20,12 +20,12 @@ LookupPlan::LookupPlan(const Geometry& g, const Layer& layer, int threads) : sha
 }
 
 void LookupPlan::cut_rows(const Layer& layer) {
-  blocks = (layer.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-  vectors = std::min<int64_t>(TILE_ROW_VECTORS, (layer.rows + VL - 1) / VL);
+  blocks = divide_up(layer.rows, BLOCK_ROWS);
+  vectors = std::min<int64_t>(TILE_ROW_VECTORS, divide_up(layer.rows, VL));
   const int64_t fit = std::max<int64_t>(1, PANEL_BYTES / (64 * vectors * shape.quads()));
   panel_groups = std::clamp<int64_t>(fit / blocks, 1, layer.groups);
-  const int64_t parts = (blocks + fit - 1) / fit;
-  panel_blocks = (blocks + parts - 1) / parts;
+  const int64_t parts = divide_up(blocks, fit);
+  panel_blocks = divide_up(blocks, parts);
 }
 
 // The cut with the least work on the busiest thread. Sums do not depend on it.
@@ -37,7 +37,7 @@ void LookupPlan::cut_pixels(const Geometry& g, int threads) {
   const int64_t entries = shape.entries * shape.run_taps * shape.groups;
   int64_t least = INT64_MAX;
   const auto try_cut = [&](const Cut& cut) {
-    const int64_t pixels = cut.lines * cut.columns, tiles = (pixels + TILE_PIXELS - 1) / TILE_PIXELS;
+    const int64_t pixels = cut.lines * cut.columns, tiles = divide_up(pixels, TILE_PIXELS);
     const LookupWindow window(g, cut.lines, cut.columns);
     const bool minimal = cut.lines == 1 && cut.columns <= TILE_PIXELS && cut.blocks == 1;
     if (!minimal && slide && 4 * window.floats(shape.chunk) > STRIP_BYTES) return false;
@@ -47,10 +47,10 @@ void LookupPlan::cut_pixels(const Geometry& g, int threads) {
     const int64_t tables = (slide ? window.pixels() : tiles * TILE_PIXELS) * shape.groups;
     const int64_t work = tiles * cut.blocks * (vectors * TILE_PIXELS * entries + TILE_COST * shape.chunks()) +
                          tables * BUILD_COST + pixels * cut.blocks * vectors * STORE_COST + TASK_COST;
-    const int64_t down = (height + cut.lines - 1) / cut.lines, along = (width + cut.columns - 1) / cut.columns;
-    const int64_t parts = (panel_blocks + cut.blocks - 1) / cut.blocks;
+    const int64_t down = divide_up(height, cut.lines), along = divide_up(width, cut.columns);
+    const int64_t parts = divide_up(panel_blocks, cut.blocks);
     const int64_t tasks = panel_groups * parts * planes * down * along;
-    const int64_t total = (tasks + threads - 1) / threads * work;
+    const int64_t total = divide_up(tasks, threads) * work;
     if (total < least) {
       least = total;
       lines = cut.lines, columns = cut.columns, splits = parts;
@@ -61,9 +61,9 @@ void LookupPlan::cut_pixels(const Geometry& g, int threads) {
   const int64_t whole = slide ? 1 : TILE_PIXELS;
   for (int64_t part = panel_blocks;; part = (part + 1) / 2) {
     for (int64_t along = 1;; along += (along + 1) / 2) {
-      const int64_t w = round_up((width + along - 1) / along, whole);
+      const int64_t w = round_up(divide_up(width, along), whole);
       for (int64_t down = height; down > 0; down -= 1 + down / 8) {
-        if (!try_cut({(height + down - 1) / down, w, part})) break;
+        if (!try_cut({divide_up(height, down), w, part})) break;
       }
       if (w <= TILE_PIXELS) break;
     }

@@ -37,7 +37,7 @@ inline bool taps_slide(const Geometry& g) { return g.tap_count() > 1; }
 inline LookupShape lookup_shape(const Geometry& g, int64_t channels) {
   LookupShape shape{};
   shape.channels = channels;
-  shape.groups = (channels + TRIPLE - 1) / TRIPLE;
+  shape.groups = divide_up(channels, TRIPLE);
   const bool joined = g.dilation[2] == 1;
   shape.run_taps = joined ? g.taps[2] : 1;
   shape.entries = g.tap_count() / shape.run_taps;
@@ -60,7 +60,7 @@ struct LookupPlan {
 
   LookupPlan(const Geometry& g, const Layer& layer, int threads);
   int64_t tiles() const { return planes * tiles_down * tiles_along; }
-  int64_t split_blocks() const { return (panel_blocks + splits - 1) / splits; }
+  int64_t split_blocks() const { return divide_up(panel_blocks, splits); }
 
  private:
   void cut_rows(const Layer& layer);

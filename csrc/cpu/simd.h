@@ -65,6 +65,7 @@ namespace fk::FK_ISA_NS {
 
 FK_INLINE vu32& operator^=(vu32& a, vu32 b) { return a = a ^ b; }
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
 }  // namespace fk::FK_ISA_NS

@@ -65,7 +65,6 @@ void run(const TilePlan& plan, const TileTask& t) {
   }
 }
 
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 // Even parts of n, none above `limit`, in steps of two tiles.
 int64_t even_parts(int64_t n, int64_t limit) {
   return std::min(round_up(divide_up(n, divide_up(n, limit)), 2 * TILE), round_up(n, TILE));
@@ -76,10 +75,10 @@ int64_t work_bytes(const Frozen& f, int threads) {
   return dense < LARGE_LAYER_BYTES ? WORK_BYTES : std::clamp(dense / 8 / threads, LEAST_WORK_BYTES, WORK_BYTES);
 }
 
-// Largest divisor of n that is at most `limit` and for which ok(divisor), else 1.
+// Largest divisor of n for which ok(divisor), else 1.
 template <class Ok>
-int64_t divisor(int64_t n, int64_t limit, const Ok& ok) {
-  int64_t d = std::clamp<int64_t>(limit, 1, n);
+int64_t divisor(int64_t n, const Ok& ok) {
+  int64_t d = n;
   while (d > 1 && (n % d || !ok(d))) --d;
   return d;
 }
@@ -94,7 +93,7 @@ int64_t staged_block(const TilePlan& plan, int64_t pixels, int64_t bytes, int pa
   };
   const auto shared = [&](int64_t blocks) { return blocks % threads == 0 || blocks >= 4 * threads; };
   if (fits(image)) {
-    return image * divisor(g.batch, g.batch, [&](int64_t n) { return fits(n * image) && shared(g.batch / n); });
+    return image * divisor(g.batch, [&](int64_t n) { return fits(n * image) && shared(g.batch / n); });
   }
   if (!fits(line)) {
     int64_t part = std::min(line, MOST_PIXELS);
@@ -102,7 +101,7 @@ int64_t staged_block(const TilePlan& plan, int64_t pixels, int64_t bytes, int pa
     return part;
   }
   const int64_t planes = pixels / plane;
-  return line * divisor(lines, lines, [&](int64_t n) { return fits(n * line) && shared(planes * (lines / n)); });
+  return line * divisor(lines, [&](int64_t n) { return fits(n * line) && shared(planes * (lines / n)); });
 }
 
 // Sets rows, pixels, block and resident. A task decodes its codes once and splits its inputs once, so few large ones

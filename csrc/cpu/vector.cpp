@@ -16,10 +16,10 @@ template <class Sums, class Input>
 void run_blocks(const Frozen& f, const Input& input, const Result& result, const Run* runs, int64_t run_count,
                 int threads) {
   constexpr int64_t R = Sums::ROWS;
-  const int64_t blocks = (f.rows + R - 1) / R;
+  const int64_t blocks = divide_up(f.rows, R);
   // Long enough that a thread reads planes in order, short enough that none waits for another at the end.
   const int64_t per_task = std::clamp<int64_t>(blocks / (8 * threads), 1, 256 / R);
-  parallel_for(threads, (blocks + per_task - 1) / per_task, [&](int64_t task) {
+  parallel_for(threads, divide_up(blocks, per_task), [&](int64_t task) {
     Scratch scratch(Sums::SCRATCH_BYTES + input.pixels() * R * 4);
     Sums sums(f, input, scratch);
     float* const out = scratch.take<float>(input.pixels() * R);

@@ -240,7 +240,7 @@ class DigitSums {
   }
 
  private:
-  int64_t chunks() const { return (f_.words + RowWords::CHUNK - 1) / RowWords::CHUNK; }
+  int64_t chunks() const { return divide_up(f_.words, RowWords::CHUNK); }
 
   // Two groups of 16 rows, so that the digits of 64 columns are read once for both.
   template <bool SIGNED>
