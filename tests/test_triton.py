@@ -50,15 +50,16 @@ def test_says_why_it_is_not_live_without_importing_triton():
 
 
 @needs_triton
-def test_bitwise_in_the_interpreter():
-    pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "triton_cases.py"]
+@pytest.mark.parametrize("cases", sorted(path.name for path in (HERE / "gpu").glob("cases_*.py")))
+def test_in_the_interpreter(cases):
+    pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", f"gpu/{cases}"]
     assert " passed" in run("-m", "pytest", *pytest_options, TRITON_INTERPRET="1")
 
 
 @needs_triton
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_compiles_without_spills(target, tmp_path):
-    printed = run("triton_offline.py", target, TRITON_CACHE_DIR=str(tmp_path))
+    printed = run("gpu/offline.py", target, TRITON_CACHE_DIR=str(tmp_path))
     cases = [json.loads(line) for line in printed.splitlines()]
     assert len(cases) == 5
     for case in cases:

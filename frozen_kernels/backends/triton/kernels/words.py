@@ -1,17 +1,12 @@
-"""Triton kernels of weight format 1: tiles of weights decoded in registers, and the two kernels that use them.
+"""Words of weight format 1: the generator, the partition and the planes, stored or generated.
 
-A tile is `ROWS` rows by `WORDS` words of 32 columns. Which plane is stored and which is generated follows from the
+A block is `ROWS` rows by `WORDS` words of 32 columns. Which plane is stored and which is generated follows from the
 pointers: `keep` None means that the keep words come from the partition and the supermask, `draw` None that signs or
 bytes come from the generator. All words are uint32, element offsets int64.
 """
 
 import triton
 import triton.language as tl
-
-SIGN = tl.constexpr(0)
-UNIFORM = tl.constexpr(1)
-NORMAL = tl.constexpr(2)
-CONSTANT = tl.constexpr(3)
 
 # purposes of the generator
 SIGN_PURPOSE = tl.constexpr(0)
@@ -52,15 +47,6 @@ def header_word(header, index: tl.constexpr):
 def interleave(x0, x1, x2, x3, ROWS: tl.constexpr, CALLS: tl.constexpr):
     """The four words of every call side by side: [ROWS, CALLS] each -> [ROWS, 4 * CALLS]."""
     return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (ROWS, 4 * CALLS))
-
-
-@triton.jit
-def spread_bits(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """[ROWS, WORDS] words -> 0 or 1 of each column [ROWS, 32 * WORDS]; bit j is column 2j, bit 16 + j column 2j + 1."""
-    pair = tl.arange(0, 16)[None, None, :, None]
-    half = tl.arange(0, 2)[None, None, None, :]
-    bits = (words[:, :, None, None] >> (pair + 16 * half).to(tl.uint32)) & 1
-    return tl.reshape(bits, (ROWS, 32 * WORDS))
 
 
 @triton.jit
@@ -208,61 +194,6 @@ def sign_words(header, draw, rows, cols, row, word, ROWS: tl.constexpr, WORDS: t
 
 
 @triton.jit
-def draw_bytes(header, draw, rows, cols, row, col, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """Bytes of columns as int32 [ROWS, 32 * WORDS]."""
-    if draw is None:
-        call = (tl.min(col, 1)[:, None] // 16 + tl.arange(0, 2 * WORDS)[None, :]).to(tl.uint32)
-        purpose = (header_word(header, 3) << 8) | BYTE_PURPOSE
-        x0, x1, x2, x3 = philox(
-            header_word(header, 0),
-            header_word(header, 1),
-            call,
-            row.to(tl.uint32),
-            purpose,
-            header_word(header, 2),
-        )
-        quads = interleave(x0, x1, x2, x3, ROWS, 2 * WORDS)
-        shift = (8 * tl.arange(0, 4)[None, None, :]).to(tl.uint32)
-        values = tl.reshape((quads[:, :, None] >> shift) & 255, (ROWS, 32 * WORDS))
-    else:
-        values = tl.load(draw + row * cols + col, mask=(row < rows) & (col < cols), other=0)
-    return values.to(tl.int32)
-
-
-@triton.jit
-def tile(
-    header,
-    supermask,
-    supermask_bytes,
-    keep,
-    draw,
-    normal_table,
-    rows,
-    cols,
-    row,
-    word0,
-    position,
-    CODE: tl.constexpr,
-    ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
-):
-    """Codes of one tile as float32 [ROWS, 32 * WORDS], 0 where dropped, and the stream position behind it."""
-    word = (word0 + tl.arange(0, WORDS))[None, :].to(tl.int64)
-    col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
-    kept, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
-    kept = spread_bits(kept, ROWS, WORDS) != 0
-    if CODE == SIGN:
-        negative = spread_bits(sign_words(header, draw, rows, cols, row, word, ROWS, WORDS), ROWS, WORDS) != 0
-        codes = tl.where(negative, -1.0, 1.0)
-    elif CODE == CONSTANT:
-        codes = tl.full((ROWS, 32 * WORDS), 1.0, tl.float32)
-    else:
-        values = draw_bytes(header, draw, rows, cols, row, col, ROWS, WORDS)
-        codes = tl.load(normal_table + values) if CODE == NORMAL else (2 * values - 255).to(tl.float32)
-    return tl.where(kept, codes, 0.0), position
-
-
-@triton.jit
 def stream_position(offsets, keep, rows, cols, row, chunk, ROWS: tl.constexpr):
     """Free weights before (row, chunk), int64 [ROWS, 1]; rows past the end get 0."""
     if keep is None:
@@ -271,94 +202,3 @@ def stream_position(offsets, keep, rows, cols, row, chunk, ROWS: tl.constexpr):
     else:
         start = tl.zeros((ROWS, 1), tl.int64)
     return start
-
-
-@triton.jit
-def weight_kernel(
-    out,
-    header,
-    supermask,
-    offsets,
-    keep,
-    draw,
-    normal_table,
-    supermask_bytes,
-    rows,
-    cols,
-    CODE: tl.constexpr,
-    TAPS: tl.constexpr,
-    ROWS: tl.constexpr,
-    WORDS: tl.constexpr,
-):
-    """out[row, channel, tap] = code * scale of column `tap * channels + channel`; one program per chunk of 32 words."""
-    words = (cols + 31) // 32
-    chunks = (words + CHUNK_WORDS - 1) // CHUNK_WORDS
-    chunk = tl.program_id(0) % chunks
-    row = ((tl.program_id(0) // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    scale = header_word(header, 6).to(tl.float32, bitcast=True)
-    position = stream_position(offsets, keep, rows, cols, row, chunk, ROWS)
-    for word0 in range(chunk * CHUNK_WORDS, tl.minimum((chunk + 1) * CHUNK_WORDS, words), WORDS):
-        codes, position = tile(
-            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
-            CODE, ROWS, WORDS,
-        )  # fmt: skip
-        col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
-        if TAPS == 1:
-            place = col
-        else:
-            channels = cols // TAPS
-            place = (col % channels) * TAPS + col // channels
-        tl.store(out + row * cols + place, (codes * scale).to(out.dtype.element_ty), mask=(row < rows) & (col < cols))
-
-
-@triton.jit
-def linear_kernel(
-    y,
-    x,
-    bias,
-    gain,
-    header,
-    supermask,
-    offsets,
-    keep,
-    draw,
-    normal_table,
-    supermask_bytes,
-    batch,
-    rows,
-    cols,
-    x_batch_stride,
-    x_col_stride,
-    CODE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BATCH: tl.constexpr,
-    RELU: tl.constexpr,
-    WORDS: tl.constexpr,
-):
-    """y[batch, rows] = relu((x @ codes^T) * scale * gain + bias), summed in float32; codes exist in registers only."""
-    words = (cols + 31) // 32
-    blocks = (rows + ROWS - 1) // ROWS
-    row = ((tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    sample = ((tl.program_id(0) // blocks).to(tl.int64) * BATCH + tl.arange(0, BATCH))[None, :]
-    scale = header_word(header, 6).to(tl.float32, bitcast=True)
-    # free weights of a row are contiguous in the stream, so the position is carried from its first chunk
-    position = stream_position(offsets, keep, rows, cols, row, 0, ROWS)
-    total = tl.zeros((ROWS, BATCH), tl.float32)
-    for word0 in range(0, words, WORDS):
-        codes, position = tile(
-            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
-            CODE, ROWS, WORDS,
-        )  # fmt: skip
-        col = (word0 * 32 + tl.arange(0, 32 * WORDS))[:, None].to(tl.int64)
-        inputs = tl.load(
-            x + sample * x_batch_stride + col * x_col_stride, mask=(sample < batch) & (col < cols), other=0.0
-        )
-        total = tl.dot(codes.to(inputs.dtype), inputs, total, input_precision="ieee")
-    if gain is not None:
-        scale = scale * tl.load(gain + row, mask=row < rows, other=0.0)
-    result = total * scale
-    if bias is not None:
-        result = result + tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)
-    if RELU:
-        result = tl.where(result < 0.0, 0.0, result)  # NaN is not below 0
-    tl.store(y + sample * rows + row, result.to(y.dtype.element_ty), mask=(row < rows) & (sample < batch))

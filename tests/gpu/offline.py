@@ -18,10 +18,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from frozen_kernels.backends.triton import kernels, ops
+from frozen_kernels.backends.triton import launch, layers, weights
+from frozen_kernels.backends.triton.kernels.gemm import linear_kernel
+from frozen_kernels.backends.triton.kernels.weight import weight_kernel
 from frozen_kernels.format import CODES
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+KERNELS = {"weight": weight_kernel, "linear": linear_kernel}
 POINTERS = {
     "header": "i32",
     "supermask": "u8",
@@ -44,17 +47,17 @@ CASES = [
 
 def arguments(kernel: str, residency: str, code: str, dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
     """Types of the run-time arguments, and values of the compile-time ones, of a launch by `ops`."""
-    constants: dict[str, Any] = {"CODE": CODES.index(code), "WORDS": ops.WORDS}
+    constants: dict[str, Any] = {"CODE": CODES.index(code), "WORDS": launch.WORDS}
     if kernel == "weight":
-        constants |= {"ROWS": ops.WEIGHT_ROWS, "TAPS": 1}
+        constants |= {"ROWS": weights.ROWS, "TAPS": 1}
     else:
-        constants |= {"ROWS": ops.LINEAR_ROWS, "BATCH": ops.batch_tile(1 << 20, dtype), "x_col_stride": 1, "RELU": True}
+        constants |= {"ROWS": layers.ROWS, "BATCH": layers.batch_tile(1 << 20, dtype), "x_col_stride": 1, "RELU": True}
     absent = ["keep", "draw"] if residency == "seed" else ["supermask", "offsets"]
     absent += [] if code == "normal" else ["normal_table"]
     constants |= dict.fromkeys(absent)
     draw = "i32" if code == "sign" else "u8"
     pointers = {**POINTERS, "draw": draw, "out": TYPES[dtype], "x": TYPES[dtype], "y": TYPES[dtype]}
-    names = getattr(kernels, f"{kernel}_kernel").arg_names
+    names = KERNELS[kernel].arg_names
     types = {n: "constexpr" if n in constants else f"*{pointers[n]}" if n in pointers else "i32" for n in names}
     return types, constants
 
@@ -96,7 +99,7 @@ def compile_case(target: str, kernel: str, residency: str, code: str, dtype: tor
     types, constants = arguments(kernel, residency, code, dtype)
     # what a launch finds out by itself: torch's allocations and even sizes are multiples of 16
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(types) if types[n] != "constexpr"}
-    function = getattr(kernels, f"{kernel}_kernel")
+    function = KERNELS[kernel]
     source = ASTSource(fn=function, signature=types, constexprs=constants, attrs=aligned)
     built = triton.compile(source, target=TARGETS[target], options={"num_warps": 4})
     found = nvidia_spills(built.asm["ptx"]) if target.startswith("sm_") else amd_spills(built.asm["amdgcn"])
