@@ -77,6 +77,8 @@ def _trap_stray_lanes() -> None:
     spans: list[tuple[int, int]] = []
 
     def check(what, pointers, mask):
+        # a scalar's part in a mask makes it integers, which would index where bools select
+        mask.data = mask.data.astype(bool)
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         active = np.broadcast_to(mask.data, pointers.data.shape)
         at = pointers.data[active].astype(np.uint64)
