@@ -44,7 +44,7 @@ def planes(keep: Tensor) -> Tensor:
     out = torch.zeros(rows, fmt.words(cols) * 32, dtype=torch.int64, device=keep.device)
     position = torch.arange(cols, device=keep.device) // 32 * 32 + fmt.bit_of_column(cols, keep.device)
     out[:, position] = keep.to(torch.int64)
-    words = (out.reshape(rows, -1, 32) << torch.arange(32, device=keep.device)).sum(-1)
+    words = (out.reshape(rows, fmt.words(cols), 32) << torch.arange(32, device=keep.device)).sum(-1)
     return (words - ((words >> 31) << 32)).to(torch.int32)
 
 

@@ -3,8 +3,30 @@
 Importing this package does not import triton; the first launch does.
 """
 
+from .generate import codes, draw_plane, draws, histogram, partition, partition_counts, uniform_scores
 from .launch import DEVICES, reasons
 from .layers import linear
+from .masks import free_draws, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
 from .weights import weight
 
-__all__ = ["DEVICES", "linear", "reasons", "weight"]
+__all__ = [
+    "DEVICES",
+    "codes",
+    "draw_plane",
+    "draws",
+    "free_draws",
+    "histogram",
+    "keep_plane",
+    "linear",
+    "offsets",
+    "pack",
+    "pack_plane",
+    "partition",
+    "partition_counts",
+    "planes",
+    "popcount",
+    "reasons",
+    "uniform_scores",
+    "unpack",
+    "weight",
+]

@@ -44,7 +44,7 @@ def reasons() -> list[str]:
 
 
 @functools.cache
-def _normal_table(device: torch.device) -> Tensor:
+def normal_table(device: torch.device) -> Tensor:
     half = torch.tensor(NORMAL_UPPER_HALF, dtype=torch.float32)
     return torch.cat([-half.flip(0), half]).to(device)
 
@@ -66,6 +66,31 @@ def check_tensor(name: str, t: Tensor, like: Tensor, dtypes: Sequence[torch.dtyp
         raise ValueError(f"{name}: {numel} elements expected, got {t.numel()}")
 
 
+def check_live(t: Tensor) -> None:
+    """Unsupported unless kernels run on this machine, on the device of `t`."""
+    why = reasons()
+    if why:
+        raise Unsupported("; ".join(why))
+    if not t.is_cuda and not interpreting():
+        raise Unsupported(f"tensors are on {t.device}")
+
+
+def operand(name: str, t: Tensor, like: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The tensor, contiguous; ValueError where its dtype or shape is another one, Unsupported for its device."""
+    if t.device != like.device:
+        raise Unsupported(f"{name} is on {t.device}, other tensors on {like.device}")
+    if t.dtype != dtype:
+        raise ValueError(f"{name}: {dtype} expected, got {t.dtype}")
+    if shape is not None and tuple(t.shape) != shape:
+        raise ValueError(f"{name}: shape {shape} expected, got {tuple(t.shape)}")
+    return t.contiguous()
+
+
+def check_header(header: Tensor) -> Tensor:
+    check_live(header)
+    return operand("header", header, header, torch.int32, (HEADER_WORDS,))
+
+
 def decode_args(
     header: Tensor,
     supermask: Tensor | None,
@@ -77,15 +102,11 @@ def decode_args(
     shape: Sequence[int],
 ) -> dict[str, Any]:
     """The keyword arguments of every kernel that decodes tiles, from an op's pack; Unsupported where no tile does."""
-    why = reasons()
-    if why:
-        raise Unsupported("; ".join(why))
+    check_live(header)
     if dense is not None:
         raise Unsupported("the dense residency has nothing to decode")
     if code not in CODES:
         raise Unsupported(f"code {code!r} is not one of {', '.join(CODES)}")
-    if not header.is_cuda and not interpreting():
-        raise Unsupported(f"tensors are on {header.device}")
     rows, cols = matrix_shape(shape)
     if cols > MAX_COLS:
         raise Unsupported(f"{cols} columns are more than {MAX_COLS}")
@@ -108,7 +129,7 @@ def decode_args(
         "offsets": offsets,
         "keep": keep,
         "draw": draw,
-        "normal_table": _normal_table(header.device) if code == "normal" else None,
+        "normal_table": normal_table(header.device) if code == "normal" else None,
         "supermask_bytes": 0 if supermask is None else supermask.numel(),
         "rows": rows,
         "cols": cols,

@@ -12,6 +12,7 @@ import triton.language as tl
 SIGN_PURPOSE = tl.constexpr(0)
 BYTE_PURPOSE = tl.constexpr(1)
 PARTITION_PURPOSE = tl.constexpr(16)
+SCORE_PURPOSE = tl.constexpr(32)
 
 CHUNK_WORDS = tl.constexpr(32)
 ONES = tl.constexpr(0xFFFFFFFF)
@@ -47,6 +48,42 @@ def header_word(header, index: tl.constexpr):
 def interleave(x0, x1, x2, x3, ROWS: tl.constexpr, CALLS: tl.constexpr):
     """The four words of every call side by side: [ROWS, CALLS] each -> [ROWS, 4 * CALLS]."""
     return tl.reshape(tl.join(tl.join(x0, x2), tl.join(x1, x3)), (ROWS, 4 * CALLS))
+
+
+@triton.jit
+def generated(header, purpose, row, first, ROWS: tl.constexpr, CALLS: tl.constexpr):
+    """The words [ROWS, 4 * CALLS] of the calls with counters `first` and up; row [ROWS, 1], first int64 of any shape."""
+    call = (first + tl.arange(0, CALLS)[None, :]).to(tl.uint32)
+    key0 = header_word(header, 0)
+    key1 = header_word(header, 1)
+    x0, x1, x2, x3 = philox(key0, key1, call, row.to(tl.uint32), purpose, header_word(header, 2))
+    return interleave(x0, x1, x2, x3, ROWS, CALLS)
+
+
+@triton.jit
+def versioned(header, purpose: tl.constexpr):
+    """The counter word of a purpose that new generations draw anew."""
+    return (header_word(header, 3) << 8) | purpose
+
+
+@triton.jit
+def column_bits():
+    """The bit of each of a word's 32 columns, uint32 [1, 1, 32]."""
+    column = tl.arange(0, 32)[None, None, :]
+    return ((column >> 1) | ((column & 1) << 4)).to(tl.uint32)
+
+
+@triton.jit
+def columns_of(words, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """0 or 1 of each column, uint32 [ROWS, 32 * WORDS]."""
+    return tl.reshape((words[:, :, None] >> column_bits()) & 1, (ROWS, 32 * WORDS))
+
+
+@triton.jit
+def words_of(bits, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The inverse of `columns_of`, of int1."""
+    placed = tl.reshape(bits.to(tl.uint32), (ROWS, WORDS, 32)) << column_bits()
+    return tl.sum(placed, 2).to(tl.uint32)
 
 
 @triton.jit
@@ -98,6 +135,33 @@ def partition_words(header, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
 
 
 @triton.jit
+def free_and_locked(header, cols, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """Words of the free and of the locked columns below `cols`; row int64 [ROWS, 1], word int64 [1, WORDS]."""
+    unpruned, free = partition_words(header, row.to(tl.uint32), word.to(tl.uint32), ROWS, WORDS)
+    valid = valid_bits(word, cols)
+    free = free & valid
+    return free, unpruned & (free ^ ONES) & valid
+
+
+@triton.jit
+def partition_draws(header, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The 16-bit draw `u` of each column, uint32 [ROWS, 32 * WORDS]."""
+    key0 = header_word(header, 0)
+    key1 = header_word(header, 1)
+    stream = header_word(header, 2)
+    bit = column_bits()
+    u = tl.zeros((ROWS, WORDS, 32), tl.uint32)
+    for call in tl.static_range(4):
+        purpose = tl.full((), 16 + call, tl.uint32)
+        x0, x1, x2, x3 = philox(key0, key1, word.to(tl.uint32), row.to(tl.uint32), purpose, stream)
+        u = (u << 1) | ((x0[:, :, None] >> bit) & 1)
+        u = (u << 1) | ((x1[:, :, None] >> bit) & 1)
+        u = (u << 1) | ((x2[:, :, None] >> bit) & 1)
+        u = (u << 1) | ((x3[:, :, None] >> bit) & 1)
+    return tl.reshape(u, (ROWS, 32 * WORDS))
+
+
+@triton.jit
 def byte_totals(word):
     """Byte i of the result: set bits of the word in its bytes 0 to i."""
     n = word - ((word >> 1) & 0x55555555)
@@ -115,11 +179,8 @@ def move_mask(skip):
 
 
 @triton.jit
-def deposit(run, mask, totals):
-    """PDEP: the low bits of `run`, in order, on the set bits of `mask`; `totals` is byte_totals(mask)."""
-    # each byte of the mask takes its own part of the run, then three log steps spread it inside the byte
-    spread = (run & 0xFF) | (((run >> (totals & 0xFF)) & 0xFF) << 8)
-    spread = spread | (((run >> ((totals >> 8) & 0xFF)) & 0xFF) << 16) | ((run >> ((totals >> 16) & 0xFF)) << 24)
+def moves(mask):
+    """The set bits of `mask`, packed towards bit 0 of their byte, that move by 1, by 2 and by 4 on the way."""
     packed = mask
     gaps = ((mask ^ ONES) << 1) & 0xFEFEFEFE  # below a bit, the number of clear mask bits says how far it moves
     odd = move_mask(gaps)
@@ -130,11 +191,35 @@ def deposit(run, mask, totals):
     move2 = odd & packed
     packed = (packed ^ move2) | (move2 >> 2)
     gaps = gaps & (odd ^ ONES)
-    move4 = move_mask(gaps) & packed
+    return move1, move2, move_mask(gaps) & packed
+
+
+@triton.jit
+def deposit(run, mask, totals):
+    """PDEP: the low bits of `run`, in order, on the set bits of `mask`; `totals` is byte_totals(mask)."""
+    # each byte of the mask takes its own part of the run, then three log steps spread it inside the byte
+    spread = (run & 0xFF) | (((run >> (totals & 0xFF)) & 0xFF) << 8)
+    spread = spread | (((run >> ((totals >> 8) & 0xFF)) & 0xFF) << 16) | ((run >> ((totals >> 16) & 0xFF)) << 24)
+    move1, move2, move4 = moves(mask)
     spread = (spread & (move4 ^ ONES)) | ((spread << 4) & move4)
     spread = (spread & (move2 ^ ONES)) | ((spread << 2) & move2)
     spread = (spread & (move1 ^ ONES)) | ((spread << 1) & move1)
     return spread & mask
+
+
+@triton.jit
+def extract(word, mask, totals):
+    """PEXT: the bits of `word` at the set bits of `mask`, in order from bit 0; `totals` is byte_totals(mask)."""
+    move1, move2, move4 = moves(mask)
+    packed = word & mask
+    moving = packed & move1
+    packed = (packed ^ moving) | (moving >> 1)
+    moving = packed & move2
+    packed = (packed ^ moving) | (moving >> 2)
+    moving = packed & move4
+    packed = (packed ^ moving) | (moving >> 4)
+    run = (packed & 0xFF) | (((packed >> 8) & 0xFF) << (totals & 0xFF))
+    return run | (((packed >> 16) & 0xFF) << ((totals >> 8) & 0xFF)) | ((packed >> 24) << ((totals >> 16) & 0xFF))
 
 
 @triton.jit
@@ -149,21 +234,29 @@ def supermask_run(supermask, supermask_bytes, position):
 
 
 @triton.jit
+def runs(free, position):
+    """Where each word's run of the stream starts, byte_totals(free), and the position behind the block."""
+    totals = byte_totals(free)
+    count = (totals >> 24).to(tl.int64)
+    return position + tl.cumsum(count, 1) - count, totals, position + tl.sum(count, 1)[:, None]
+
+
+@triton.jit
+def kept_words(supermask, supermask_bytes, free, position):
+    """The stream's bits on the free columns, and the position behind the block."""
+    before, totals, after = runs(free, position)
+    return deposit(supermask_run(supermask, supermask_bytes, before), free, totals), after
+
+
+@triton.jit
 def keep_words(
     header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS: tl.constexpr, WORDS: tl.constexpr
 ):
     """Keep words [ROWS, WORDS] and the stream position behind them; row int64 [ROWS, 1], word int64 [1, WORDS]."""
     if keep is None:
-        unpruned, free = partition_words(header, row.to(tl.uint32), word.to(tl.uint32), ROWS, WORDS)
-        valid = valid_bits(word, cols)
-        free = free & valid
-        locked = unpruned & (free ^ ONES) & valid
-        totals = byte_totals(free)
-        count = (totals >> 24).to(tl.int64)
-        before = position + tl.cumsum(count, 1) - count
-        run = supermask_run(supermask, supermask_bytes, before)
-        words = locked | deposit(run, free, totals)
-        position = position + tl.sum(count, 1)[:, None]
+        free, locked = free_and_locked(header, cols, row, word, ROWS, WORDS)
+        kept, position = kept_words(supermask, supermask_bytes, free, position)
+        words = locked | kept
     else:
         inside = (row < rows) & (word * 32 < cols)
         stride = (cols + 31) // 32
@@ -175,17 +268,8 @@ def keep_words(
 def sign_words(header, draw, rows, cols, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
     if draw is None:
         # one call makes four words, so the tile starts at a multiple of four words
-        call = (tl.min(word, 1)[:, None] // 4 + tl.arange(0, WORDS // 4)[None, :]).to(tl.uint32)
-        purpose = (header_word(header, 3) << 8) | SIGN_PURPOSE
-        x0, x1, x2, x3 = philox(
-            header_word(header, 0),
-            header_word(header, 1),
-            call,
-            row.to(tl.uint32),
-            purpose,
-            header_word(header, 2),
-        )
-        words = interleave(x0, x1, x2, x3, ROWS, WORDS // 4)
+        first = tl.min(word, 1)[:, None] // 4
+        words = generated(header, versioned(header, SIGN_PURPOSE), row, first, ROWS, WORDS // 4)
     else:
         inside = (row < rows) & (word * 32 < cols)
         stride = (cols + 31) // 32
