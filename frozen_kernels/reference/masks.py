@@ -100,4 +100,4 @@ def select(scores: list[Tensor], rank: int) -> Tensor:
 
 
 def pack_above(scores: Tensor, key: Tensor) -> Tensor:
-    return _pack_bits(_keys(scores) > key)
+    return _pack_bits(_keys(scores).to(torch.int64) > key)

@@ -66,7 +66,9 @@ def _mend_bfloat16() -> None:
 def _spans(args: Any) -> Iterator[tuple[int, int]]:
     """First and past-the-last address of every tensor, of the view and not of its storage."""
     for a in args:
-        if hasattr(a, "data_ptr") and a.numel():
+        if isinstance(a, tuple):
+            yield from _spans(a)
+        elif hasattr(a, "data_ptr") and a.numel():
             last = sum((size - 1) * stride for size, stride in zip(a.shape, a.stride(), strict=True))
             yield a.data_ptr(), a.data_ptr() + (last + 1) * a.element_size()
 

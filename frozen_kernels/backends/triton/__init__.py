@@ -7,6 +7,7 @@ from .generate import codes, draw_plane, draws, histogram, partition, partition_
 from .launch import DEVICES, reasons
 from .layers import linear
 from .masks import free_draws, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
+from .search import pack_above, select
 from .weights import weight
 
 __all__ = [
@@ -20,12 +21,14 @@ __all__ = [
     "linear",
     "offsets",
     "pack",
+    "pack_above",
     "pack_plane",
     "partition",
     "partition_counts",
     "planes",
     "popcount",
     "reasons",
+    "select",
     "uniform_scores",
     "unpack",
     "weight",

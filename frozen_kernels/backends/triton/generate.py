@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...format import CODES, chunks, check_code, words
+from ...format import CODES, check_code, chunks, words
 from .launch import check_header, normal_table, on
 
 BLOCK_WORDS = 128  # of an element kernel: 4096 elements for 128 threads
@@ -24,7 +22,7 @@ def shard_blocks(rows: int, cols: int, col0: int) -> dict[str, Any]:
     return {"grid": (-(-rows // height) * across,), "across": across, "ROWS": height, "WORDS": block}
 
 
-def _launch(kernel: Callable, out: Tensor, extent: tuple[int, int, int, int], *args: Any, **constants: Any) -> Tensor:
+def _launch(kernel: Any, out: Tensor, extent: tuple[int, int, int, int], *args: Any, **constants: Any) -> Tensor:
     """Run an element kernel over a shard (rows, cols, row0, col0) of a matrix that is not empty."""
     rows, cols, row0, col0 = extent
     blocks = shard_blocks(rows, cols, col0)
@@ -78,7 +76,7 @@ def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int
 
 def _float32(value: float) -> float:
     """Rounded once here: a launch takes floats as it likes."""
-    return torch.tensor(value, dtype=torch.float32, device="cpu").tolist()
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
 
 
 def histogram(header: Tensor, rows: int, cols: int) -> Tensor:

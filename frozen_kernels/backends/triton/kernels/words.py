@@ -52,7 +52,7 @@ def interleave(x0, x1, x2, x3, ROWS: tl.constexpr, CALLS: tl.constexpr):
 
 @triton.jit
 def generated(header, purpose, row, first, ROWS: tl.constexpr, CALLS: tl.constexpr):
-    """The words [ROWS, 4 * CALLS] of the calls with counters `first` and up; row [ROWS, 1], first int64 of any shape."""
+    """The words [ROWS, 4 * CALLS] of the calls with counters `first` and up; row [ROWS, 1]."""
     call = (first + tl.arange(0, CALLS)[None, :]).to(tl.uint32)
     key0 = header_word(header, 0)
     key1 = header_word(header, 1)
