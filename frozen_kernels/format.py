@@ -131,6 +131,22 @@ def scale_of(code: str, sigma: float, factor: float = 1.0) -> float:
     return struct.unpack("<f", struct.pack("<i", bits))[0]
 
 
+def dynamic_scale_bits(code: str, sigma: float, kept: Tensor, count: int) -> Tensor:
+    """The bits of `scale_of(code, sigma, sqrt(count / kept))`, 0.0 where nothing is kept, from a count on a device.
+
+    int32 scalar on that device, and nobody waits for it. ValueError for a sigma that is not finite.
+    """
+    scale_of(code, sigma)
+
+    def number(value: float) -> Tensor:
+        return torch.full((), value, dtype=torch.float64, device=kept.device)
+
+    # tensors all: a GPU divides by a host number as it multiplies by its rounded inverse
+    factor = torch.sqrt(number(count) / kept.to(torch.float64))
+    scale = (factor * number(sigma) / number(RMS[code])).to(torch.float32)
+    return scale.view(torch.int32) * (kept > 0)
+
+
 def _int32(value: int) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 

@@ -86,6 +86,7 @@ class FrozenLayer(nn.Module):
             if name not in known:
                 raise TypeError(f"{name}: not a setting of a frozen layer; known: {', '.join(sorted(known))}")
         self.config = FreezeConfig(**settings) if config is None else config
+        self._kept: int | None = None
         self.shape = tuple(shape)
         self.rows, self.cols = fmt.matrix_shape(self.shape)
         self.sigma = fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)
@@ -145,7 +146,27 @@ class FrozenLayer(nn.Module):
     def counts(self) -> dict[str, int]:
         """How many weights are pruned, locked and free, and how many of all are kept."""
         pruned, locked, free = self._counts
-        return {"pruned": pruned, "locked": locked, "free": free, "kept": self._kept}
+        return {"pruned": pruned, "locked": locked, "free": free, "kept": self._count_kept()}
+
+    @property
+    def pruned(self) -> int:
+        """How many weights are pruned; unlike `counts` this waits for no device."""
+        return self._counts[0]
+
+    @property
+    def free(self) -> int:
+        """How many weights are free; unlike `counts` this waits for no device."""
+        return self._counts[2]
+
+    def _count_kept(self) -> int:
+        # counted when first asked for: a search changes masks at each step and must not wait for them
+        if self._kept is None:
+            popcount = torch.ops.frozen_kernels.popcount
+            if self.keep is not None:
+                self._kept = int(popcount(self.keep))
+            else:
+                self._kept = self._counts[1] + int(popcount(self.supermask))
+        return self._kept
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -224,21 +245,33 @@ class FrozenLayer(nn.Module):
         if self.scores is None and self._counts[2]:
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
         if key is None or self.scores is None:
-            self.set_supermask(all_kept(self._counts[2]))
+            self._adopt_supermask(all_kept(self._counts[2], self.device))
         else:
-            self.set_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
+            self._adopt_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
         """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
         fmt.check_supermask(supermask, self._counts[2])
-        supermask = supermask.to(self.device).contiguous()
-        self._kept = self._counts[1] + int(torch.ops.frozen_kernels.popcount(supermask))
+        self._adopt_supermask(supermask.to(self.device).contiguous(), rescale)
+
+    @torch.no_grad()
+    def _adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
+        """Take over a supermask that fits, without waiting for its device."""
+        self._kept = None
         if rescale:
-            scale = fmt.scale_of(self.code, self.sigma, self.config.factor(self._kept, self.rows * self.cols))
-            self.header[fmt.SCALE] = fmt.float32_bits(scale)
+            self._rescale(supermask)
         before = self._record()
         self._take(before._replace(supermask=supermask, keep=None, dense=None), self.residency)
+
+    def _rescale(self, supermask: Tensor) -> None:
+        """The scale that the settings ask for, written into the header where it lies."""
+        count, held = self.rows * self.cols, self.header[fmt.SCALE]
+        if self.config.scaling == "dynamic":
+            kept = torch.ops.frozen_kernels.popcount(supermask) + self._counts[1]
+            held.copy_(fmt.dynamic_scale_bits(self.code, self.sigma, kept, count))
+        else:
+            held.fill_(fmt.float32_bits(fmt.scale_of(self.code, self.sigma, self.config.factor(count, count))))
 
     def _take(self, record: FrozenTensor, residency: str) -> None:
         held = record.hold(residency, self.dtype, with_offsets=self.scores is not None)
@@ -350,7 +383,7 @@ class FrozenLayer(nn.Module):
 
     def _follow_scale(self) -> None:
         """Take the sigma that explains a loaded scale, so that a later step rescales from it and not from our own."""
-        factor = self.config.factor(self._kept, self.rows * self.cols)
+        factor = self.config.factor(self._count_kept(), self.rows * self.cols)
         if factor and fmt.scale_of(self.code, self.sigma, factor) != self.scale:
             self.sigma = self.scale * fmt.RMS[self.code] / factor
 
@@ -409,7 +442,7 @@ def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
         rank = math.floor(count * sparsities.pop())
     else:
         rank = math.floor(math.fsum(layer.rows * layer.cols * layer.config.sparsity for layer in unique))
-    rank -= sum(layer.counts["pruned"] for layer in unique)
+    rank -= sum(layer.pruned for layer in unique)
     scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
     free = sum(s.numel() for s in scores)
     if rank <= 0 or free == 0:

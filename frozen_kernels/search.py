@@ -50,7 +50,7 @@ class EdgePopup:
     def layers(self) -> list[FrozenLayer]:
         """The layers that compete now."""
         # a layer without free weights still counts in a global rank; a finalized one is no longer searched
-        return [m for m in self._found if m.scores is not None or m.counts["free"] == 0]
+        return [m for m in self._found if m.scores is not None or m.free == 0]
 
     def _check(self) -> None:
         if not self.parameters():
@@ -69,7 +69,8 @@ class EdgePopup:
     def step(self) -> None:
         """New threshold, new packed masks: every mask becomes the one that the scores now say.
 
-        Layers finalized since keep theirs; ValueError where no layer has scores any more.
+        Layers finalized since keep theirs; ValueError where no layer has scores any more. Nothing here waits for a
+        GPU: how many weights a mask keeps is counted when `counts` is asked.
         """
         self._check()
         update_masks(self.layers)

@@ -119,11 +119,11 @@ class FrozenTensor(NamedTuple):
         return torch.ops.frozen_kernels.weight(self.scores, *self.pack(), dtype)
 
 
-def all_kept(free: int) -> Tensor:
+def all_kept(free: int, device: torch.device | str | None = None) -> Tensor:
     """uint8 [ceil(free / 8)]: a supermask with every free weight kept."""
-    stream = torch.full((-(-free // 8),), 255, dtype=torch.uint8)
+    stream = torch.full((-(-free // 8),), 255, dtype=torch.uint8, device=device)
     if free % 8:
-        stream[-1] = (1 << free % 8) - 1
+        stream[-1].fill_((1 << free % 8) - 1)
     return stream
 
 

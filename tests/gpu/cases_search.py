@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
-from common import DEVICE, same_bits
-from torch import Tensor
+from common import DEVICE, INTERPRETING, same_bits
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from frozen_kernels import reference
+import frozen_kernels as fk
+from frozen_kernels import format, reference
 from frozen_kernels.backends import Unsupported, triton
 
 NAN = math.nan
@@ -81,3 +86,100 @@ def test_refusals():
         triton.select([scores.long()], 1)
     with pytest.raises(Unsupported):
         triton.pack_above(scores, key.to("meta"))
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses to read values, and sizes that depend on them."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "item")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        assert not name.startswith(self.WAITS), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class NoHostTensors(TorchFunctionMode):
+    """Refuses tensors made without a word about the device, on the host then, and copies to the host."""
+
+    MAKES = (torch.empty, torch.full, torch.zeros, torch.ones, torch.arange, torch.tensor)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert func not in self.MAKES or kwargs.get("device") is not None, f"{func.__name__} on the host"
+        assert func not in (Tensor.cpu, Tensor.numpy, Tensor.tolist), f"{func.__name__} waits for the device"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """For code that must not wait for a GPU: what is seen without one, and what CUDA says where there is one."""
+    with NoReading(), NoHostTensors():
+        if INTERPRETING:
+            yield
+            return
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_waits_is_refused():
+    x = torch.ones(3, device=DEVICE)
+    for waiting in (lambda: x[0].item(), lambda: int(x.sum()), lambda: x.nonzero(), lambda: torch.full((3,), 1)):
+        with pytest.raises((AssertionError, RuntimeError)), no_waiting():
+            waiting()
+
+
+def searched(scaling: str, scope: str, residency: str, sparsity: float = 0.5) -> nn.ModuleList:
+    model = nn.ModuleList([nn.Linear(33, 5), nn.Linear(70, 19), nn.Conv2d(3, 5, 3)])
+    fk.freeze_(model, fk.FreezeConfig(scope=scope, sparsity=sparsity, scaling=scaling))
+    fk.set_residency(model, residency)
+    with torch.no_grad():
+        for i, layer in enumerate(model):
+            layer.scores.copy_(normal(layer.scores.numel() + i)[i:])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("scaling", "scope", "residency"),
+    [
+        ("dynamic", "global", "seed"),
+        ("none", "local", "mask"),
+        ("dynamic", "local", "mask"),
+        ("static", "global", "planes"),
+        ("dynamic", "global", "dense"),
+    ],
+)
+def test_a_search_step_waits_for_no_device(scaling, scope, residency):
+    model, twin = (searched(scaling, scope, residency) for _ in range(2))
+    model.to(DEVICE)
+    with fk.backends.use("reference"):
+        fk.EdgePopup(twin).step()
+    search = fk.EdgePopup(model)
+    with fk.backends.use("triton"):
+        with no_waiting():
+            search.step()
+        for mine, theirs in zip(model, twin, strict=True):
+            assert same_bits(mine.header, theirs.header) and mine.counts == theirs.counts
+            assert same_bits(mine.packed_supermask(), theirs.packed_supermask())
+
+
+def test_the_dynamic_scale_of_every_count():
+    for code, sigma, count in (("sign", math.sqrt(2 / 33), 165), ("uniform", 0.1, 997), ("normal", 3.7e-5, 1 << 20)):
+        for kept in (0, 1, 2, 3, 7, count // 3, count - 1, count):
+            factor = fk.FreezeConfig(scaling="dynamic").factor(kept, count)
+            got = format.dynamic_scale_bits(code, sigma, torch.tensor(kept, device=DEVICE), count)
+            assert int(got) == format.float32_bits(format.scale_of(code, sigma, factor)), (code, kept)
+    with pytest.raises(ValueError, match="finite"):
+        format.dynamic_scale_bits("sign", math.inf, torch.tensor(1, device=DEVICE), 2)
+
+
+def test_a_step_that_keeps_all_waits_for_no_device():
+    model = searched("dynamic", "global", "mask", 0.0).to(DEVICE)
+    search = fk.EdgePopup(model)
+    with fk.backends.use("triton"):
+        with no_waiting():
+            search.step()
+        assert all(layer.counts["kept"] == layer.rows * layer.cols for layer in model)

@@ -85,7 +85,8 @@ def histogram(header: Tensor, rows: int, cols: int) -> Tensor:
     if rows * cols:
         from .kernels.generate import histogram_kernel
 
-        _launch(histogram_kernel, out, (rows, cols, 0, 0), header)
+        # twice the threads: an atomic holds an address and a count per element, which would spill
+        _launch(histogram_kernel, out, (rows, cols, 0, 0), header, num_warps=8)
     return out
 
 

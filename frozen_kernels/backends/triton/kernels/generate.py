@@ -84,8 +84,7 @@ def histogram_kernel(counts, header, rows, cols, row0, col0, across, ROWS: tl.co
     """How often each draw occurs: integer atomics on 65536 counts, which draws hit evenly."""
     row, word0, _, inside = shard(rows, cols, row0, col0, across, ROWS, WORDS)
     u = partition_draws(header, row, word0 + tl.arange(0, WORDS)[None, :], ROWS, WORDS)
-    one = tl.full((ROWS, 32 * WORDS), 1, tl.int64)
-    tl.atomic_add(counts + u.to(tl.int32), one, mask=inside, sem="relaxed")
+    tl.atomic_add(counts + u.to(tl.int32), tl.full(u.shape, 1, tl.int64), mask=inside, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["row0", "col0"])

@@ -144,21 +144,27 @@ def free_and_locked(header, cols, row, word, ROWS: tl.constexpr, WORDS: tl.const
 
 
 @triton.jit
+def pairs_of(words):
+    """[ROWS, WORDS] -> [ROWS, WORDS, 2, 2, 2, 2]: the bits of columns 2j and 2j + 1 at bits 0 and 16, j in order."""
+    # joined and not broadcast: a thread makes all pairs of its words, where it would else make the words of its pairs
+    words = tl.join(words, words >> 8)
+    words = tl.join(words, words >> 4)
+    words = tl.join(words, words >> 2)
+    return tl.join(words, words >> 1) & 0x00010001
+
+
+@triton.jit
 def partition_draws(header, row, word, ROWS: tl.constexpr, WORDS: tl.constexpr):
     """The 16-bit draw `u` of each column, uint32 [ROWS, 32 * WORDS]."""
     key0 = header_word(header, 0)
     key1 = header_word(header, 1)
     stream = header_word(header, 2)
-    bit = column_bits()
-    u = tl.zeros((ROWS, WORDS, 32), tl.uint32)
-    for call in tl.static_range(4):
-        purpose = tl.full((), 16 + call, tl.uint32)
+    u = tl.zeros((ROWS, WORDS, 2, 2, 2, 2), tl.uint32)  # of two columns each
+    for call in range(4):
+        purpose = tl.full((), PARTITION_PURPOSE, tl.uint32) + call
         x0, x1, x2, x3 = philox(key0, key1, word.to(tl.uint32), row.to(tl.uint32), purpose, stream)
-        u = (u << 1) | ((x0[:, :, None] >> bit) & 1)
-        u = (u << 1) | ((x1[:, :, None] >> bit) & 1)
-        u = (u << 1) | ((x2[:, :, None] >> bit) & 1)
-        u = (u << 1) | ((x3[:, :, None] >> bit) & 1)
-    return tl.reshape(u, (ROWS, 32 * WORDS))
+        u = (u << 4) | (pairs_of(x0) << 3) | (pairs_of(x1) << 2) | (pairs_of(x2) << 1) | pairs_of(x3)
+    return tl.reshape(tl.join(u & 0xFFFF, u >> 16), (ROWS, 32 * WORDS))
 
 
 @triton.jit
