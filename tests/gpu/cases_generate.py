@@ -56,7 +56,7 @@ def test_a_shard_equals_its_part_of_the_whole():
         lambda *at: triton.uniform_scores(h, 0.5, *at),
     ):
         whole = make(37, 1300, 0, 0)
-        for row0, col0, rows, cols in ((5, 1, 20, 1299), (0, 97, 3, 64), (36, 1298, 1, 2), (7, 1152, 30, 1)):
+        for row0, col0, rows, cols in ((5, 1, 20, 1299), (36, 1298, 1, 2), (7, 1152, 30, 1)):
             assert same_bits(make(rows, cols, row0, col0), whole[row0 : row0 + rows, col0 : col0 + cols])
 
 

@@ -55,9 +55,9 @@ def test_select_is_the_sorted_key(name):
 
 
 def test_select_among_more_tensors_than_a_launch_reads():
-    held = [normal(1 + n % 7).to(DEVICE) for n in range(70)]
-    want = torch.cat(held).abs().sort().values[150].view(torch.int32).long()
-    assert same_bits(triton.select(held, 151), want)
+    held = [normal(1 + n % 7).to(DEVICE) for n in range(37)]
+    want = torch.cat(held).abs().sort().values[80].view(torch.int32).long()
+    assert same_bits(triton.select(held, 81), want)
 
 
 def test_select_over_every_rank():

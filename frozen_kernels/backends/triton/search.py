@@ -12,7 +12,7 @@ from .launch import check_live, on, operand
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # compared as float32
 COUNTERS = 256 + 256 + 32768  # of a key's three digits
-GROUP = 64  # tensors per launch
+GROUP = 32  # tensors per launch, whose addresses lie in registers
 BLOCK = 4096
 SPAN = 32768  # scores per program
 BYTES = 512  # of a mask per program
@@ -56,7 +56,7 @@ def select(scores: Sequence[Tensor], rank: int) -> Tensor:
 
     Three passes over digits of 8, 8 and 15 bits: 12 bytes read per float32 score, two times 256 atomics per 32768
     scores, and in the last pass one atomic per score that shares the result's upper 16 bits. One launch per pass and
-    64 tensors of a dtype, then one for the key; the workspace is 266 kB.
+    32 tensors of a dtype, then one for the key; the workspace is 266 kB.
     """
     check_live(scores[0])
     held = [_check_scores(s, scores[0]) for s in scores]
