@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import triton
+from frozen_kernels.backends.triton.kernels.gemm import linear_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from frozen_kernels.backends.triton import launch, layers, weights
-from frozen_kernels.backends.triton.kernels.gemm import linear_kernel
 from frozen_kernels.backends.triton.kernels.weight import weight_kernel
 from frozen_kernels.format import CODES
 

@@ -1,35 +1,27 @@
-"""Triton backend: seeds and planes decoded on the GPU.
+"""Triton backend: seeds and planes decoded on the GPU; one function for each op that it serves.
 
 Importing this package does not import triton; the first launch does.
 """
 
+# ruff: noqa: F401
 from .generate import codes, draw_plane, draws, histogram, partition, partition_counts, uniform_scores
 from .launch import DEVICES, reasons
-from .layers import linear
+from .layers import (
+    conv1d,
+    conv1d_grad_input,
+    conv2d,
+    conv2d_grad_input,
+    conv3d,
+    conv3d_grad_input,
+    conv_transpose1d,
+    conv_transpose1d_grad_input,
+    conv_transpose2d,
+    conv_transpose2d_grad_input,
+    conv_transpose3d,
+    conv_transpose3d_grad_input,
+    linear,
+    linear_grad_input,
+)
 from .masks import free_draws, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
 from .search import pack_above, select
 from .weights import weight
-
-__all__ = [
-    "DEVICES",
-    "codes",
-    "draw_plane",
-    "draws",
-    "free_draws",
-    "histogram",
-    "keep_plane",
-    "linear",
-    "offsets",
-    "pack",
-    "pack_above",
-    "pack_plane",
-    "partition",
-    "partition_counts",
-    "planes",
-    "popcount",
-    "reasons",
-    "select",
-    "uniform_scores",
-    "unpack",
-    "weight",
-]

@@ -1,65 +1,147 @@
-"""The layer ops on the Triton backend."""
+"""The layer ops on the Triton backend: linear layers, convolutions, their transposes, and gradients of inputs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ... import ops
+from ...format import memory_format_of
 from .. import Unsupported
-from .launch import DTYPES, WORDS, check_dtype, check_tensor, decode_args, on
+from .geometry import POINT, Side, flat_side, geometry, side
+from .launch import DTYPES, check_dtype, check_tensor, decode_args
+from .product import Epilogue, product
 
-ROWS = 64  # of a tile
+SHAPE = 7  # place in an op's pack
 
 
-def batch_tile(batch: int, dtype: torch.dtype) -> int:
-    """Samples per program: a tensor core takes 16 at least; more than the cap spills registers."""
-    return min(16 if dtype == torch.float32 else 64, max(16, 1 << (batch - 1).bit_length()))
+def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(got) != tuple(wanted):
+        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
+
+
+def _checked(name: str, x: Tensor, header: Tensor) -> None:
+    check_dtype(name, x.dtype)
+    if x.device != header.device:
+        raise Unsupported(f"{name} is on {x.device}, the header on {header.device}")
+
+
+def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, header: Tensor, channels: int) -> Epilogue:
+    if bias is not None:
+        check_tensor("bias", bias, header, DTYPES, channels)
+    if gain is not None:
+        check_tensor("gain", gain, header, (torch.float32,), channels)
+    return Epilogue(bias, gain, relu)
+
+
+def _as_pixels(x: Tensor) -> tuple[Tensor, Side]:
+    """[..., K] as [batch, K] or, where strides forbid, with more pixel dimensions; a copy only past five dimensions."""
+    pixels = math.prod(x.shape[:-1])
+    try:
+        flat = x.view(pixels, x.shape[-1])
+    except RuntimeError:
+        if x.dim() > 5:
+            flat = x.reshape(pixels, x.shape[-1])
+        else:
+            return x, side(x[(None,) * (5 - x.dim())].movedim(-1, 1))
+    return flat, flat_side(flat)
 
 
 def linear(
     x: Tensor,
     bias: Tensor | None,
     scores: Tensor | None,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-    *,
+    *pack,
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     """`relu(gain * x @ weight^T + bias)` for x [..., cols], codes decoded in registers and no dense weight."""
-    check_dtype("x", x.dtype)
+    shape, header = pack[SHAPE], pack[0]
+    _checked("x", x, header)
     if len(shape) != 2:
         raise Unsupported(f"linear needs a weight of 2 dimensions, got shape {tuple(shape)}")
-    args = decode_args(header, supermask, offsets, keep, draw, dense, code, shape)
-    rows, cols = args["rows"], args["cols"]
-    if x.device != header.device:
-        raise Unsupported(f"x is on {x.device}, the header on {header.device}")
-    if x.dim() == 0 or x.shape[-1] != cols:
-        raise ValueError(f"x: last dimension {cols} expected, got shape {tuple(x.shape)}")
-    if bias is not None:
-        check_tensor("bias", bias, header, DTYPES, rows)
-    if gain is not None:
-        check_tensor("gain", gain, header, (torch.float32,), rows)
-    batch = math.prod(x.shape[:-1])
+    args = decode_args(*pack)
+    rows, cols = shape
+    _check_size("last dimension of x", x.shape[-1:], [cols])
+    epilogue = _epilogue(bias, gain, relu, header, rows)
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
-    if y.numel():
-        from .kernels.gemm import linear_kernel
-
-        flat = x.reshape(batch, cols)
-        tile = batch_tile(batch, x.dtype)
-        programs = -(-rows // ROWS) * -(-batch // tile)
-        with on(y.device):
-            linear_kernel[(programs,)](
-                y, flat, bias, gain, **args, batch=batch, x_batch_stride=flat.stride(0), x_col_stride=flat.stride(1),
-                ROWS=ROWS, BATCH=tile, WORDS=WORDS, RELU=relu,
-            )  # fmt: skip
+    product(*_as_pixels(y), *_as_pixels(x), args, POINT, False, epilogue)
     return y
+
+
+def linear_grad_input(grad: Tensor, *pack) -> Tensor:
+    """`grad @ weight` for grad [..., rows]."""
+    shape, header = pack[SHAPE], pack[0]
+    _checked("grad", grad, header)
+    args = decode_args(*pack)
+    rows, cols = shape
+    _check_size("last dimension of grad", grad.shape[-1:], [rows])
+    out = torch.empty((*grad.shape[:-1], cols), dtype=grad.dtype, device=grad.device)
+    product(*_as_pixels(out), *_as_pixels(grad), args, POINT, True)
+    return out
+
+
+def _convolve(out_size, x: Tensor, pack: Sequence, spatial: Sequence, transposed: bool, epilogue: Epilogue) -> Tensor:
+    args = decode_args(*pack)
+    out = torch.empty(out_size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
+    product(out, side(out), x, side(x), args, geometry(pack[SHAPE], *spatial), transposed, epilogue)
+    return out
+
+
+def _convolution(name: str) -> tuple[Callable, Callable]:
+    def out_size(x: Sequence[int], pack: Sequence, stride, padding, dilation, groups: int) -> list[int]:
+        shape = pack[SHAPE]
+        _check_size("channels of x", (x[1],), (shape[1] * groups,))
+        return ops.conv_output_size(x, shape, stride, padding, dilation)
+
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
+        *pack, stride, padding, dilation, groups = args
+        _checked("x", x, pack[0])
+        spatial = (stride, padding, dilation, groups)
+        size = out_size(x.shape, pack, *spatial)
+        return _convolve(size, x, pack, spatial, False, _epilogue(bias, gain, relu, pack[0], size[1]))
+
+    def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
+        *pack, stride, padding, dilation, groups = args
+        _checked("grad", grad, pack[0])
+        spatial = (stride, padding, dilation, groups)
+        _check_size("grad", grad.shape, out_size(input_size, pack, *spatial))
+        return _convolve(tuple(input_size), grad, pack, spatial, True, Epilogue())
+
+    forward.__name__, grad_input.__name__ = name, f"{name}_grad_input"
+    return forward, grad_input
+
+
+def _transposed(name: str) -> tuple[Callable, Callable]:
+    def out_size(x: Sequence[int], pack: Sequence, stride, padding, output_padding, dilation, groups: int) -> list[int]:
+        shape = pack[SHAPE]
+        _check_size("channels of x", [x[1]], [shape[0]])
+        return ops.conv_transpose_output_size(x, shape, stride, padding, output_padding, dilation, groups)
+
+    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
+        *pack, stride, padding, output_padding, dilation, groups = args
+        _checked("x", x, pack[0])
+        size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
+        spatial = (stride, padding, dilation, groups)
+        return _convolve(size, x, pack, spatial, True, _epilogue(bias, gain, relu, pack[0], size[1]))
+
+    def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
+        *pack, stride, padding, output_padding, dilation, groups = args
+        _checked("grad", grad, pack[0])
+        size = out_size(input_size, pack, stride, padding, output_padding, dilation, groups)
+        _check_size("grad", grad.shape, size)
+        return _convolve(tuple(input_size), grad, pack, (stride, padding, dilation, groups), False, Epilogue())
+
+    forward.__name__, grad_input.__name__ = name, f"{name}_grad_input"
+    return forward, grad_input
+
+
+conv1d, conv1d_grad_input = _convolution("conv1d")
+conv2d, conv2d_grad_input = _convolution("conv2d")
+conv3d, conv3d_grad_input = _convolution("conv3d")
+conv_transpose1d, conv_transpose1d_grad_input = _transposed("conv_transpose1d")
+conv_transpose2d, conv_transpose2d_grad_input = _transposed("conv_transpose2d")
+conv_transpose3d, conv_transpose3d_grad_input = _transposed("conv_transpose3d")

@@ -1,0 +1,223 @@
+"""Launches the product of a weight, or of its transpose, with the pixels of a convolution or linear layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...format import CODES, words
+from . import tuning
+from .generate import draw_plane
+from .geometry import POINT, Geometry, Side, side
+from .launch import on
+from .masks import keep_plane
+
+SIGN, CONSTANT = CODES.index("sign"), CODES.index("constant")
+
+SPLIT_COUNT = 1024  # elements of a program that splits inputs
+TRANSPOSE_ROWS = 128
+SUM_ROWS, SUM_PIXELS = 64, 16
+
+
+class Epilogue(NamedTuple):
+    bias: Tensor | None = None
+    gain: Tensor | None = None
+    relu: bool = False
+
+
+NOTHING = Epilogue()
+
+
+class _Planes(NamedTuple):
+    """What a product reads of a weight: words [all rows, width], bits of a tap from a multiple of `words_per_tap`."""
+
+    keep: Tensor
+    draw: Tensor | None
+    width: int
+    words_per_tap: int
+
+
+def _expanded(args: dict[str, Any], generate: bool) -> tuple[Tensor, Tensor | None]:
+    """Keep plane and draws; what the residency lacks and the kernel does not `generate` is a scratch."""
+    header, rows, cols = args["header"], args["rows"], args["cols"]
+    keep, draw = args["keep"], args["draw"]
+    if keep is None:
+        keep = keep_plane(header, args["supermask"], args["offsets"], rows, cols)
+    if args["CODE"] == CONSTANT:
+        draw = None
+    elif draw is None and not generate:
+        draw = draw_plane(header, CODES[args["CODE"]], rows, cols)
+    return keep, draw
+
+
+def _transposed(plane: Tensor, args: dict[str, Any], geometry: Geometry, words_per_tap: int) -> Tensor:
+    """A scratch of one bit a weight: the plane with words along the rows of a group, [groups * C, taps * words]."""
+    from .kernels.transpose import transpose_kernel
+
+    taps, groups = math.prod(geometry.taps), geometry.groups
+    channels, rows = args["rows"] // groups, args["cols"] // taps
+    out = torch.empty(groups * rows, taps * words_per_tap, dtype=torch.int32, device=plane.device)
+    grid = (-(-rows // TRANSPOSE_ROWS) * words_per_tap * taps, groups)
+    transpose_kernel[grid](out, plane, channels, rows, words(args["cols"]), taps, words_per_tap, ROWS=TRANSPOSE_ROWS)
+    return out
+
+
+def _planes(args: dict[str, Any], geometry: Geometry, transposed: bool, step: int) -> _Planes:
+    columns = args["cols"] // math.prod(geometry.taps)
+    # a call of the generator makes four words of signs, or 16 bytes, of one row
+    signs, bytes_ = not transposed and step % 4 == 0, not transposed or columns % 16 == 0
+    keep, draw = _expanded(args, generate=signs if args["CODE"] == SIGN else bytes_)
+    if not transposed:
+        return _Planes(keep, draw, words(args["cols"]), columns // 32)
+    # a tap's words are padded to whole steps
+    per_tap = -(-words(args["rows"] // geometry.groups) // step) * step
+    if draw is not None and args["CODE"] == SIGN:
+        draw = _transposed(draw, args, geometry, per_tap)
+    return _Planes(_transposed(keep, args, geometry, per_tap), draw, per_tap * math.prod(geometry.taps), per_tap)
+
+
+def _parts(x: Tensor, at: Side) -> tuple[Tensor, Side, int]:
+    """A scratch of three bfloat16 tensors whose sum is x, its side, and the elements from one part to the next."""
+    from .kernels.finish import split_kernel
+
+    batch, channels, depth, height, width = at.size
+    # channels last: a step of the product then reads runs of them
+    parts = torch.empty(3, batch, depth, height, width, channels, dtype=torch.bfloat16, device=x.device)
+    own = side(parts[0].movedim(-1, 1))
+    count = parts[0].numel()
+    # counted in the order of the scratch
+    order = (0, 2, 3, 4, 1)
+    sizes, from_, to = (tuple(values[i] for i in order) for values in (at.size, at.stride, own.stride))
+    split_kernel[(-(-count // SPLIT_COUNT),)](parts, x, count, count, sizes, to, from_, COUNT=SPLIT_COUNT)
+    return parts, own, count
+
+
+def _flat(at: Side) -> Side:
+    """The pixels of a side in one dimension where their strides allow it."""
+    batch, channel, *space = at.size
+    stride = at.stride[4] if space[2] > 1 else at.stride[3] if space[1] > 1 else at.stride[2]
+    if math.prod(space) == 1:
+        stride = at.stride[0]
+    expected = stride
+    for size, found in zip(reversed((batch, *space)), reversed((at.stride[0], *at.stride[2:])), strict=True):
+        if size > 1 and found != expected:
+            return at
+        expected *= size
+    return Side((at.pixels, channel, 1, 1, 1), (stride, at.stride[1], 0, 0, 0))
+
+
+def _spatial(geometry: Geometry, *sides: Side) -> int:
+    """How many of the last dimensions there are to convolve; 0 where an output pixel is an input pixel."""
+    trivial = [
+        taps == stride == 1 and padding == 0 and all(at.size[axis + 2] == 1 for at in sides)
+        for axis, (taps, stride, padding) in enumerate(zip(*geometry[:3], strict=True))
+    ]
+    return 0 if all(trivial) else 1 if all(trivial[:2]) else 2 if trivial[0] else 3
+
+
+def _extent(at: Side) -> int:
+    """Elements from the first of a side to its last."""
+    return sum((size - 1) * stride for size, stride in zip(at.size, at.stride, strict=True))
+
+
+class _Plan(NamedTuple):
+    """How a product is launched: its tile, and the grid of tiles, parts of the sum, and groups by classes of pixels."""
+
+    tile: tuning.Tile
+    spatial: int
+    scalar_tap: bool
+    whole: bool
+    grid: tuple[int, int, int]
+
+
+def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed: bool, dtype: torch.dtype) -> _Plan:
+    taps, groups = math.prod(geometry.taps), geometry.groups
+    rows, channels = y.size[1] // groups, x.size[1] // groups
+    spatial = _spatial(geometry, x, y)
+    if x.stride[1] != 1 and dtype != torch.float32:  # float32 is copied to runs of channels
+        layout = "strided"
+    elif not transposed and taps > 1 and channels % 64:
+        layout = "mixed"
+    else:
+        layout = "runs" if spatial else "linear"
+    tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, CODES[args["CODE"]], rows, y.pixels)
+    block = 32 * tile.words
+    scalar = transposed or taps == 1 or channels % block == 0
+    if transposed:
+        classes = math.prod(geometry.stride)
+        # of the class with the fewest taps
+        fewest = [max(1, k // step) for k, step in zip(geometry.taps, _tap_step(geometry), strict=True)]
+        steps = math.prod(fewest) * -(-channels // block)
+        pixels = y.size[0] * math.prod(-(-n // s) for n, s in zip(y.size[2:], geometry.stride, strict=True))
+    else:
+        classes, pixels = 1, y.pixels
+        steps = taps * -(-channels // block) if scalar else -(-args["cols"] // block)
+    programs = -(-rows // tile.rows) * -(-pixels // tile.pixels)
+    split = tuning.split(programs * groups * classes, steps)
+    return _Plan(tile, spatial, scalar, scalar and channels % block == 0, (programs, split, groups * classes))
+
+
+def _tap_step(geometry: Geometry) -> tuple[int, ...]:
+    """From one tap to the next that reads the input grid of a transposed product from the same pixels."""
+    return tuple(s // math.gcd(s, d) for s, d in zip(geometry.stride, geometry.dilation, strict=True))
+
+
+def _finish(y: Tensor, at: Side, partial: Tensor, split: int, args: dict[str, Any], epilogue: Epilogue) -> None:
+    """Fill y from partial sums; from none where the weight has no columns."""
+    from .kernels.finish import sum_kernel
+
+    pixels, rows = at.pixels, at.size[1]
+    sum_kernel[(-(-rows // SUM_ROWS) * -(-pixels // SUM_PIXELS),)](
+        y, partial, epilogue.bias, epilogue.gain, args["header"], pixels, rows, pixels * rows, at.size, at.stride,
+        CODE=args["CODE"], RELU=epilogue.relu, SPLIT=split, ROWS=SUM_ROWS, PIXELS=SUM_PIXELS,
+    )  # fmt: skip
+
+
+def product(
+    y: Tensor,
+    y_side: Side,
+    x: Tensor,
+    x_side: Side,
+    args: dict[str, Any],
+    geometry: Geometry,
+    transposed: bool,
+    epilogue: Epilogue = NOTHING,
+) -> None:
+    """Fill y with relu(gain * W x + bias), W as it is or transposed; `args` are those of `launch.decode_args`.
+
+    Scratch beside y: planes of at most four bits a weight (bytes where a transposed product draws from groups whose
+    columns are no multiple of 16), three bfloat16 of each float32 input, and partial sums of a launch that is split.
+    """
+    from .kernels.product import product_kernel
+
+    if not y.numel():
+        return
+    if geometry._replace(groups=1) == POINT and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
+        x_side, y_side = _flat(x_side), _flat(y_side)
+    with on(y.device):
+        if not x.numel():
+            _finish(y, y_side, y, 0, args, epilogue)
+            return
+        plan = _plan(y_side, x_side, args, geometry, transposed, y.dtype)
+        tile, split, groups = plan.tile, plan.grid[1], geometry.groups
+        planes = _planes(args, geometry, transposed, tile.words)
+        part_stride, partial, all_rows = 0, None, y_side.size[1]
+        if x.dtype == torch.float32:
+            x, x_side, part_stride = _parts(x, x_side)
+        if split > 1:
+            partial = torch.empty(split, y_side.pixels, all_rows, dtype=torch.float32, device=y.device)
+        product_kernel[plan.grid](
+            y, partial, x, epilogue.bias, epilogue.gain, args["header"], planes.keep, planes.draw,
+            args["normal_table"], groups, all_rows // groups, x_side.size[1] // groups, args["cols"], planes.width,
+            planes.words_per_tap, part_stride, y_side.pixels * all_rows, x_side.size, x_side.stride, y_side.size,
+            y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation, _tap_step(geometry),
+            CODE=args["CODE"], TRANSPOSED=transposed, SPATIAL=plan.spatial, LARGE=_extent(x_side) >= 1 << 31,
+            FEW_TAPS=plan.spatial > 0 and plan.scalar_tap and math.prod(geometry.taps) <= 32, SCALAR_TAP=plan.scalar_tap, WHOLE=plan.whole, WHOLE_WORDS=planes.width % tile.words == 0,
+            PARTS=3 if part_stride else 1, FLUSH=tile.flush, RELU=epilogue.relu, ROWS=tile.rows, PIXELS=tile.pixels,
+            WORDS=tile.words, SPLIT=split, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        if partial is not None:
+            _finish(y, y_side, partial, split, args, epilogue)
