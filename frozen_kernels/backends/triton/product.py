@@ -215,7 +215,8 @@ def product(
             planes.words_per_tap, part_stride, y_side.pixels * all_rows, x_side.size, x_side.stride, y_side.size,
             y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation, _tap_step(geometry),
             CODE=args["CODE"], TRANSPOSED=transposed, SPATIAL=plan.spatial, LARGE=_extent(x_side) >= 1 << 31,
-            FEW_TAPS=plan.spatial > 0 and plan.scalar_tap and math.prod(geometry.taps) <= 32, SCALAR_TAP=plan.scalar_tap, WHOLE=plan.whole, WHOLE_WORDS=planes.width % tile.words == 0,
+            FEW_TAPS=plan.spatial > 0 and plan.scalar_tap and math.prod(geometry.taps) <= 32,
+            SCALAR_TAP=plan.scalar_tap, WHOLE=plan.whole, WHOLE_WORDS=planes.width % tile.words == 0,
             PARTS=3 if part_stride else 1, FLUSH=tile.flush, RELU=epilogue.relu, ROWS=tile.rows, PIXELS=tile.pixels,
             WORDS=tile.words, SPLIT=split, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

@@ -180,9 +180,9 @@ def product_kernel(
     """One tile of y, or with `partial` one part of its sum over the words, as float32 [SPLIT, pixels, all rows].
 
     `SPATIAL` dimensions are convolved, `LARGE` images lie past 2^31 elements, `FEW_TAPS` are at most 32, walked one at
-    a time. `SCALAR_TAP`: a step lies in one tap, `WHOLE`: and in its channels, `WHOLE_WORDS`: its words are the plane's.
-    `PARTS` inputs, `part_stride` apart, are summed, the last first. Every `FLUSH` steps (0: never) the sum of the tensor cores, which need not round to nearest,
-    is added to one that does.
+    a time. `SCALAR_TAP`: a step lies in one tap, `WHOLE`: and in its channels, `WHOLE_WORDS`: its words are the
+    plane's. `PARTS` inputs, `part_stride` apart, are summed, the last first. Every `FLUSH` steps (0: never) the sum of
+    the tensor cores, which need not round to nearest, is added to one that does.
     """
     DTYPE: tl.constexpr = x.dtype.element_ty
     group = tl.program_id(2) % groups
