@@ -3,6 +3,7 @@
 Importing this package does not import triton; the first launch does.
 """
 
+from .embedding import embedding, embedding_grad_scores
 from .launch import DEVICES, reasons
 from .layers import linear
 from .scores import (
@@ -25,6 +26,8 @@ __all__ = [
     "conv_transpose1d_grad_scores",
     "conv_transpose2d_grad_scores",
     "conv_transpose3d_grad_scores",
+    "embedding",
+    "embedding_grad_scores",
     "linear",
     "linear_grad_scores",
     "reasons",

@@ -1,8 +1,8 @@
 """Score gradients on the Triton backend: compact sums of dL/dW, and no dense gradient of a weight.
 
-Declared workspaces: the plan (free words and what lies before each in its chunk, 1.5 bits per weight; sign words, 1 bit,
-where signs are generated), the stream offsets where the tensor holds none, and partial sums where few tiles have many
-pixels: at most `PROGRAMS` tiles of float32.
+Declared workspaces: the plan (free words and what lies before each in its chunk, 1.5 bits per weight; where signs are
+generated, sign words of 1 bit), the stream offsets where the tensor holds none, and partial sums where few tiles have
+many pixels: at most `PROGRAMS` tiles of float32.
 """
 
 from __future__ import annotations

@@ -161,10 +161,7 @@ def score_gemm_kernel(
     row = row.to(tl.int64) + group.to(tl.int64) * group_rows
     col = col0 + tl.arange(0, COLS)
     col_inside = col < cols
-    if ONE_TAP:
-        tap = col0 // channels
-    else:
-        tap = col // channels
+    tap = (col0 if ONE_TAP else col) // channels
     tap_offset, tap_depth, tap_height, tap_width = tap_places(tap, wide_stride, steps, DIMS)
     channel = (col - tap * channels).to(tl.int64) + group.to(tl.int64) * channels
     col_offset = channel * wide_stride[3] + tap_offset
@@ -216,7 +213,7 @@ def score_gemm_kernel(
         out += tl.program_id(1).to(tl.int64) * count
     store_free(
         out, scores, count, total, header, free, start, signs, draw, normal_table, offsets, rows, cols, row[:, None],
-        col0, row_inside[:, None] & col_inside[None, :], CODE, ROWS, COLS,
+        row_inside[:, None], col0, CODE, ROWS, COLS,
     )  # fmt: skip
 
 
@@ -305,14 +302,11 @@ def score_depthwise_kernel(
         at = wide_offset + tap_offset[:, None, None] + wide_row
         b = tl.load(wide + at, mask=tap_inside & row_inside, other=0.0).to(tl.float32)
         total += a * b
-    if LAST:
-        gradient = tl.trans(tl.sum(total, 1))
-    else:
-        gradient = tl.trans(tl.sum(total, 2))
+    gradient = tl.trans(tl.sum(total, 1 if LAST else 2))
     if scores is None:
         out += tl.program_id(1).to(tl.int64) * count
     row = row[:, None]
     store_free(
-        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, col0,
-        (row < rows) & (col < cols)[None, :], CODE, ROWS, COLS,
+        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, row < rows,
+        col0, CODE, ROWS, COLS,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def plan_kernel(free, start, signs, header, rows, cols, ROWS: tl.constexpr, WORD
     word = (chunk * CHUNK_WORDS + tl.arange(0, WORDS))[None, :].to(tl.int64)
     inside = (row < rows) & (word < words)
     at = row * words + word
-    unpruned, free_words = partition_words(header, row.to(tl.uint32), word.to(tl.uint32), ROWS, WORDS)
+    _, free_words = partition_words(header, row.to(tl.uint32), word.to(tl.uint32), ROWS, WORDS)
     free_words = free_words & valid_bits(word, cols)
     count = (byte_totals(free_words) >> 24).to(tl.int32)
     tl.store(free + at, free_words.to(tl.int32, bitcast=True), mask=inside)
@@ -66,6 +66,56 @@ def code_bytes(header, draw, cols, row, col0, inside, ROWS: tl.constexpr, COLS: 
 
 
 @triton.jit
+def store_word(
+    out,
+    scores,
+    count,
+    gradient,
+    header,
+    free,
+    start,
+    signs,
+    draw,
+    normal_table,
+    offsets,
+    rows,
+    cols,
+    row,
+    row_inside,
+    col0,
+    CODE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """store_free of a tile inside one word."""
+    words = (cols + 31) // 32
+    chunks = (words + CHUNK_WORDS - 1) // CHUNK_WORDS
+    row_inside = row_inside & (col0 < cols)
+    at = row * words + col0 // 32
+    free_word = tl.load(free + at, mask=row_inside, other=0).to(tl.uint32, bitcast=True)
+    position = tl.load(offsets + row * chunks + col0 // (CHUNK_WORDS * 32), mask=row_inside, other=0)
+    position += tl.load(start + at, mask=row_inside, other=0)
+    lane = (col0 % 32 + tl.arange(0, COLS))[None, :]
+    bit = ((lane >> 1) | ((lane & 1) << 4)).to(tl.uint32)
+    one = tl.full((), 1, tl.uint32)
+    rank = (byte_totals(free_word & ((one << bit) - 1)) >> 24).to(tl.int32)
+    wanted = (((free_word >> bit) & 1) != 0) & (position + rank < count)
+    if CODE == SIGN:
+        sign_word = tl.load(signs + at, mask=row_inside, other=0).to(tl.uint32, bitcast=True)
+        value = tl.where(((sign_word >> bit) & 1) != 0, -gradient, gradient)
+    elif CODE == CONSTANT:
+        value = gradient
+    else:
+        drawn = code_bytes(header, draw, cols, row, col0, wanted, ROWS, COLS)
+        code = tl.load(normal_table + drawn) if CODE == NORMAL else (2 * drawn - 255).to(tl.float32)
+        value = gradient * code
+    if scores is not None:
+        value = value * header_word(header, 6).to(tl.float32, bitcast=True)
+        value = value * sign_of(tl.load(scores + position + rank, mask=wanted, other=0.0).to(tl.float32))
+    tl.store(out + position + rank, value.to(out.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
 def store_free(
     out,
     scores,
@@ -81,41 +131,33 @@ def store_free(
     rows,
     cols,
     row,
+    row_inside,
     col0,
-    inside,
     CODE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """The free weights of a tile of dL/dW at their stream positions; row int64 [ROWS, 1], inside [ROWS, COLS].
+    """The free weights of a tile of dL/dW at their stream positions; row int64 [ROWS, 1], row_inside [ROWS, 1].
 
     With `scores` None they are partial sums, which `finish_kernel` ends.
     """
-    words = (cols + 31) // 32
-    chunks = (words + CHUNK_WORDS - 1) // CHUNK_WORDS
-    first = tl.load(offsets + row * chunks + col0 // (CHUNK_WORDS * 32), mask=row < rows, other=0)
-    col = (col0 + tl.arange(0, COLS))[None, :]
-    at = row * words + (col // 32)
-    bit = (((col & 31) >> 1) | ((col & 1) << 4)).to(tl.uint32)
-    free_word = tl.load(free + at, mask=inside, other=0).to(tl.uint32, bitcast=True)
-    before = tl.load(start + at, mask=inside, other=0).to(tl.int32)
-    one = tl.full((), 1, tl.uint32)
-    rank = byte_totals(free_word & ((one << bit) - 1)) >> 24
-    position = first + (before + rank.to(tl.int32))
-    wanted = (((free_word >> bit) & 1) != 0) & (position < count)
-    if CODE == SIGN:
-        sign_word = tl.load(signs + at, mask=wanted, other=0).to(tl.uint32, bitcast=True)
-        value = tl.where(((sign_word >> bit) & 1) != 0, -gradient, gradient)
-    elif CODE == CONSTANT:
-        value = gradient
+    if COLS > 32:
+        # a word at a time: its free bits, signs and position are one load per row, and few registers are live
+        HALF: tl.constexpr = COLS // 2
+        low, high = tl.split(tl.permute(tl.reshape(gradient, (ROWS, 2, HALF)), (0, 2, 1)))
+        store_free(
+            out, scores, count, low, header, free, start, signs, draw, normal_table, offsets, rows, cols, row,
+            row_inside, col0, CODE, ROWS, HALF,
+        )  # fmt: skip
+        store_free(
+            out, scores, count, high, header, free, start, signs, draw, normal_table, offsets, rows, cols, row,
+            row_inside, col0 + HALF, CODE, ROWS, HALF,
+        )  # fmt: skip
     else:
-        drawn = code_bytes(header, draw, cols, row, col0, inside, ROWS, COLS)
-        code = tl.load(normal_table + drawn) if CODE == NORMAL else (2 * drawn - 255).to(tl.float32)
-        value = gradient * code
-    if scores is not None:
-        value = value * header_word(header, 6).to(tl.float32, bitcast=True)
-        value = value * sign_of(tl.load(scores + position, mask=wanted, other=0.0).to(tl.float32))
-    tl.store(out + position, value.to(out.dtype.element_ty), mask=wanted)
+        store_word(
+            out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row,
+            row_inside, col0, CODE, ROWS, COLS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -168,6 +210,6 @@ def weight_scores_kernel(
     inside = (row < rows) & (col < cols)
     gradient = tl.load(grad + row * grad_stride[3] + place, mask=inside, other=0.0).to(tl.float32)
     store_free(
-        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, col0,
-        inside, CODE, ROWS, COLS,
+        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, row < rows,
+        col0, CODE, ROWS, COLS,
     )  # fmt: skip
