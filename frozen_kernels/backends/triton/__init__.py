@@ -3,7 +3,7 @@
 Importing this package does not import triton; the first launch does.
 """
 
-from .embedding import embedding, embedding_grad_scores
+from .embeddings import embedding, embedding_grad_scores
 from .launch import DEVICES, reasons
 from .layers import linear
 from .scores import (

@@ -19,9 +19,11 @@ from .. import Unsupported
 from .geometry import POINT, Geometry, Side, geometry, side
 from .launch import check_dtype, check_tensor, generator_args, on
 
-PROGRAMS = 528  # wanted where few tiles have many pixels: four for each multiprocessor of a large GPU
+PROGRAMS = 264  # wanted where few tiles have many pixels: two for each multiprocessor of a large GPU
 PART_BLOCKS = 8  # blocks of pixels that a part sums at least
 MAX_PIXELS = (1 << 31) - 1024  # pixels are counted in int32
+MAX_WORDS = (1 << 31) - 1024  # of the weight, counted in int32
+MAX_EXTENT = (1 << 31) - 1  # of a side whose offsets fit int32
 PLAN_ROWS, FINISH_BLOCK, FINISH_SUMS = 16, 128, 8
 WEIGHT_TILE = (16, 128)
 DEPTHWISE_TAPS = 16
@@ -48,6 +50,8 @@ class Scores:
             raise Unsupported("the dense residency has nothing to decode")
         args = generator_args(header, draw, code, shape)
         rows, cols = args["rows"], args["cols"]
+        if rows * words(cols) > MAX_WORDS:
+            raise Unsupported(f"{rows} rows of {words(cols)} words are more than {MAX_WORDS}")
         scores = scores.contiguous()
         check_tensor("scores", scores, header, (torch.float32, torch.bfloat16), None)
         if offsets is None:
@@ -138,6 +142,11 @@ def reciprocal(divisor: int) -> tuple[int, int]:
     return -(-(1 << shift) // divisor), shift
 
 
+def extent(s: Side) -> int:
+    """Elements from the first to the last of a side."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(s.size, s.stride, strict=True))
+
+
 def place_args(dims: list[_Dim], wide: Side, narrow: Side) -> dict[str, Any]:
     """The arguments by which a kernel finds pixels and taps on both sides."""
     batch, inner = dims[0], dims[:0:-1]
@@ -149,6 +158,7 @@ def place_args(dims: list[_Dim], wide: Side, narrow: Side) -> dict[str, Any]:
         "steps": tuple(n for d in three for n in (d.stride, d.padding, d.dilation, d.taps)),
         "DIMS": len(inner),
         "PADDED": any(d.padding > 0 for d in inner),
+        "LONG": max(extent(wide), extent(narrow)) > MAX_EXTENT,
     }
     for name, dim in zip(("width", "height", "depth"), three, strict=True):
         magic, shift = reciprocal(max(dim.narrow, 1))
@@ -161,11 +171,12 @@ def power_above(n: int, low: int, high: int) -> int:
     return min(high, max(low, 1 << (n - 1).bit_length()))
 
 
-def gemm_tile(dtypes: Sequence[torch.dtype], group_rows: int, cols: int) -> tuple[int, int, int]:
-    """Rows, columns and pixels of a tile."""
-    if torch.float32 in dtypes:
-        return power_above(group_rows, 16, 64), power_above(cols, 32, 64), 16
-    return power_above(group_rows, 16, 64), power_above(cols, 32, 128), 64
+def gemm_tile(half: bool, copied: bool, group_rows: int, cols: int) -> tuple[int, int, int]:
+    """Rows and pixels of a tile of `cols` columns, and its warps: the largest that spill no register on any target."""
+    if not half:
+        return power_above(group_rows, 16, 64), 16, 4
+    rows = power_above(group_rows, 16, 128 if copied else 64)
+    return rows, 64 if copied else 32, 8 if rows * cols >= 64 * 128 else 4
 
 
 def parts_of(pixels: int, block: int, programs: int) -> tuple[int, int]:
@@ -203,13 +214,16 @@ def _gemm(task: Scores, pixels: int, narrow_last: bool, wide_last: bool, groups:
     from .kernels.score_gemm import score_gemm_kernel
 
     channels, group_rows = args["channels"], args["group_rows"]
-    rows, cols, block = gemm_tile((args["narrow"].dtype, args["wide"].dtype), group_rows, task.cols)
+    half = torch.float32 not in (args["narrow"].dtype, args["wide"].dtype)
+    cols = power_above(task.cols, 32, 128 if half else 64)
+    one_tap = channels == task.cols or channels % cols == 0
+    # runs of channels under one tap go to shared memory past the registers
+    rows, block, warps = gemm_tile(half, narrow_last and wide_last and one_tap, group_rows, cols)
     programs = groups * -(-group_rows // rows) * -(-task.cols // cols)
     parts, span = parts_of(pixels, block, programs)
-    one_tap = channels == task.cols or channels % cols == 0
     task.run(
         score_gemm_kernel, programs, parts, **args, span=span, ONE_TAP=one_tap, NARROW_LAST=narrow_last,
-        WIDE_LAST=wide_last, ROWS=rows, COLS=cols, PIXELS=block,
+        WIDE_LAST=wide_last, ROWS=rows, COLS=cols, PIXELS=block, num_warps=warps,
     )  # fmt: skip
 
 

@@ -24,6 +24,12 @@ def divide(number, magic, shift):
 
 
 @triton.jit
+def offset(number, LONG: tl.constexpr):
+    """An element offset: int64 where the tensor may need it, for int32 takes half the registers."""
+    return number.to(tl.int64) if LONG else number.to(tl.int32)
+
+
+@triton.jit
 def pixel_places(
     pixel,
     narrow_stride,
@@ -39,56 +45,57 @@ def pixel_places(
     shift_depth,
     steps,
     DIMS: tl.constexpr,
+    LONG: tl.constexpr,
 ):
     """Offsets on both sides, and where tap 0 lies on the wide side in depth, height and width."""
     width = pixel
     height = pixel
     depth = pixel
     if DIMS == 0:
-        narrow = pixel.to(tl.int64) * narrow_stride[0]
-        wide = pixel.to(tl.int64) * wide_stride[0]
+        narrow = offset(pixel, LONG) * narrow_stride[0]
+        wide = offset(pixel, LONG) * wide_stride[0]
     else:
         rest = divide(pixel, magic_width, shift_width)
         at = pixel - rest * narrow_width
         width = at * steps[0] - steps[1]
-        narrow = at.to(tl.int64) * narrow_stride[0]
-        wide = width.to(tl.int64) * wide_stride[0]
+        narrow = offset(at, LONG) * narrow_stride[0]
+        wide = offset(width, LONG) * wide_stride[0]
         if DIMS > 1:
             pixel = rest
             rest = divide(pixel, magic_height, shift_height)
             at = pixel - rest * narrow_height
             height = at * steps[4] - steps[5]
-            narrow += at.to(tl.int64) * narrow_stride[1]
-            wide += height.to(tl.int64) * wide_stride[1]
+            narrow += offset(at, LONG) * narrow_stride[1]
+            wide += offset(height, LONG) * wide_stride[1]
         if DIMS > 2:
             pixel = rest
             rest = divide(pixel, magic_depth, shift_depth)
             at = pixel - rest * narrow_depth
             depth = at * steps[8] - steps[9]
-            narrow += at.to(tl.int64) * narrow_stride[2]
-            wide += depth.to(tl.int64) * wide_stride[2]
-        narrow += rest.to(tl.int64) * narrow_stride[4]
-        wide += rest.to(tl.int64) * wide_stride[4]
+            narrow += offset(at, LONG) * narrow_stride[2]
+            wide += offset(depth, LONG) * wide_stride[2]
+        narrow += offset(rest, LONG) * narrow_stride[4]
+        wide += offset(rest, LONG) * wide_stride[4]
     return narrow, wide, depth, height, width
 
 
 @triton.jit
-def tap_places(tap, wide_stride, steps, DIMS: tl.constexpr):
+def tap_places(tap, wide_stride, steps, DIMS: tl.constexpr, LONG: tl.constexpr):
     """Offset of a tap on the wide side, and its way in depth, height and width."""
     width = tap * 0
     height = width
     depth = width
-    offset = width.to(tl.int64)
+    total = offset(width, LONG)
     if DIMS > 0:
         width = tap % steps[3] * steps[2]
-        offset += width.to(tl.int64) * wide_stride[0]
+        total += offset(width, LONG) * wide_stride[0]
     if DIMS > 1:
         height = tap // steps[3] % steps[7] * steps[6]
-        offset += height.to(tl.int64) * wide_stride[1]
+        total += offset(height, LONG) * wide_stride[1]
     if DIMS > 2:
         depth = tap // (steps[3] * steps[7]) * steps[10]
-        offset += depth.to(tl.int64) * wide_stride[2]
-    return offset, depth, height, width
+        total += offset(depth, LONG) * wide_stride[2]
+    return total, depth, height, width
 
 
 @triton.jit
@@ -139,6 +146,7 @@ def score_gemm_kernel(
     cols,
     CODE: tl.constexpr,
     DIMS: tl.constexpr,
+    LONG: tl.constexpr,
     PADDED: tl.constexpr,
     ONE_TAP: tl.constexpr,
     NARROW_LAST: tl.constexpr,
@@ -162,17 +170,16 @@ def score_gemm_kernel(
     col = col0 + tl.arange(0, COLS)
     col_inside = col < cols
     tap = (col0 if ONE_TAP else col) // channels
-    tap_offset, tap_depth, tap_height, tap_width = tap_places(tap, wide_stride, steps, DIMS)
-    channel = (col - tap * channels).to(tl.int64) + group.to(tl.int64) * channels
-    col_offset = channel * wide_stride[3] + tap_offset
-    row_offset = row * narrow_stride[3]
+    tap_offset, tap_depth, tap_height, tap_width = tap_places(tap, wide_stride, steps, DIMS, LONG)
+    col_offset = offset(col - tap * channels + group * channels, LONG) * wide_stride[3] + tap_offset
+    row_offset = offset(row, LONG) * narrow_stride[3]
     first = tl.program_id(1) * span
     total = tl.zeros((ROWS, COLS), tl.float32)
     for pixel0 in range(first, tl.minimum(pixels - first, span) + first, PIXELS):
         pixel = pixel0 + tl.arange(0, PIXELS)
         narrow_offset, wide_offset, d, h, w = pixel_places(
             pixel, narrow_stride, wide_stride, narrow_width, narrow_height, narrow_depth, magic_width, magic_height,
-            magic_depth, shift_width, shift_height, shift_depth, steps, DIMS,
+            magic_depth, shift_width, shift_height, shift_depth, steps, DIMS, LONG,
         )  # fmt: skip
         inside = pixel < pixels
         if NARROW_LAST:
@@ -254,6 +261,7 @@ def score_depthwise_kernel(
     cols,
     CODE: tl.constexpr,
     DIMS: tl.constexpr,
+    LONG: tl.constexpr,
     PADDED: tl.constexpr,
     LAST: tl.constexpr,
     ROWS: tl.constexpr,
@@ -265,9 +273,9 @@ def score_depthwise_kernel(
     col0 = tl.program_id(0) // row_blocks * COLS
     row = (tl.program_id(0) % row_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     col = col0 + tl.arange(0, COLS)
-    tap_offset, tap_depth, tap_height, tap_width = tap_places(col, wide_stride, steps, DIMS)
-    narrow_row = row * narrow_stride[3]
-    wide_row = row // group_rows * wide_stride[3]
+    tap_offset, tap_depth, tap_height, tap_width = tap_places(col, wide_stride, steps, DIMS, LONG)
+    narrow_row = offset(row, LONG) * narrow_stride[3]
+    wide_row = offset(row // group_rows, LONG) * wide_stride[3]
     first = tl.program_id(1) * span
     if LAST:
         narrow_row, wide_row, row_inside = (
@@ -289,7 +297,7 @@ def score_depthwise_kernel(
         pixel = pixel0 + lanes
         narrow_offset, wide_offset, d, h, w = pixel_places(
             pixel, narrow_stride, wide_stride, narrow_width, narrow_height, narrow_depth, magic_width, magic_height,
-            magic_depth, shift_width, shift_height, shift_depth, steps, DIMS,
+            magic_depth, shift_width, shift_height, shift_depth, steps, DIMS, LONG,
         )  # fmt: skip
         inside = (pixel < pixels) & row_inside
         a = tl.load(narrow + narrow_offset + narrow_row, mask=inside, other=0.0).to(tl.float32)
@@ -307,6 +315,6 @@ def score_depthwise_kernel(
         out += tl.program_id(1).to(tl.int64) * count
     row = row[:, None]
     store_free(
-        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, row < rows,
-        col0, CODE, ROWS, COLS,
+        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row,
+        row < rows, col0, CODE, ROWS, COLS,
     )  # fmt: skip

@@ -91,9 +91,10 @@ def store_word(
     words = (cols + 31) // 32
     chunks = (words + CHUNK_WORDS - 1) // CHUNK_WORDS
     row_inside = row_inside & (col0 < cols)
-    at = row * words + col0 // 32
+    line = row.to(tl.int32)
+    at = line * words + col0 // 32
     free_word = tl.load(free + at, mask=row_inside, other=0).to(tl.uint32, bitcast=True)
-    position = tl.load(offsets + row * chunks + col0 // (CHUNK_WORDS * 32), mask=row_inside, other=0)
+    position = tl.load(offsets + line * chunks + col0 // (CHUNK_WORDS * 32), mask=row_inside, other=0)
     position += tl.load(start + at, mask=row_inside, other=0)
     lane = (col0 % 32 + tl.arange(0, COLS))[None, :]
     bit = ((lane >> 1) | ((lane & 1) << 4)).to(tl.uint32)
@@ -210,6 +211,6 @@ def weight_scores_kernel(
     inside = (row < rows) & (col < cols)
     gradient = tl.load(grad + row * grad_stride[3] + place, mask=inside, other=0.0).to(tl.float32)
     store_free(
-        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row, row < rows,
-        col0, CODE, ROWS, COLS,
+        out, scores, count, gradient, header, free, start, signs, draw, normal_table, offsets, rows, cols, row,
+        row < rows, col0, CODE, ROWS, COLS,
     )  # fmt: skip
