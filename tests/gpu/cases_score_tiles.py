@@ -34,9 +34,15 @@ def test_linear_exact_on_small_integers(code, dtype, residency):
 
 
 def test_linear_past_one_chunk_and_tile():
-    for code, residency in (("sign", "seed"), ("uniform", "seed"), ("normal", "planes")):
-        pack = pack_of(header((0x2F00, 0xA100), scale=1.0), residency, code, (70, 1057))
-        x, grad, scores = small_integers(3, 1057), small_integers(3, 70), scores_of(pack)
+    for code, residency, dtype, shape in (
+        ("sign", "seed", torch.float32, (70, 1057)),
+        ("uniform", "seed", torch.bfloat16, (33, 1057)),
+        ("sign", "mask", torch.bfloat16, (130, 147)),
+        ("normal", "planes", torch.float16, (65, 70)),
+    ):
+        pack = pack_of(header((0x2F00, 0xA100), scale=1.0), residency, code, shape)
+        x, grad = small_integers(3, shape[1], dtype=dtype), small_integers(3, shape[0], dtype=dtype)
+        scores = scores_of(pack)
         assert torch.equal(run(grad, x, scores, pack), wanted(grad, x, scores, pack))
 
 

@@ -97,6 +97,15 @@ def test_parts_are_summed_in_order(name, monkeypatch):
         assert torch.equal(got, run(name, grad, x, scores, pack, options))
 
 
+@pytest.mark.parametrize("name", ["conv2d-taps-apart", "conv3d", "conv3d-depthwise"])
+def test_offsets_of_64_bits(name, monkeypatch):
+    monkeypatch.setattr(launchers, "MAX_EXTENT", 0)
+    grad, x, shape, options = layer_args(name)
+    pack = pack_of(header(scale=0.5), "seed", "sign", shape)
+    scores = scores_of(pack)
+    assert torch.equal(run(name, grad, x, scores, pack, options), wanted(name, grad, x, scores, pack, options))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_within_twice_torch(dtype, monkeypatch):
     generator = torch.Generator().manual_seed(1)

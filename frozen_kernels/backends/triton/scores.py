@@ -91,7 +91,7 @@ class Scores:
         sums = torch.empty(parts, self.out.numel(), dtype=torch.float32, device=self.out.device)
         kernel[(programs, parts)](out=sums, scores=None, **args)
         finish_kernel[(-(-self.out.numel() // FINISH_BLOCK),)](
-            self.out, self.scores, sums, args["header"], self.out.numel(), PARTS=parts, BLOCK=FINISH_BLOCK,
+            self.out, self.scores, sums, args["header"], self.out.numel(), parts, BLOCK=FINISH_BLOCK,
             SUMS=FINISH_SUMS,
         )  # fmt: skip
 

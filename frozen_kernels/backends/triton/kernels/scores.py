@@ -161,16 +161,16 @@ def store_free(
         )  # fmt: skip
 
 
-@triton.jit
-def finish_kernel(out, scores, parts, header, count, PARTS: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr):
-    """out = (sum of the parts) * scale * sign(score), parts [PARTS, count] summed in a fixed order."""
+@triton.jit(do_not_specialize=["count", "parts"])
+def finish_kernel(out, scores, sums, header, count, parts, BLOCK: tl.constexpr, SUMS: tl.constexpr):
+    """out = (sum over the parts) * scale * sign(score), sums [parts, count] added in a fixed order."""
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = position < count
     total = tl.zeros((BLOCK,), tl.float32)
-    for part0 in range(0, PARTS, SUMS):
+    for part0 in range(0, parts, SUMS):
         part = (part0 + tl.arange(0, SUMS))[:, None]
-        at = parts + part.to(tl.int64) * count + position[None, :]
-        total += tl.sum(tl.load(at, mask=(part < PARTS) & inside[None, :], other=0.0), 0)
+        at = sums + part.to(tl.int64) * count + position[None, :]
+        total += tl.sum(tl.load(at, mask=(part < parts) & inside[None, :], other=0.0), 0)
     total = total * header_word(header, 6).to(tl.float32, bitcast=True)
     total = total * sign_of(tl.load(scores + position, mask=inside, other=0.0).to(tl.float32))
     tl.store(out + position, total.to(out.dtype.element_ty), mask=inside)
