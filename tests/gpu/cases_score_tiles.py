@@ -6,6 +6,8 @@ import pytest
 import torch
 from common import CODES_AND_DTYPES, DEVICE, THRESHOLDS, expected, header, pack_of, scores_of, small_integers
 
+import frozen_kernels as fk
+from frozen_kernels import reference
 from frozen_kernels.backends import Unsupported, triton
 from frozen_kernels.backends.triton import scores as launchers
 
@@ -121,3 +123,22 @@ def test_refusals():
         run(grad, x[:, 1:], scores, pack)
     with pytest.raises(ValueError, match=r"grad: size \[3, 30\], expected \[3, 31\]"):
         triton.weight_grad_scores(torch.zeros(3, 30, device=DEVICE), scores, *pack)
+
+
+@pytest.mark.parametrize("residency", ["seed", "planes"])
+def test_backward_reaches_the_backend(residency):
+    pack = pack_of(header(scale=1.0), residency, "sign", (5, 33))
+    if pack[2] is None:
+        offsets = reference.offsets(pack[0].cpu(), 5, 33).to(DEVICE)
+        pack = (*pack[:2], offsets, *pack[3:])
+    x, grad, scores = small_integers(4, 33), small_integers(4, 5), scores_of(pack).requires_grad_()
+    with fk.backends.use("triton"):
+        torch.ops.frozen_kernels.linear(x, None, scores, *pack).backward(grad)
+        assert torch.equal(scores.grad, wanted(grad, x, scores.detach(), pack))
+        scores.grad = None
+        torch.ops.frozen_kernels.weight(scores, *pack, torch.float32).backward(grad.T @ x)
+        assert torch.equal(scores.grad, wanted(grad, x, scores.detach(), pack))
+        scores.grad = None
+        rows = torch.arange(5, device=DEVICE)
+        torch.ops.frozen_kernels.embedding(rows, scores, *pack, torch.float32, -1).backward(grad.T @ x)
+        assert torch.equal(scores.grad, wanted(grad, x, scores.detach(), pack))
