@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...format import chunks, words
+from ...format import CODES, chunks, words
 from .. import Unsupported
 from .geometry import POINT, Geometry, Side, geometry, side
 from .launch import check_dtype, check_tensor, generator_args, on
@@ -64,15 +64,15 @@ class Scores:
     def plan(self) -> dict[str, Any]:
         """Lays out the workspace that tiles read; inside `on(device)`."""
         from .kernels.scores import plan_kernel
-        from .kernels.tile import SIGN
 
         header, per_row = self.args["header"], words(self.cols)
         free = torch.empty(self.rows, per_row, dtype=torch.int32, device=header.device)
         start = torch.empty(self.rows, per_row, dtype=torch.int16, device=header.device)
         signs, generated = None, None
-        if self.args["CODE"] == SIGN.value:
-            generated = torch.empty_like(free) if self.args["draw"] is None else None
-            signs = self.args["draw"] if generated is None else generated
+        if self.args["CODE"] == CODES.index("sign"):
+            signs = self.args["draw"]
+            if signs is None:
+                signs = generated = torch.empty_like(free)
         width = min(32, max(4, 1 << (per_row - 1).bit_length()))
         programs = -(-self.rows // PLAN_ROWS) * chunks(self.cols)
         plan_kernel[(programs,)](
