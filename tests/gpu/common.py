@@ -78,3 +78,17 @@ def sha256(t: Tensor) -> str:
 def small_integers(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Exact in any order of summation, on the device under test."""
     return torch.randint(-3, 4, size, generator=torch.Generator().manual_seed(sum(size))).to(DEVICE, dtype)
+
+
+def scores_of(pack: Sequence, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A score for each free weight on the device under test, zeros of both signs and NaN among them."""
+    header = pack[0].cpu()
+    count = int((reference.partition(header, *format.matrix_shape(pack[7]), 0, 0) == 0).sum())
+    made = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    made[1::17], made[2::17], made[3::17] = 0.0, -0.0, float("nan")
+    return made.to(DEVICE, dtype)
+
+
+def expected(op: str, *args) -> Tensor:
+    """The reference's result of an op, on the device under test."""
+    return getattr(reference, op)(*host(args)).to(DEVICE)

@@ -82,7 +82,7 @@ def _trap_stray_lanes() -> None:
         # a scalar's part in a mask makes it integers, which would index where bools select
         mask.data = mask.data.astype(bool)
         width = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        active = np.broadcast_to(mask.data, pointers.data.shape)
+        active = np.broadcast_to(mask.data.astype(bool), pointers.data.shape)  # int1 may come as int8
         at = pointers.data[active].astype(np.uint64)
         inside = np.zeros(at.shape, bool)
         for start, end in spans:

@@ -91,6 +91,29 @@ def check_header(header: Tensor) -> Tensor:
     return operand("header", header, header, torch.int32, (HEADER_WORDS,))
 
 
+def generator_args(header: Tensor, draw: Tensor | None, code: str, shape: Sequence[int]) -> dict[str, Any]:
+    """The keyword arguments of every kernel that reads codes, from an op's pack; Unsupported where none does."""
+    check_live(header)
+    if code not in CODES:
+        raise Unsupported(f"code {code!r} is not one of {', '.join(CODES)}")
+    rows, cols = matrix_shape(shape)
+    if cols > MAX_COLS:
+        raise Unsupported(f"{cols} columns are more than {MAX_COLS}")
+    check_tensor("header", header, header, (torch.int32,), HEADER_WORDS)
+    if draw is not None and code == "sign":
+        check_tensor("draw", draw, header, (torch.int32,), rows * words(cols))
+    elif draw is not None and code in ("uniform", "normal"):
+        check_tensor("draw", draw, header, (torch.uint8,), rows * cols)
+    return {
+        "header": header,
+        "draw": draw,
+        "normal_table": normal_table(header.device) if code == "normal" else None,
+        "rows": rows,
+        "cols": cols,
+        "CODE": CODES.index(code),
+    }
+
+
 def decode_args(
     header: Tensor,
     supermask: Tensor | None,
@@ -102,15 +125,10 @@ def decode_args(
     shape: Sequence[int],
 ) -> dict[str, Any]:
     """The keyword arguments of every kernel that decodes tiles, from an op's pack; Unsupported where no tile does."""
-    check_live(header)
     if dense is not None:
         raise Unsupported("the dense residency has nothing to decode")
-    if code not in CODES:
-        raise Unsupported(f"code {code!r} is not one of {', '.join(CODES)}")
-    rows, cols = matrix_shape(shape)
-    if cols > MAX_COLS:
-        raise Unsupported(f"{cols} columns are more than {MAX_COLS}")
-    check_tensor("header", header, header, (torch.int32,), HEADER_WORDS)
+    args = generator_args(header, draw, code, shape)
+    rows, cols = args["rows"], args["cols"]
     if keep is not None:
         check_tensor("keep", keep, header, (torch.int32,), rows * words(cols))
         supermask = offsets = None
@@ -119,21 +137,12 @@ def decode_args(
     else:
         check_tensor("supermask", supermask, header, (torch.uint8,), None)
         check_tensor("offsets", offsets, header, (torch.int64,), rows * chunks(cols) + 1)
-    if draw is not None and code == "sign":
-        check_tensor("draw", draw, header, (torch.int32,), rows * words(cols))
-    elif draw is not None and code in ("uniform", "normal"):
-        check_tensor("draw", draw, header, (torch.uint8,), rows * cols)
     return {
-        "header": header,
+        **args,
         "supermask": supermask,
         "offsets": offsets,
         "keep": keep,
-        "draw": draw,
-        "normal_table": normal_table(header.device) if code == "normal" else None,
         "supermask_bytes": 0 if supermask is None else supermask.numel(),
-        "rows": rows,
-        "cols": cols,
-        "CODE": CODES.index(code),
     }
 
 
