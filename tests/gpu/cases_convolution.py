@@ -23,6 +23,7 @@ CONVOLUTIONS = {
     "groups": ((2, 8, 5, 5), (4, 2, 3, 3), (2, 2), (1, 1), (1, 1), 4),
     "wide-groups": ((1, 128, 4, 5), (70, 64, 2, 2), (1, 1), (1, 1), (1, 1), 2),
     "depthwise": ((1, 3, 5, 4), (6, 1, 3, 3), (1, 1), (1, 1), (1, 1), 3),
+    "depthwise-strided": ((1, 5, 7, 6), (5, 1, 3, 2), (2, 3), (1, 1), (1, 2), 5),
     "call": ((1, 16, 3, 3), (5, 16, 2, 2), (1, 1), (0, 0), (1, 1), 1),
     "one": ((2, 6, 9), (4, 3, 2), (1,), (0,), (3,), 2),
     "gap": ((1, 3, 12), (5, 3, 2), (4,), (1,), (2,), 1),
@@ -101,7 +102,7 @@ def test_every_geometry(name):
     Case(name, "sign", torch.bfloat16, "planes").check()
 
 
-@pytest.mark.parametrize("name", ["strided", "gap", "three", "one", "empty"])
+@pytest.mark.parametrize("name", ["strided", "gap", "three", "one", "depthwise", "depthwise-strided", "empty"])
 def test_transposed_convolutions(name):
     Case(name, "sign", torch.float16, "planes").check_transposed()
 
@@ -115,10 +116,11 @@ def test_channels_last(name):
 @pytest.mark.parametrize("code", format.CODES)
 def test_every_code_and_residency(code, residency):
     # rows of a group are 16 columns wide or not: bytes of the transposed product come by the call or from a scratch
-    for name in ("groups", "call"):
+    for name in ("groups", "call", "depthwise"):
         Case(name, code, torch.bfloat16, residency).check()
 
 
 def test_float32_inputs_are_exact_parts():
     Case("ragged", "sign", torch.float32, "planes").check()
     Case("groups", "uniform", torch.float32, "mask").check()
+    Case("depthwise", "uniform", torch.float32, "mask").check()

@@ -20,6 +20,8 @@ SIGN, CONSTANT = CODES.index("sign"), CODES.index("constant")
 SPLIT_COUNT = 1024  # elements of a program that splits inputs
 TRANSPOSE_ROWS = 128
 SUM_ROWS, SUM_PIXELS = 64, 16
+DEPTHWISE = 16, 128  # pixels and channels of a tile
+MOST_ROWS = 8  # of a group of one input channel: from here on the tiles of the GEMM are the fuller ones
 
 
 class Epilogue(NamedTuple):
@@ -176,6 +178,24 @@ def _finish(y: Tensor, at: Side, partial: Tensor, split: int, args: dict[str, An
     )  # fmt: skip
 
 
+def _depthwise(
+    y: Tensor, y_side: Side, x: Tensor, x_side: Side, args: dict[str, Any], geometry: Geometry, transposed: bool,
+    epilogue: Epilogue,
+) -> None:  # fmt: skip
+    from .kernels.depthwise import depthwise_kernel
+
+    keep, draw = _expanded(args, generate=False)
+    # long in the dimension that lies contiguous in memory
+    pixels, channels = DEPTHWISE if x_side.stride[1] == 1 else DEPTHWISE[::-1]
+    grid = (-(-y_side.pixels // pixels) * -(-y_side.size[1] // channels),)
+    depthwise_kernel[grid](
+        y, x, epilogue.bias, epilogue.gain, args["header"], keep, draw, args["normal_table"],
+        args["rows"] // geometry.groups, args["cols"], x_side.size, x_side.stride, y_side.size, y_side.stride,
+        geometry.taps, geometry.stride, geometry.padding, geometry.dilation, CODE=args["CODE"], TRANSPOSED=transposed,
+        RELU=epilogue.relu, PIXELS=pixels, CHANNELS=channels,
+    )  # fmt: skip
+
+
 def product(
     y: Tensor,
     y_side: Side,
@@ -200,6 +220,10 @@ def product(
     with on(y.device):
         if not x.numel():
             _finish(y, y_side, y, 0, args, epilogue)
+            return
+        one_channel = args["cols"] == math.prod(geometry.taps)
+        if one_channel and args["rows"] // geometry.groups <= MOST_ROWS:
+            _depthwise(y, y_side, x, x_side, args, geometry, transposed, epilogue)
             return
         plan = _plan(y_side, x_side, args, geometry, transposed, y.dtype)
         tile, split, groups = plan.tile, plan.grid[1], geometry.groups
