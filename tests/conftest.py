@@ -1,15 +1,41 @@
-"""Fixtures shared by all tests: uninitialised memory is NaN, one seed per test, one run per live backend."""
+"""Fixtures shared by all tests: uninitialised memory is NaN, one seed per test, one run per live backend.
+
+With TRITON_INTERPRET=1 every test that asks for a backend runs on Triton's kernels in the interpreter.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 
 import frozen_kernels as fk
 
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETING:
+    from gpu import interpreter
+
+    interpreter.mend()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiles: calls torch.compile, which has no use for interpreted kernels")
+
+
+def pytest_collection_modifyitems(items):
+    if INTERPRETING:
+        skip = pytest.mark.skip(reason="torch.compile does not work with TRITON_INTERPRET=1")
+        for item in items:
+            if item.get_closest_marker("compiles"):
+                item.add_marker(skip)
+
 
 def live_backends(device: str = "cpu") -> list[str]:
-    """Backends that run on this machine for tensors of `device`, the reference among them."""
+    """Backends that run on this machine for tensors of `device`: the reference among them, or Triton interpreted."""
+    if INTERPRETING and device == "cpu":
+        return ["triton"]
     return [
         name
         for name, status in fk.backends.report().items()

@@ -1,0 +1,148 @@
+"""What every op may do beside launching kernels: make its result and a stated workspace, and wait for nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from common import DEVICE, INTERPRETING, same_bits
+from test_ops import sample
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from frozen_kernels.backends import triton
+from frozen_kernels.ops import SCHEMAS
+
+OPS = [op for op in SCHEMAS if hasattr(triton, op)]
+SIZED_BY_DATA = ("pack", "free_draws", "pack_plane")  # read the size of their result back from the device
+WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
+SLACK = 1024  # bytes: counters and the like
+
+needs_gpu = pytest.mark.skipif(INTERPRETING, reason="of a GPU alone")
+
+
+def _tensors(values: object) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for v in values:
+            yield from _tensors(v)
+
+
+def _to_device(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.detach().to(DEVICE)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_to_device(v) for v in value)
+    return value
+
+
+class Recorder(TorchDispatchMode):
+    """What torch is asked for inside the block, but for what the interpreter itself asks while it runs a kernel."""
+
+    def __init__(self, given: Sequence) -> None:
+        super().__init__()
+        self.known = {t.untyped_storage().data_ptr() for t in _tensors(given)}
+        self.made: list[torch.UntypedStorage] = []  # kept, so that no address comes twice
+        self.waits: list[str] = []
+        self.launching = False
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.made)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self.launching:
+            return result
+        name = func.overloadpacket.__name__
+        devices = {t.device for t in (*_tensors(list(args)), *_tensors(result)) if t.numel()}
+        if name in WAITING or len(devices) > 1:
+            self.waits.append(name)
+        for t in _tensors(result):
+            storage = t.untyped_storage()
+            if storage.nbytes() and storage.data_ptr() not in self.known:
+                self.known.add(storage.data_ptr())
+                self.made.append(storage)
+        return result
+
+
+@contextlib.contextmanager
+def recording(given: Sequence) -> Iterator[Recorder]:
+    with pytest.MonkeyPatch.context() as patch, Recorder(given) as recorder:
+        if INTERPRETING:
+            from triton.runtime.interpreter import GridExecutor
+
+            launch = GridExecutor.__call__
+
+            def paused(self, *args, **kwargs):
+                recorder.launching = True
+                try:
+                    return launch(self, *args, **kwargs)
+                finally:
+                    recorder.launching = False
+
+            patch.setattr(GridExecutor, "__call__", paused)
+        yield recorder
+
+
+def calls_of(op: str) -> list[tuple[tuple, dict]]:
+    """Arguments on the device under test, as the dispatcher hands them to a backend."""
+    schema = getattr(torch.ops.frozen_kernels, op).default._schema
+    plain = sum(not a.has_default_value() for a in schema.arguments)
+    names = [a.name for a in schema.arguments]
+    found = []
+    for args in sample(op):
+        moved = tuple(_to_device(a) for a in args)
+        found.append((moved[:plain], dict(zip(names[plain:], moved[plain:], strict=False))))
+    return found
+
+
+# bytes beyond the result, from the arguments
+WORKSPACES: dict[str, Callable[[Sequence], int]] = {}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_launchers_wait_for_nothing_and_allocate_what_they_say(op):
+    call = getattr(triton, op)
+    for args, options in calls_of(op):
+        call(*args, **options)  # tables that a process makes once
+        with recording([*args, *options.values()]) as seen:
+            result = call(*args, **options)
+        assert len(seen.waits) <= (op in SIZED_BY_DATA), (op, seen.waits)
+        allowed = result.untyped_storage().nbytes() + WORKSPACES.get(op, lambda args: 0)(args) + SLACK
+        assert seen.bytes <= allowed, (op, seen.bytes, allowed)
+
+
+@pytest.mark.parametrize("wait", [lambda t: t.sum().item(), lambda t: t.nonzero(), lambda t: bool(t.any())], ids=range(3))
+def test_a_wait_is_seen(wait):
+    t = torch.ones(3, device=DEVICE)
+    with recording([t]) as seen:
+        wait(t)
+    assert seen.waits
+
+
+def test_memory_is_seen():
+    t = torch.ones(100, device=DEVICE)
+    with recording([t]) as seen:
+        t.clone()
+        t.view(10, 10)
+        torch.empty(200, device=DEVICE)
+    assert seen.bytes == 1200 and not seen.waits
+
+
+@needs_gpu
+@pytest.mark.parametrize("op", [op for op in OPS if op not in SIZED_BY_DATA])
+def test_ops_in_a_graph(op):
+    """CUDA refuses to capture what synchronises; a replay must give the bits of the call."""
+    call = getattr(triton, op)
+    for args, options in calls_of(op):
+        want = call(*args, **options)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call(*args, **options)
+        result.zero_()
+        graph.replay()
+        assert same_bits(result, want), op

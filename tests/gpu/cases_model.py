@@ -1,0 +1,97 @@
+"""A mixed model frozen on the CPU, then moved: the same weights to the bit, results and score gradients as exact as
+torch's own."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from common import DEVICE, same_bits
+from helpers import score_gradient
+from torch import Tensor, nn
+
+import frozen_kernels as fk
+
+TOKENS, WIDTH, SIDE = 41, 9, 5
+
+
+class Mixed(nn.Module):
+    """One layer of each kind, in odd sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(TOKENS, WIDTH)
+        self.conv = nn.Conv2d(WIDTH, 34, 3, padding=1)
+        self.depthwise = nn.Conv2d(34, 34, 3, padding=1, groups=34)
+        self.up = nn.ConvTranspose2d(34, 7, 3, stride=2, padding=1)
+        self.head = nn.Linear(7 * 81, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens).transpose(1, 2).unflatten(2, (SIDE, SIDE))
+        x = self.depthwise(self.conv(x).relu())
+        return self.head(self.up(x).tanh().flatten(1))
+
+
+@pytest.fixture(scope="module", params=["sign", "uniform"])
+def frozen(request) -> Mixed:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Mixed()
+    report = fk.freeze_(model, fk.FreezeConfig(seed=5, sparsity=0.5, freeze_ratio=0.5, code=request.param), lambda *_: True)
+    assert len(report.converted) == 5, report
+    return model
+
+
+def layers_of(model: nn.Module) -> dict[str, fk.nn.FrozenLayer]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, fk.nn.FrozenLayer)}
+
+
+def moved(model: Mixed, residency: str) -> Mixed:
+    model = copy.deepcopy(model)
+    for layer in layers_of(model).values():
+        layer.set_residency(residency)
+    return model.to(DEVICE)
+
+
+@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
+def test_moving_a_model_keeps_its_weights(frozen, residency):
+    there = layers_of(moved(frozen, residency))
+    for name, layer in layers_of(frozen).items():
+        with torch.no_grad():
+            with fk.backends.use("reference"):
+                want = layer.frozen.weight(torch.float32)
+            with fk.backends.use("triton"):
+                found = there[name].frozen.weight(torch.float32)
+        assert same_bits(found, want), name
+
+
+def gradients(model: nn.Module, tokens: Tensor, weight_of_loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output, and the gradient of each weight of a dense model."""
+    y = model(tokens)
+    (y * weight_of_loss.to(y.dtype)).sum().backward()
+    return y.detach(), {name: m.weight.grad for name, m in model.named_children()}
+
+
+def worst(found: Tensor, exact: Tensor) -> float:
+    return float((found.cpu().double() - exact).abs().max())
+
+
+@pytest.mark.parametrize("residency", ["seed", "planes"])
+def test_a_moved_model_computes_as_torch_does(frozen, residency):
+    tokens = torch.randint(TOKENS, (3, SIDE * SIDE))
+    weight_of_loss = torch.linspace(-1, 1, 33).reshape(3, 11)
+    plain = fk.to_dense(frozen).requires_grad_()
+    exact_y, exact = gradients(copy.deepcopy(plain).double(), tokens, weight_of_loss)
+    torch_y, torchs = gradients(plain, tokens, weight_of_loss)
+
+    model = moved(frozen, residency)
+    with fk.backends.use("triton"):
+        y = model(tokens.to(DEVICE))
+        (y * weight_of_loss.to(DEVICE)).sum().backward()
+    assert worst(y, exact_y) <= 2 * worst(torch_y, exact_y)
+    for name, layer in layers_of(model).items():
+        assert layer.scores is not None and layer.scores.grad is not None, name
+        record = layers_of(frozen)[name].frozen
+        want, theirs = (score_gradient(record, g[name], record.scores) for g in (exact, torchs))
+        assert worst(layer.scores.grad, want) <= 2 * worst(theirs, want), name
