@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .registry import Case
@@ -21,7 +21,7 @@ MEASURED = (
 )  # fmt: skip
 MACHINE = ("machine", "threads", "isa", "torch", "package", "commit")
 COLUMNS = (*CASE, *MEASURED, *MACHINE)
-OK, REFUSED = "ok", "refused"
+OK, REFUSED, SKIPPED = "ok", "refused", "skipped"  # skipped: there was no time for it
 
 Row = dict[str, str]
 
@@ -38,13 +38,13 @@ def text(value: object) -> str:
     return str(value)
 
 
-def row_of(case: Case, measured: dict[str, object], machine: dict[str, str]) -> Row:
+def row_of(case: Case, measured: dict[str, object], machine: dict[str, str], columns: Sequence[str] = COLUMNS) -> Row:
     """One row with every column; what was not measured is empty."""
-    unknown = set(measured) - set(MEASURED)
+    unknown = (set(measured) | set(machine)) - set(columns)
     if unknown:
         raise KeyError(f"not columns: {', '.join(sorted(unknown))}")
     values = {name: getattr(case, name) for name in CASE} | measured | machine
-    return {name: text(values.get(name)) for name in COLUMNS}
+    return {name: text(values.get(name)) for name in columns}
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
@@ -58,9 +58,9 @@ def write_whole(path: Path, data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
     out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, out.getvalue())

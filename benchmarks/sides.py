@@ -72,7 +72,7 @@ def layer_of(case: Case) -> fk.nn.FrozenLayer:
     return _layer(case.shape, case.geometry, case.dtype, case.code, case.residency, case.threshold_bits)
 
 
-def _sample(case: Case, count: int) -> Tensor:
+def sample(case: Case, count: int) -> Tensor:
     """Which rows or images to compare: all of few, else as many as are quick, evenly spread with first and last."""
     if len(case.input) == 4:
         outputs = case.operations // case.batch // math.prod(case.shape[1:])  # of one image
@@ -82,11 +82,11 @@ def _sample(case: Case, count: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).long()
 
 
-def _apply(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def apply(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias) if len(case.shape) == 2 else F.conv2d(x, weight, bias, *case.geometry)
 
 
-def _spread(case: Case, size: Sequence[int]) -> Tensor:
+def spread(case: Case, size: Sequence[int]) -> Tensor:
     """Normal values of the case's dtype, channels last where they are images."""
     out = torch.randn(*size).to(getattr(torch, case.dtype))
     return out.contiguous(memory_format=torch.channels_last) if out.dim() == 4 else out
@@ -98,12 +98,12 @@ def layer_setup(cases: Sequence[Case]) -> Setup:
     by_name = {case.name: case for case in cases}
     layers = {name: layer_of(case) for name, case in by_name.items()}
     first = cases[0]
-    x = _spread(first, first.input)
+    x = spread(first, first.input)
     plain: Any = fk.to_dense(layers[first.name])
     mask = layers[first.name].keep_mask().to(x.dtype)
     if x.dim() == 4:
         plain, mask = plain.to(memory_format=torch.channels_last), mask.contiguous(memory_format=torch.channels_last)
-    rows = _sample(first, first.batch)
+    rows = sample(first, first.batch)
     known: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def references(case: Case) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def layer_setup(cases: Sequence[Case]) -> Setup:
         if key not in known:
             layer = layers[case.name]
             assert layer.bias is not None
-            exact = _apply(case, x[rows].double(), layer.frozen.weight(torch.float32).double(), layer.bias.double())
+            exact = apply(case, x[rows].double(), layer.frozen.weight(torch.float32).double(), layer.bias.double())
             known[key] = fk.to_dense(layer)(x)[rows], exact
         return known[key]
 
@@ -121,12 +121,12 @@ def layer_setup(cases: Sequence[Case]) -> Setup:
 
     baselines: dict[str, Call] = {
         "torch": lambda: plain(x),
-        "masked dense": lambda: _apply(first, x, plain.weight * mask, plain.bias),
+        "masked dense": lambda: apply(first, x, plain.weight * mask, plain.bias),
     }
     return Setup(baselines, {name: partial(layer, x) for name, layer in layers.items()}, verdict)
 
 
-def _dense_backward(case: Case, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def dense_backward(case: Case, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Torch's gradient of the input or of the dense weight."""
     of_input = case.op.endswith("grad_input")
     if len(case.shape) == 2:
@@ -155,8 +155,8 @@ def gradient_setup(cases: Sequence[Case]) -> Setup:
     torch.manual_seed(SEED)
     first = cases[0]
     layers = {case.name: layer_of(case) for case in cases}
-    x = _spread(first, first.input)
-    grad = _spread(first, layers[first.name](x).shape)
+    x = spread(first, first.input)
+    grad = spread(first, layers[first.name](x).shape)
     weight = layers[first.name].weight
     if x.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
@@ -173,11 +173,11 @@ def gradient_setup(cases: Sequence[Case]) -> Setup:
     offsets = torch.ops.frozen_kernels.offsets(layers[first.name].header, *fmt.matrix_shape(first.shape))
 
     def verdict(name: str) -> Verdict:
-        theirs = _dense_backward(first, grad, x, weight)
-        exact = _dense_backward(first, grad.double(), x.double(), weight.double())
+        theirs = dense_backward(first, grad, x, weight)
+        exact = dense_backward(first, grad.double(), x.double(), weight.double())
         if first.op.endswith("grad_scores"):
             theirs, exact = (score_gradient(layers[name], t, scores) for t in (theirs, exact))
         return judge(call(layers[name]), theirs, exact)
 
     calls: dict[str, Call] = {name: partial(call, layer) for name, layer in layers.items()}
-    return Setup({"torch": lambda: _dense_backward(first, grad, x, weight)}, calls, verdict)
+    return Setup({"torch": lambda: dense_backward(first, grad, x, weight)}, calls, verdict)

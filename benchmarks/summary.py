@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
-from .records import OK, Row
+from .records import OK, REFUSED, Row
 from .registry import SHORT, TARGETS, Target
 
 LAYERED = ("linear", "resnet", "mobilenet", "model", "gradient")
@@ -39,13 +40,15 @@ def _value(target: Target, rows: Sequence[Row], best: bool) -> str:
     return f"{text}, {name}" if len(found) > 1 and not best else text
 
 
-def _cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
+def cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
+    """A target, its goal, what was reached by medians and by the fastest calls, and whether that meets it."""
     least = "at most" if target.statistic == "maximum" else "at least"
     goal = f"{least} {target.goal:g} {target.unit}"
     mine = [row for row in rows if row["line"] == target.line]
-    refused = sum(row["status"] != OK for row in mine)
-    if refused or not mine:
-        return target.text, goal, f"{refused} refused" if refused else "not measured", "", "no" if refused else ""
+    missing = Counter(row["status"] for row in mine if row["status"] != OK)
+    if missing or not mine:
+        why = ", ".join(f"{count} {status}" for status, count in missing.items()) or "not measured"
+        return target.text, goal, why, "", "no" if REFUSED in missing else ""
     values = [float(row["ratio" if target.unit == "x" else "median"]) for row in mine]
     met = "yes" if target.met(target.value(values)) else "no"
     return target.text, goal, _value(target, mine, best=False), _value(target, mine, best=True), met
@@ -88,11 +91,11 @@ def markdown(rows: Sequence[Row]) -> str:
         "",
         "| what | target | measured (medians) | fastest calls | met |",
         "|---|---|---|---|---|",
-        *("| " + " | ".join(_cells(target, rows)) + " |" for target in TARGETS),
+        *("| " + " | ".join(cells(target, rows)) + " |" for target in TARGETS),
         "",
         "| cases | dtype | batch | code | residency | count | x torch, geometric mean | worst | x masked dense |",
         "|---|---|---|---|---|---|---|---|---|",
-        *("| " + " | ".join(cells) + " |" for cells in _groups(rows)),
+        *("| " + " | ".join(group) + " |" for group in _groups(rows)),
         "",
         *(f"{row['name']}: {row['note']}." for row in rows if row["note"]),
         *_busy(rows),

@@ -1,5 +1,4 @@
-"""A mixed model frozen on the CPU, then moved: the same weights to the bit, results and score gradients as exact as
-torch's own."""
+"""A mixed model frozen on the CPU, then moved: the same weights, results and gradients as exact as torch's own."""
 
 from __future__ import annotations
 
@@ -38,7 +37,8 @@ def frozen(request) -> Mixed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Mixed()
-    report = fk.freeze_(model, fk.FreezeConfig(seed=5, sparsity=0.5, freeze_ratio=0.5, code=request.param), lambda *_: True)
+    config = fk.FreezeConfig(seed=5, sparsity=0.5, freeze_ratio=0.5, code=request.param)
+    report = fk.freeze_(model, config, lambda *_: True)
     assert len(report.converted) == 5, report
     return model
 
@@ -74,7 +74,7 @@ def gradients(model: nn.Module, tokens: Tensor, weight_of_loss: Tensor) -> tuple
 
 
 def worst(found: Tensor, exact: Tensor) -> float:
-    return float((found.cpu().double() - exact).abs().max())
+    return float((found.detach().cpu().double() - exact.detach()).abs().max())
 
 
 @pytest.mark.parametrize("residency", ["seed", "planes"])
