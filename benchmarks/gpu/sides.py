@@ -130,7 +130,7 @@ def gradient_sides(cases: Sequence[Case], place: Place) -> Sides:
         theirs = dense_backward(case, grad, x, weight)
         exact = dense_backward(case, grad.double(), x.double(), weight.double())
         if of_scores:
-            theirs, exact = (score_gradient(layer, t.cpu(), scores) for t in (theirs, exact))
+            theirs, exact = (score_gradient(layer, t.cpu(), scores) for t in (theirs.float(), exact))
         return judge(_forced(calls[0]).to(exact.device), theirs, exact)
 
     calls = [ours() for _ in range(copies_beyond(place.cache, case.bytes))]
