@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test bench bench-check lint clean
+.PHONY: demo test bench bench-check gpu-suite lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -25,6 +25,10 @@ bench: $(VENV)/.dev
 
 bench-check: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.check $(ARGS)
+
+# takes the packages of the machine as they are: a torch with CUDA is not this Makefile's to install
+gpu-suite:
+	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),out/gpu) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

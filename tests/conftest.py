@@ -20,18 +20,6 @@ if INTERPRETING:
     interpreter.mend()
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "compiles: calls torch.compile, which has no use for interpreted kernels")
-
-
-def pytest_collection_modifyitems(items):
-    if INTERPRETING:
-        skip = pytest.mark.skip(reason="torch.compile does not work with TRITON_INTERPRET=1")
-        for item in items:
-            if item.get_closest_marker("compiles"):
-                item.add_marker(skip)
-
-
 def live_backends(device: str = "cpu") -> list[str]:
     """Backends that run on this machine for tensors of `device`: the reference among them, or Triton interpreted."""
     if INTERPRETING and device == "cpu":
