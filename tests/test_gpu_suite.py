@@ -124,7 +124,11 @@ def test_a_silent_process_is_ended(tmp_path, monkeypatch):
 
 
 def test_records_of_a_device(tmp_path):
-    rows = [row(), row("gpu/slow", ratio="0.5", ratio_low="0.4", ratio_high="0.6", line="", target=""), row("gpu/wrong", status="refused", note="error 1")]
+    rows = [
+        row(),
+        row("gpu/slow", ratio="0.5", ratio_low="0.4", ratio_high="0.6", line="", target=""),
+        row("gpu/wrong", status="refused", note="error 1"),
+    ]
     assert report.write(rows, tmp_path, plots=importlib.util.find_spec("matplotlib") is not None) == []
     written = {path.name for path in tmp_path.iterdir()}
     assert {"device-x-9.csv", "device-x-9.md"} <= written
