@@ -108,7 +108,7 @@ def test_rows_of_what_was_not_reached(tmp_path):
     measure.log(log, start="b")
     with log.open("a") as out:
         out.write('{"end": "b"')  # a process was ended as it wrote
-    rows = command.collect([case("a"), case("b"), case("c")], measure.read_log(log), "its process ended")
+    rows = command.collect([case("a"), case("b"), case("c")], command.close(log, "its process ended"))
     assert [r["status"] for r in rows] == ["ok", "refused", "skipped"]
     assert rows[1]["note"] == "its process ended" and rows[2]["note"] == "no time left"
 

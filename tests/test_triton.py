@@ -56,6 +56,30 @@ def test_in_the_interpreter(cases):
     assert " passed" in run("-m", "pytest", *pytest_options, TRITON_INTERPRET="1")
 
 
+# tests of every backend, and which of them one process runs; torch computes in `dense`, and the matrices left out take
+# programs by the thousand
+BIG = "128x1152 or 64x576 or 10x4096 or 70000x3"
+LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+BODIES = [
+    *(("test_ops.py", f"{layer} and {how} test_values_and_gradients") for layer in LAYERS for how in ("", "not")),
+    ("test_ops.py", "weight"),
+    ("test_ops.py", "embedding"),
+    ("test_ops.py", f"not weight and not embedding and not ({' or '.join(LAYERS)})"),
+    ("test_format.py", f"not ({BIG})"),
+    ("test_search.py", "step or nothing"),
+    ("test_layers.py", ""),
+    ("test_epilogue.py", ""),
+]
+
+
+@needs_triton
+@pytest.mark.parametrize(("file", "chosen"), BODIES)
+def test_the_tests_of_all_backends(file, chosen):
+    expression = " and ".join(f"({part})" for part in ("triton", "not dense", chosen) if part)
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "-k", expression, file]
+    assert " passed" in run("-m", "pytest", *options, TRITON_INTERPRET="1")
+
+
 @needs_triton
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_compiles_without_spills(target, tmp_path):

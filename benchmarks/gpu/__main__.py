@@ -22,7 +22,7 @@ from ..records import OK, REFUSED, SKIPPED, Row, row_of
 from ..registry import Case
 from ..verify import ROOT
 from . import report
-from .measure import read_log, settings, work
+from .measure import log, read_log, settings, work
 from .registry import choose
 from .timing import Budget
 
@@ -43,18 +43,28 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def collect(chosen: Sequence[Case], entries: Sequence[dict], reason: str) -> list[Row]:
+def collect(chosen: Sequence[Case], entries: Sequence[dict]) -> list[Row]:
     """A row for each case: as logged, refused where a process ended in the middle of it, else skipped."""
     rows = {row["name"]: row for entry in entries for row in entry.get("rows", ())}
-    started = {entry["start"] for entry in entries if "start" in entry}
+    died = {entry["end"]: entry["died"] for entry in entries if "died" in entry}
     machine = report.here()
     found = []
     for case in chosen:
         left: dict[str, object] = {"status": SKIPPED, "note": "no time left"}
-        if case.setting in started:
-            left = {"status": REFUSED, "note": reason}
+        if case.setting in died:
+            left = {"status": REFUSED, "note": died[case.setting]}
         found.append(rows.get(case.name) or row_of(case, left, machine, report.COLUMNS))
     return found
+
+
+def close(path: Path, reason: str) -> list[dict]:
+    """Logs why a process ended for the setting that it was at; all entries."""
+    entries = read_log(path)
+    ended = {entry["end"] for entry in entries if "end" in entry}
+    for name in [entry["start"] for entry in entries if "start" in entry]:
+        if name not in ended:
+            log(path, end=name, died=reason)
+    return read_log(path)
 
 
 def _watch(child: subprocess.Popen, path: Path, budget: Budget) -> str:
@@ -75,7 +85,7 @@ def _watch(child: subprocess.Popen, path: Path, budget: Budget) -> str:
 
 def supervise(arguments: Sequence[str], chosen: Sequence[Case], seconds: float) -> list[Row]:
     """Rows of all cases, from as many processes as it takes: a device error ends one, not the others."""
-    budget, reason = Budget(seconds + GRACE), ""
+    budget = Budget(seconds + GRACE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         for _ in range(ATTEMPTS):
@@ -84,12 +94,11 @@ def supervise(arguments: Sequence[str], chosen: Sequence[Case], seconds: float) 
                 break
             command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
             child = subprocess.Popen([*command, "--worker", str(path), "--seconds", str(left)], cwd=ROOT)
-            reason = _watch(child, path, budget)
-            entries = read_log(path)
+            entries = close(path, _watch(child, path, budget))
             tried = {entry["start"] for entry in entries if "start" in entry}
             if any("done" in entry for entry in entries) or tried >= {name for name, _ in settings(chosen)}:
                 break
-        return collect(chosen, read_log(path), reason)
+        return collect(chosen, read_log(path))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

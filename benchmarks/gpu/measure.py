@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -111,13 +112,16 @@ def _mend_the_interpreter() -> None:
 
 def log(path: Path, **entry: object) -> None:
     with path.open("a") as out:
-        out.write(json.dumps(entry) + "\n")
+        out.write(f"\n{json.dumps(entry)}\n")
 
 
 def read_log(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """The entries, but for one that a process did not live to end."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found += [json.loads(line)] if line else []
+    return found
 
 
 def is_sticky() -> bool:
