@@ -63,6 +63,17 @@ def _mend_bfloat16() -> None:
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
 
 
+def _mend_indices() -> None:
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        patch(tensor, scope)
+        # triton 3.6 makes an int of an array of one element, which numpy 2.4 refuses
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+
 def _spans(args: Any) -> Iterator[tuple[int, int]]:
     """First and past-the-last address of every tensor, of the view and not of its storage."""
     for a in args:
@@ -119,4 +130,5 @@ def mend() -> None:
         builder = interpreter.interpreter_builder
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
         _mend_bfloat16()
+        _mend_indices()
         _trap_stray_lanes()
