@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,51 @@ def test_host_time_is_that_of_a_call():
     assert 2000 <= timing.host_microseconds([lambda: time.sleep(0.002)], lambda: None) < 20_000
 
 
+def test_graphs_time_the_device_and_not_the_host(monkeypatch):
+    """The clock on a device that is pretended: a call takes 4 us of it, and 50 us of the host."""
+    device = {"now": 0.0, "capturing": None}
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = 0.0
+
+        def record(self):
+            self.at = device["now"]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    class Graph:
+        calls: tuple = ()
+
+        def replay(self):
+            device["now"] += 0.004 * len(self.calls)
+
+    @contextlib.contextmanager
+    def capture(graph):
+        device["capturing"] = graph
+        yield
+        device["capturing"] = None
+
+    def call(copy: int) -> None:
+        if device["capturing"]:
+            device["capturing"].calls += (copy,)
+        else:
+            device["now"] += 0.05
+
+    for name, fake in {"Event": Event, "CUDAGraph": Graph, "graph": capture}.items():
+        monkeypatch.setattr(timing.torch.cuda, name, fake)
+    clock, calls = timing.GraphClock(), [partial(call, copy) for copy in range(7)]
+    graph, count = clock._captured(calls)
+    assert count * 0.004 >= timing.SHORTEST and graph.calls == tuple(range(7)) * (count // 7)
+    times = clock.rounds({"ours": calls, "theirs": calls[:2]}, 0.0)
+    assert all(len(taken) == timing.MIN_ROUNDS for taken in times.values())
+    assert all(abs(t - 0.004) < 1e-9 for taken in times.values() for t in taken)
+
+
 def test_what_is_wrong_or_fails_gets_no_figures(monkeypatch):
     members = [case("a", setting="s"), case("b", setting="s"), case("c", setting="s")]
 
@@ -98,6 +145,20 @@ def test_what_is_wrong_or_fails_gets_no_figures(monkeypatch):
     assert [f["status"] for f in found] == ["refused", "refused", "ok"]
     assert found[0]["note"] == "largest error 1" and found[1]["note"] == "RuntimeError: illegal"
     assert not any("median" in f for f in found)  # and the interpreter's times are never a record
+
+
+def test_a_compiled_baseline_that_no_graph_takes_is_left_out():
+    class Fails:
+        def rounds(self, given, seconds):
+            if compiled in given:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return {name: [1.0] for name in given}
+
+    compiled = sides.COMPILED
+    built = sides.Sides({}, {}, lambda name: Verdict(True))
+    calls = {"ours": [], "cuBLAS": [], sides.COMPILED: []}
+    assert set(measure._times(Fails(), calls, built, 1.0)) == set(calls) == {"ours", "cuBLAS"}
+    assert "not permitted" in built.absent[sides.COMPILED]
 
 
 @needs_triton

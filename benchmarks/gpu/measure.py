@@ -18,8 +18,8 @@ from ..records import OK, REFUSED, Row, row_of
 from ..registry import Case
 from ..verify import ROOT, Verdict
 from . import report
-from .sides import BUILDERS, Place, Sides
-from .timing import Budget, Clock, GraphClock, HostClock, host_microseconds
+from .sides import BUILDERS, COMPILED, Place, Sides
+from .timing import Budget, Call, Clock, GraphClock, HostClock, host_microseconds
 
 SECONDS = 0.6  # of timing, for each side of a setting
 ENOUGH = 8.0  # seconds that a setting may need: none starts with less
@@ -66,6 +66,17 @@ def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, sides:
     return found
 
 
+def _times(clock: Clock, calls: dict[str, list[Call]], sides: Sides, seconds: float) -> dict[str, list[float]]:
+    """Of all sides, without the compiled one where that cannot be captured; it then leaves `calls`."""
+    try:
+        return clock.rounds(calls, seconds)
+    except Exception as why:  # what a compiler makes need not suit a graph
+        if calls.pop(COMPILED, None) is None:
+            raise
+        sides.absent[COMPILED] = f"{COMPILED}: {broken(why)}"
+        return clock.rounds(calls, seconds)
+
+
 def _judged(sides: Sides, case: Case) -> Verdict:
     try:
         return sides.verdict(case.name)
@@ -85,7 +96,7 @@ def measure_setting(members: Sequence[Case], where: Place) -> list[dict[str, obj
     calls = {**sides.baselines, **{case.name: sides.calls[case.name] for case in right}}
     synchronize = torch.cpu.synchronize if where.interpreted else torch.cuda.synchronize
     with fk.backends.use("triton"):
-        times = clock.rounds(calls, 0.0 if where.interpreted else SECONDS * len(calls))
+        times = _times(clock, calls, sides, 0.0 if where.interpreted else SECONDS * len(calls))
         hosts = (
             {name: host_microseconds(of, synchronize) for name, of in calls.items()} if not where.interpreted else {}
         )

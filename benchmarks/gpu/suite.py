@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -94,10 +95,12 @@ def counts_of(text: str) -> dict[str, int]:
     return {result: int(count) for count, result in found}
 
 
-def test_files(names: Sequence[str], out: Path, seconds: float, jobs: int, **env: str) -> Outcome:
+def test_files(
+    names: Sequence[str], out: Path, seconds: float, jobs: int, more: Sequence[str] = (), **env: str
+) -> Outcome:
     """Runs case files side by side, each in a process; tests.csv says what became of each."""
     end = time.monotonic() + seconds
-    options = ["-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts="]
+    options = ["-m", "pytest", "-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts=", *more]
 
     def run(name: str) -> Finished:
         return python(*options, f"tests/gpu/{name}", seconds=end - time.monotonic(), OMP_NUM_THREADS="1", **env)
@@ -121,7 +124,9 @@ def test_files(names: Sequence[str], out: Path, seconds: float, jobs: int, **env
 
 def gpu_tests(out: Path, seconds: float) -> Outcome:
     names = sorted(path.name for path in (ROOT / "tests" / "gpu").glob("cases_*.py"))
-    return test_files(names, out, seconds, JOBS)
+    workers = (os.cpu_count() or 1) // JOBS
+    spread = ["-n", str(workers)] if workers > 1 and importlib.util.find_spec("xdist") else []
+    return test_files(names, out, seconds, JOBS, spread)
 
 
 def interpreter_tests(out: Path, seconds: float) -> Outcome:
@@ -159,7 +164,7 @@ def profile(out: Path, seconds: float) -> Outcome:
 
 STAGES = (
     Stage("build", build, 120, 0, None),
-    Stage("tests on the GPU", gpu_tests, 200, 200, True),
+    Stage("tests on the GPU", gpu_tests, 240, 210, True),
     Stage("benchmarks", benchmarks, 300, 50, True),
     Stage("profile", profile, 60, 0, True),
     Stage("some tests in the interpreter", interpreter_tests, 150, 0, False),
