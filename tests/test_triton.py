@@ -62,7 +62,8 @@ BIG = "128x1152 or 64x576 or 10x4096 or 70000x3"
 LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 BODIES = [
     *(("test_ops.py", f"{layer} and {how} test_values_and_gradients") for layer in LAYERS for how in ("", "not")),
-    ("test_ops.py", "weight"),
+    ("test_ops.py", "weight and gradient and not opcheck"),
+    ("test_ops.py", "weight and (opcheck or not gradient)"),
     ("test_ops.py", "embedding"),
     ("test_ops.py", f"not weight and not embedding and not ({' or '.join(LAYERS)})"),
     ("test_format.py", f"not ({BIG})"),
