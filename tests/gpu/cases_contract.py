@@ -124,6 +124,15 @@ def gradient_plan(shape: Sequence[int]) -> int:
     return rows * format.words(cols) * (4 + 2 + 4) + 2 * offsets_bytes(rows, cols)
 
 
+def product_workspace(named: dict) -> int:
+    """Inputs in parts, both planes of the weight, and both turned, a tap's words padded to a step of at most eight."""
+    rows, cols = format.matrix_shape(named["shape"])
+    groups = named.get("groups", 1)
+    turned = groups * cols * -(-format.words(rows // groups) // 8) * 8 if "grad" in named else 0
+    inputs = named["grad" if "grad" in named else "x"]
+    return 2 * inputs.nbytes + 8 * (rows * format.words(cols) + turned)
+
+
 def workspace(op: str, named: dict) -> int:
     """Bytes beyond the result that the launcher of an op declares."""
     copies = sum(t.nbytes for t in named.values() if isinstance(t, Tensor) and not t.is_contiguous())
@@ -131,6 +140,8 @@ def workspace(op: str, named: dict) -> int:
         return gradient_plan(named["shape"]) + copies + 16 * named["indices"].numel() + 12 * (named["shape"][0] + 1)
     if op.endswith("_grad_scores"):
         return gradient_plan(named["shape"])
+    if op.startswith(("linear", "conv")):
+        return product_workspace(named)
     if op == "select":
         return 8 * (256 + 256 + 32768)
     if op in ("offsets", "pack", "unpack"):  # counts, and their sums where the result is another
