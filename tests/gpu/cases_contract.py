@@ -128,7 +128,8 @@ def product_workspace(named: dict) -> int:
     """Inputs in parts, both planes of the weight, and both turned, a tap's words padded to a step of at most eight."""
     rows, cols = format.matrix_shape(named["shape"])
     groups = named.get("groups", 1)
-    turned = groups * cols * -(-format.words(rows // groups) // 8) * 8 if "grad" in named else 0
+    back, transposed = "grad" in named, "output_padding" in named
+    turned = groups * cols * -(-format.words(rows // groups) // 8) * 8 if back != transposed else 0
     inputs = named["grad" if "grad" in named else "x"]
     return 2 * inputs.nbytes + 8 * (rows * format.words(cols) + turned)
 
