@@ -1,111 +1,148 @@
-"""Compile the Triton kernels for GPUs that are not here and print one JSON object per kernel; needs no GPU or driver.
+"""Compiles every launch of the Triton ops for a GPU that is not here and holds what came out to budgets.
 
-Run by `test_triton.py` in a process without TRITON_INTERPRET: `python triton_offline.py sm_90`.
+    python tests/gpu/offline.py sm_90            # a table, and what is wrong
+    python tests/gpu/offline.py sm_90 --json     # for test_triton.py
+    python tests/gpu/offline.py sm_90 --record   # the numbers of now as budgets, on the pinned triton
+
+In a process without TRITON_INTERPRET; needs no GPU or driver.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import pathlib
-import re
-import subprocess
+import pkgutil
 import sys
-import tempfile
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
-from frozen_kernels.backends.triton.kernels.gemm import linear_kernel
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from compiled import TARGETS, measure, recorded
+from offline_cases import Case, cases
 
-from frozen_kernels.backends.triton import launch, layers, weights
-from frozen_kernels.backends.triton.kernels.weight import weight_kernel
-from frozen_kernels.format import CODES
+from frozen_kernels.backends import triton as backend
+from frozen_kernels.backends.triton import kernels
 
-TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
-KERNELS = {"weight": weight_kernel, "linear": linear_kernel}
-POINTERS = {
-    "header": "i32",
-    "supermask": "u8",
-    "offsets": "i64",
-    "keep": "i32",
-    "normal_table": "fp32",
-    "bias": "fp32",
-    "gain": "fp32",
-}
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-# kernel, residency, code, dtype
-CASES = [
-    ("weight", "seed", "normal", torch.bfloat16),
-    ("weight", "planes", "uniform", torch.float32),
-    ("linear", "seed", "sign", torch.bfloat16),
-    ("linear", "seed", "normal", torch.float32),
-    ("linear", "planes", "sign", torch.float16),
-]
+HERE = pathlib.Path(__file__).parent
+BUDGETS = HERE / "budgets.json"
+PINS = HERE.parent.parent / "constraints.txt"
+SLACK = 1.1
 
 
-def arguments(kernel: str, residency: str, code: str, dtype: torch.dtype) -> tuple[dict[str, str], dict[str, Any]]:
-    """Types of the run-time arguments, and values of the compile-time ones, of a launch by `ops`."""
-    constants: dict[str, Any] = {"CODE": CODES.index(code), "WORDS": launch.WORDS}
-    if kernel == "weight":
-        constants |= {"ROWS": weights.ROWS, "TAPS": 1}
-    else:
-        constants |= {"ROWS": layers.ROWS, "BATCH": layers.batch_tile(1 << 20, dtype), "x_col_stride": 1, "RELU": True}
-    absent = ["keep", "draw"] if residency == "seed" else ["supermask", "offsets"]
-    absent += [] if code == "normal" else ["normal_table"]
-    constants |= dict.fromkeys(absent)
-    draw = "i32" if code == "sign" else "u8"
-    pointers = {**POINTERS, "draw": draw, "out": TYPES[dtype], "x": TYPES[dtype], "y": TYPES[dtype]}
-    names = KERNELS[kernel].arg_names
-    types = {n: "constexpr" if n in constants else f"*{pointers[n]}" if n in pointers else "i32" for n in names}
-    return types, constants
+def all_kernels() -> set[str]:
+    found = set()
+    for module in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}."):
+        source = importlib.import_module(module.name)
+        found |= {name for name in vars(source) if name.endswith("_kernel")}
+    return found
 
 
-def number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    assert found, f"{pattern} not found"
-    return int(found[1])
+@contextlib.contextmanager
+def believing(target: str) -> Iterator[None]:
+    """The launchers take tensors of the CPU for tensors of the target."""
+    with contextlib.ExitStack() as stack:
+        for module in pkgutil.iter_modules(backend.__path__, f"{backend.__name__}."):
+            launcher = importlib.import_module(module.name)
+            if hasattr(launcher, "interpreting"):
+                stack.enter_context(mock.patch.object(launcher, "interpreting", lambda: True))
+            if module.name.endswith(".tuning"):
+                stack.enter_context(mock.patch.object(launcher, "target", lambda device: target))
+        # counts of what never ran are zero, and an empty result would launch nothing
+        stack.enter_context(mock.patch.object(torch, "cumsum", lambda counts, dim: torch.full_like(counts, 4096)))
+        yield
 
 
-def nvidia_spills(ptx: str) -> dict[str, Any]:
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(source), "-o", str(source) + ".cubin"]
-        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return {
-        "spills": number(r"(\d+) bytes spill stores", log) + number(r"(\d+) bytes spill loads", log),
-        "registers": number(r"Used (\d+) registers", log),
-        "matrix_instructions": len(re.findall(r"wgmma\.mma_async|\bmma\.sync", ptx)),
-        # ptxas says so where it cannot overlap the tensor cores with the decode
-        "serialised": bool(re.search(r"C75\d\d|serialized", log)),
-    }
+def budgets(target: str) -> dict[str, list[float]]:
+    return json.loads(BUDGETS.read_text()).get(target, {}) if BUDGETS.exists() else {}
 
 
-def amd_spills(assembly: str) -> dict[str, Any]:
-    return {
-        # scalar registers spill into vector lanes, which is no memory traffic
-        "spills": number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
-        + number(r"\.private_segment_fixed_size:\s+(\d+)", assembly),
-        "registers": number(r"\.vgpr_count:\s+(\d+)", assembly),
-        "matrix_instructions": assembly.count("v_mfma"),
-    }
+def pinned() -> bool:
+    return f"triton=={triton.__version__}\n" in PINS.read_text()
 
 
-def compile_case(target: str, kernel: str, residency: str, code: str, dtype: torch.dtype) -> dict[str, Any]:
-    types, constants = arguments(kernel, residency, code, dtype)
-    # what a launch finds out by itself: torch's allocations and even sizes are multiples of 16
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(types) if types[n] != "constexpr"}
-    function = KERNELS[kernel]
-    source = ASTSource(fn=function, signature=types, constexprs=constants, attrs=aligned)
-    built = triton.compile(source, target=TARGETS[target], options={"num_warps": 4})
-    found = nvidia_spills(built.asm["ptx"]) if target.startswith("sm_") else amd_spills(built.asm["amdgcn"])
-    return {"kernel": kernel, "residency": residency, "code": code, "dtype": str(dtype), **found}
+def faults(case: Case, target: str, rows: list[dict[str, Any]], budget: dict[str, list[float]]) -> list[str]:
+    """What is wrong with the launches of a case."""
+    found = []
+    for row in rows:
+        if row["spills"]:
+            found.append(f"{row['kernel']} spills {row['spills']} bytes")
+        if row["serialised"]:
+            found.append(f"{row['kernel']} is serialised: {', '.join(row['serialised'])}")
+        if not pinned():
+            continue
+        limit = budget.get(row["key"])
+        if limit is None:
+            found.append(f"{row['key']} has no budget")
+        else:
+            found += [
+                f"{row['kernel']} takes {row[name]} {name}, the budget is {most:.2f}"
+                for name, most in zip(("registers", "instructions"), (x * SLACK for x in limit), strict=True)
+                if row[name] > most
+            ]
+    if case.product == "large" and target == "sm_90" and not any(row["asynchronous"] for row in rows):
+        found.append("no wgmma")
+    if case.product and not any(row["matrix"] or row["sums"] for row in rows):
+        found.append("no products of tiles")
+    return found
+
+
+def proven(target: str) -> Iterator[dict[str, Any]]:
+    """A row for each distinct launch, and one for each case with faults."""
+    budget, launched = budgets(target), set()
+    known: dict[str, dict[str, Any]] = {}
+    for case in cases():
+        with believing(target), recorded(target) as launches:
+            case.call()
+        rows = []
+        for launch in launches:
+            launched.add(launch.kernel)
+            if launch.built.hash not in known:
+                known[launch.built.hash] = {"key": f"{case.name}/{launch.kernel}", **measure(launch)}
+                yield known[launch.built.hash]
+            rows.append(known[launch.built.hash])
+        if wrong := faults(case, target, rows, budget):
+            yield {"case": case.name, "faults": wrong}
+    if never := all_kernels() - launched:
+        yield {"case": "", "faults": [f"kernels that no case launches: {sorted(never)}"]}
+
+
+def record(target: str, rows: list[dict[str, Any]]) -> None:
+    assert pinned(), f"triton {triton.__version__} is not the one that {PINS.name} pins"
+    table = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    table[target] = {row["key"]: [row["registers"], row["instructions"]] for row in rows if "key" in row}
+    lines = [
+        f'"{name}": {{\n' + ",\n".join(f"{json.dumps(key)}: {json.dumps(both)}" for key, both in kept.items()) + "\n}"
+        for name, kept in sorted(table.items())
+    ]
+    BUDGETS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def show(row: dict[str, Any]) -> None:
+    if "faults" in row:
+        print("WRONG", row["case"], "; ".join(row["faults"]))
+        return
+    print(
+        f"{row['key']:58s} {row['registers']:4d} regs {row['spills']:4d} spilt {row['shared']:7d} shared "
+        f"{row['matrix']:4d} matrix {row['asynchronous']:3d} async {','.join(row['serialised']):6s} "
+        f"{row['instructions']:7.2f} each: alu {row['alu']:.2f} fma {row['fma']:.2f} memory {row['memory']:.2f}",
+        flush=True,
+    )
+
+
+def main(target: str, *options: str) -> None:
+    if target not in TARGETS or set(options) - {"--json", "--record"}:
+        raise SystemExit(f"usage: offline.py {'|'.join(TARGETS)} [--json | --record]")
+    rows = []
+    for row in proven(target):
+        rows.append(row)
+        print(json.dumps(row)) if "--json" in options else show(row)
+    if "--record" in options:
+        record(target, rows)
 
 
 if __name__ == "__main__":
-    for case in CASES:
-        print(json.dumps(compile_case(sys.argv[1], *case)))
+    main(*sys.argv[1:])
