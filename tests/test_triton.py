@@ -82,13 +82,13 @@ def test_the_tests_of_all_backends(file, chosen):
 
 
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-def test_compiles_without_spills(target, tmp_path):
-    printed = run("gpu/offline.py", target, TRITON_CACHE_DIR=str(tmp_path))
-    cases = [json.loads(line) for line in printed.splitlines()]
-    assert len(cases) == 5
-    for case in cases:
-        assert case["spills"] == 0, case
-        assert not case.get("serialised"), case
-        if case["kernel"] == "linear" and case["dtype"] != "torch.float32":
-            assert case["matrix_instructions"] > 0, case
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_compiles_within_budgets(target, tmp_path):
+    """No spills, tensor cores that run beside the decode, and no more registers and instructions than before."""
+    printed = run("gpu/offline.py", target, "--json", TRITON_CACHE_DIR=str(tmp_path))
+    rows = [json.loads(line) for line in printed.splitlines()]
+    if rows and "skipped" in rows[0]:
+        pytest.skip(rows[0]["skipped"])
+    wrong = [f"{row['case']}: {fault}" for row in rows for fault in row.get("faults", [])]
+    assert not wrong, "\n".join(wrong)
+    assert any("registers" in row for row in rows)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from triton import knobs
+from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
@@ -33,9 +34,10 @@ MATRIX = re.compile(r"HGMMA|HMMA|IMMA|IGMMA|QGMMA|UTC\w*MMA|v_mfma")
 # a lane group of the integer units takes 64 lanes a cycle, the issue slots of a multiprocessor 128
 ALU = re.compile(
     r"LOP3|SHF|PRMT|SEL|ISETP|IADD|VIADD|VIMNMX|LEA|PLOP3|FSETP|FSEL|BMSK|SGXT|I2FP|F2FP|FMNMX|IMNMX|P2R|R2P|CSET"
+    r"|v_(?!mfma|fma|pk_fma|fmac)"
 )
-FMA = re.compile(r"IMAD|FFMA|FMUL|FADD|HFMA2|HMUL2|HADD2")
-MEMORY = re.compile(r"LDG|STG|LDS|STS|LDSM|STSM|LDL|STL|SHFL")
+FMA = re.compile(r"IMAD|FFMA|FMUL|FADD|HFMA2|HMUL2|HADD2|v_fma|v_pk_fma|v_fmac")
+MEMORY = re.compile(r"LDG|STG|LDS|STS|LDL|STL|SHFL|ds_|global_|buffer_|flat_|scratch_")
 
 
 class Driver:
@@ -109,7 +111,7 @@ def amdgcn(listing: str) -> list[Instruction]:
     for line in listing.splitlines():
         if label := re.match(r"(\.LBB\w+):", line):
             labels[label[1]] = len(lines)
-        elif text := re.match(r"\t([svdbg][a-z0-9]*_\w+)(?:\s.*?(\.LBB\w+))?", line):
+        elif text := re.match(r"\t([svdbgf][a-z0-9]*_\w+)(?:\s.*?(\.LBB\w+))?", line):
             lines.append((text[1], text[2]))
         elif line.startswith("\ts_endpgm"):
             break
@@ -144,6 +146,25 @@ def tool(name: str, *args: str) -> str:
     return done.stdout + done.stderr
 
 
+def assembler(arch: int) -> str:
+    return "ptxas_blackwell" if arch >= 100 else "ptxas"
+
+
+def lacking(target: str) -> str:
+    """What this triton has not, of all that it takes to compile for a target and to look at what came out."""
+    maker = {"cuda": "nvidia", "hip": "amd"}[TARGETS[target].backend]
+    if maker not in backends:
+        return f"triton's compiler for {maker}"
+    if maker == "amd":
+        return ""
+    try:
+        tool("cuobjdump", "--version")
+        tool(assembler(TARGETS[target].arch), "--version")
+    except RuntimeError as missing:
+        return str(missing)
+    return ""
+
+
 def nvidia(built: Any) -> dict[str, Any]:
     ptx = built.asm["ptx"]
     arch = built.metadata.target.arch
@@ -151,9 +172,8 @@ def nvidia(built: Any) -> dict[str, Any]:
         source = pathlib.Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         binary = source.with_suffix(".cubin")
-        assembler = "ptxas_blackwell" if arch >= 100 else "ptxas"
         name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        log = tool(assembler, "-v", f"--gpu-name={name}", str(source), "-o", str(binary))
+        log = tool(assembler(arch), "-v", f"--gpu-name={name}", str(source), "-o", str(binary))
         binary.write_bytes(built.asm["cubin"])
         code = sass(tool("cuobjdump", "-sass", str(binary)))
     return {

@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 import triton
-from compiled import TARGETS, measure, recorded
+from compiled import TARGETS, lacking, measure, recorded
 from offline_cases import Case, cases
 
 from frozen_kernels.backends import triton as backend
@@ -136,6 +136,9 @@ def show(row: dict[str, Any]) -> None:
 def main(target: str, *options: str) -> None:
     if target not in TARGETS or set(options) - {"--json", "--record"}:
         raise SystemExit(f"usage: offline.py {'|'.join(TARGETS)} [--json | --record]")
+    if why := lacking(target):
+        print(json.dumps({"skipped": f"not there: {why}"}))
+        return
     rows = []
     for row in proven(target):
         rows.append(row)
