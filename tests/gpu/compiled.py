@@ -6,13 +6,13 @@ Needs neither GPU nor driver, and a process without TRITON_INTERPRET.
 from __future__ import annotations
 
 import contextlib
-import functools
-import pathlib
+import io
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import triton
@@ -62,8 +62,8 @@ class Driver:
 class Launch(NamedTuple):
     kernel: str
     arguments: dict[str, Any]
-    programs: int
     built: Any  # triton's CompiledKernel
+    log: str  # what the assembler said; empty where this process had compiled the same before
 
 
 @contextlib.contextmanager
@@ -73,18 +73,20 @@ def recorded(target: str) -> Iterator[list[Launch]]:
     run = JITFunction.run
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        built = run(self, *args, grid=grid, warmup=True, **kwargs)
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            built = run(self, *args, grid=grid, warmup=True, **kwargs)
         named = {**dict(zip(self.arg_names, args, strict=False)), **kwargs}
-        size = grid(named) if callable(grid) else grid
-        launches.append(Launch(self.__name__, named, functools.reduce(int.__mul__, map(int, size), 1), built))
+        launches.append(Launch(self.__name__, named, built, log.getvalue()))
         return built
 
     triton.runtime.driver.set_active(Driver(TARGETS[target]))
-    JITFunction.run = compile_only
-    try:
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        # a kernel from the cache on disk has no log
+        mock.patch.object(knobs.compilation, "always_compile", True),
+        mock.patch.object(knobs.nvidia, "dump_ptxas_log", True),
+    ):
         yield launches
-    finally:
-        JITFunction.run = run
 
 
 class Instruction(NamedTuple):
@@ -146,10 +148,6 @@ def tool(name: str, *args: str) -> str:
     return done.stdout + done.stderr
 
 
-def assembler(arch: int) -> str:
-    return "ptxas_blackwell" if arch >= 100 else "ptxas"
-
-
 def lacking(target: str) -> str:
     """What this triton has not, of all that it takes to compile for a target and to look at what came out."""
     maker = {"cuda": "nvidia", "hip": "amd"}[TARGETS[target].backend]
@@ -159,29 +157,23 @@ def lacking(target: str) -> str:
         return ""
     try:
         tool("cuobjdump", "--version")
-        tool(assembler(TARGETS[target].arch), "--version")
+        tool("ptxas_blackwell" if TARGETS[target].arch >= 100 else "ptxas", "--version")
     except RuntimeError as missing:
         return str(missing)
     return ""
 
 
-def nvidia(built: Any) -> dict[str, Any]:
-    ptx = built.asm["ptx"]
-    arch = built.metadata.target.arch
-    with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        binary = source.with_suffix(".cubin")
-        name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        log = tool(assembler(arch), "-v", f"--gpu-name={name}", str(source), "-o", str(binary))
-        binary.write_bytes(built.asm["cubin"])
-        code = sass(tool("cuobjdump", "-sass", str(binary)))
+def nvidia(built: Any, log: str) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(built.asm["cubin"])
+        binary.flush()
+        code = sass(tool("cuobjdump", "-sass", binary.name))
     return {
         "spills": number(r"(\d+) bytes spill stores", log) + number(r"(\d+) bytes spill loads", log),
         "registers": number(r"Used (\d+) registers", log),
         # ptxas says so where it cannot overlap the tensor cores with the decode
         "serialised": sorted(set(re.findall(r"C75\d\d", log))),
-        "asynchronous": len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", ptx)),
+        "asynchronous": len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", built.asm["ptx"])),
         "code": code,
     }
 
@@ -201,13 +193,18 @@ def amd(built: Any) -> dict[str, Any]:
 def elements(arguments: dict[str, Any]) -> int:
     """Weights, or elements, of a program's tile."""
     cols = 32 * arguments.get("WORDS", 0) or arguments.get("COLS") or arguments.get("PIXELS") or 1
-    return arguments.get("BLOCK") or arguments.get("COUNT") or arguments.get("ROWS", 1) * cols
+    return (
+        arguments.get("BLOCK")
+        or arguments.get("COUNT")
+        or 8 * arguments.get("BYTES", 0)
+        or arguments.get("ROWS", 1) * cols
+    )
 
 
 def measure(launch: Launch) -> dict[str, Any]:
     """Static facts; instructions are those of the hot part, for each element of a tile and without the products."""
     built = launch.built
-    found = nvidia(built) if "ptx" in built.asm else amd(built)
+    found = nvidia(built, launch.log) if "ptx" in built.asm else amd(built)
     code = found.pop("code")
     part = hot_part(code)
     lanes = built.metadata.num_warps * built.metadata.target.warp_size / elements(launch.arguments)

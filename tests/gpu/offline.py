@@ -94,14 +94,16 @@ def proven(target: str) -> Iterator[dict[str, Any]]:
     """A row for each distinct launch, and one for each case with faults."""
     budget, launched = budgets(target), set()
     known: dict[str, dict[str, Any]] = {}
-    for case in cases():
+    for case in cases(target):
         with believing(target), recorded(target) as launches:
             case.call()
         rows = []
         for launch in launches:
             launched.add(launch.kernel)
             if launch.built.hash not in known:
-                known[launch.built.hash] = {"key": f"{case.name}/{launch.kernel}", **measure(launch)}
+                same = sum(row["kernel"] == launch.kernel for row in rows)
+                key = f"{case.name}/{launch.kernel}" + (f"-{same + 1}" if same else "")
+                known[launch.built.hash] = {"key": key, **measure(launch)}
                 yield known[launch.built.hash]
             rows.append(known[launch.built.hash])
         if wrong := faults(case, target, rows, budget):

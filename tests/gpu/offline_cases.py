@@ -22,6 +22,7 @@ class Case(NamedTuple):
     detail: str
     call: Callable[[], Any]
     product: str = ""  # "": none; "tile": on matrix units where they take the dtype; "large": asynchronous on sm_90
+    everywhere: bool = True  # else for sm_90 alone: its kernels reach the other targets by other cases
 
     @property
     def name(self) -> str:
@@ -66,22 +67,23 @@ def weights() -> Iterator[Case]:
         yield Case("weight", f"{residency}-{code}-{name_of(dtype)}", call)
 
 
+# batch, dtype, residency, code, whether on every target
 LINEAR = (
-    (4096, BF16, "planes", "sign"),
-    (4096, BF16, "mask", "sign"),
-    (4096, BF16, "seed", "sign"),
-    (4096, F32, "planes", "sign"),
-    (4096, BF16, "planes", "normal"),
-    (64, F16, "planes", "sign"),
-    (1, BF16, "planes", "sign"),
-    (1, BF16, "seed", "uniform"),
-    (1, F32, "mask", "sign"),
+    (4096, BF16, "planes", "sign", True),
+    (4096, BF16, "mask", "sign", True),
+    (4096, BF16, "seed", "sign", True),
+    (4096, F32, "planes", "sign", True),
+    (4096, BF16, "planes", "normal", True),
+    (64, F16, "planes", "sign", True),
+    (1, BF16, "planes", "sign", True),
+    (1, BF16, "seed", "uniform", False),
+    (1, F32, "mask", "sign", True),
 )
 LINEAR_GRADIENT = (
-    (4096, BF16, "planes", "sign"),
-    (4096, BF16, "mask", "sign"),
-    (4096, F32, "mask", "sign"),
-    (64, BF16, "planes", "uniform"),
+    (4096, BF16, "planes", "sign", True),
+    (4096, BF16, "mask", "sign", False),
+    (4096, F32, "mask", "sign", False),
+    (64, BF16, "planes", "uniform", True),
 )
 
 
@@ -90,13 +92,19 @@ def kind(batch: int, dtype: torch.dtype, code: str) -> str:
 
 
 def linears() -> Iterator[Case]:
-    for batch, dtype, residency, code in LINEAR:
+    for batch, dtype, residency, code, everywhere in LINEAR:
         x, vector = zeros(batch, COLS, dtype=dtype), zeros(ROWS, dtype=F32)
         call = run("linear", x, vector, None, *pack(residency, code, ROWS, COLS), gain=vector, relu=True)
-        yield Case("linear", f"{batch}-{name_of(dtype)}-{residency}-{code}", call, kind(batch, dtype, code))
-    for batch, dtype, residency, code in LINEAR_GRADIENT:
+        yield Case("linear", f"{batch}-{name_of(dtype)}-{residency}-{code}", call, kind(batch, dtype, code), everywhere)
+    for batch, dtype, residency, code, everywhere in LINEAR_GRADIENT:
         call = run("linear_grad_input", zeros(batch, ROWS, dtype=dtype), *pack(residency, code, ROWS, COLS))
-        yield Case("linear_grad_input", f"{batch}-{name_of(dtype)}-{residency}-{code}", call, kind(batch, dtype, code))
+        yield Case(
+            "linear_grad_input",
+            f"{batch}-{name_of(dtype)}-{residency}-{code}",
+            call,
+            kind(batch, dtype, code),
+            everywhere,
+        )
 
 
 SPACE = {1: (1024,), 2: (32, 32), 3: (8, 16, 16)}
@@ -125,6 +133,7 @@ CONVOLUTIONS = (
     ("1d", Shape(dims=1), BF16, "planes", False, "tile"),
     ("3d", Shape(dims=3), BF16, "planes", True, "tile"),
 )
+EVERYWHERE = ("3x3", "image", "depthwise")
 
 
 def convolution(prefix: str, label: str, shape: Shape, dtype: torch.dtype, residency: str, last: bool) -> tuple:
@@ -143,9 +152,11 @@ def convolutions() -> Iterator[Case]:
     for label, shape, dtype, residency, last, product in CONVOLUTIONS:
         op, wide, narrow, weight, spatial = convolution("conv", label, shape, dtype, residency, last)
         vector = zeros(shape.narrow, dtype=F32)
-        yield Case(op, label, run(op, wide, vector, None, *weight, *spatial, shape.groups, relu=True), product)
+        call = run(op, wide, vector, None, *weight, *spatial, shape.groups, relu=True)
+        yield Case(op, label, call, product, label in EVERYWHERE)
         back = f"{op}_grad_input"
-        yield Case(back, label, run(back, narrow, list(wide.shape), *weight, *spatial, shape.groups), product)
+        call = run(back, narrow, list(wide.shape), *weight, *spatial, shape.groups)
+        yield Case(back, label, call, product, label in EVERYWHERE)
 
 
 TRANSPOSED = (
@@ -161,9 +172,9 @@ def transposed_convolutions() -> Iterator[Case]:
             "conv_transpose", label, shape, dtype, residency, last
         )
         spatial = (stride, padding, [1] * shape.dims, dilation, shape.groups)
-        yield Case(op, label, run(op, narrow, None, None, *weight, *spatial), product)
+        yield Case(op, label, run(op, narrow, None, None, *weight, *spatial), product, everywhere=False)
         back = f"{op}_grad_input"
-        yield Case(back, label, run(back, wide, list(narrow.shape), *weight, *spatial), product)
+        yield Case(back, label, run(back, wide, list(narrow.shape), *weight, *spatial), product, everywhere=False)
 
 
 def score_gradients() -> Iterator[Case]:
@@ -183,7 +194,8 @@ def score_gradients() -> Iterator[Case]:
             stride, padding, dilation = spatial
             spatial = [stride, padding, *between, dilation, shape.groups]
             op = f"{op}_grad_scores"
-            yield Case(op, label, run(op, grad, x, scores, *weight, *spatial), product and "tile")
+            call = run(op, grad, x, scores, *weight, *spatial)
+            yield Case(op, label, call, product and "tile", label in EVERYWHERE and prefix == "conv")
 
 
 def embeddings() -> Iterator[Case]:
@@ -246,9 +258,9 @@ CASES = (
 )
 
 
-def cases() -> list[Case]:
+def cases(target: str) -> list[Case]:
     found = [case for make in CASES for case in make() if hasattr(backend, case.op)]
     exported = {name for name in ops.SCHEMAS if hasattr(backend, name)}
     missing = exported - {case.op for case in found}
     assert not missing, f"ops without a case here: {sorted(missing)}"
-    return found
+    return [case for case in found if case.everywhere or target == "sm_90"]
