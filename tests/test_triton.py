@@ -89,6 +89,6 @@ def test_compiles_within_budgets(target, tmp_path):
     rows = [json.loads(line) for line in printed.splitlines()]
     if rows and "skipped" in rows[0]:
         pytest.skip(rows[0]["skipped"])
-    wrong = [f"{row['case']}: {fault}" for row in rows for fault in row.get("faults", [])]
+    wrong = [f"{row['at']}: {fault}" for row in rows for fault in row.get("faults", [])]
     assert not wrong, "\n".join(wrong)
     assert any("registers" in row for row in rows)

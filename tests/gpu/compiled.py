@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -163,17 +164,30 @@ def lacking(target: str) -> str:
     return ""
 
 
+def code_bytes(cubin: bytes) -> int:
+    """Of an ELF file with one function."""
+    start, size, count, names = struct.unpack("<40xQ10xHHH", cubin[:64])
+    sections = [struct.unpack_from("<I20xQQ", cubin, start + i * size) for i in range(count)]
+    text = sections[names][1]
+    return sum(length for name, _, length in sections if cubin[text + name :].startswith(b".text."))
+
+
 def nvidia(built: Any, log: str) -> dict[str, Any]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
-        binary.write(built.asm["cubin"])
-        binary.flush()
-        code = sass(tool("cuobjdump", "-sass", binary.name))
+    ptx, cubin = built.asm["ptx"], built.asm["cubin"]
+    if "mma" in ptx or ptx.count("fma.rn.f32") >= TILE_SUMS:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+            binary.write(cubin)
+            binary.flush()
+            code = sass(tool("cuobjdump", "-sass", binary.name))
+    else:
+        # nothing to look at but the length, and the disassembler takes as long as the compiler
+        code = [Instruction(16 * i, "", None) for i in range(code_bytes(cubin) // 16)]
     return {
         "spills": number(r"(\d+) bytes spill stores", log) + number(r"(\d+) bytes spill loads", log),
         "registers": number(r"Used (\d+) registers", log),
         # ptxas says so where it cannot overlap the tensor cores with the decode
         "serialised": sorted(set(re.findall(r"C75\d\d", log))),
-        "asynchronous": len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", built.asm["ptx"])),
+        "asynchronous": len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", ptx)),
         "code": code,
     }
 

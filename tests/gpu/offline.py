@@ -64,25 +64,26 @@ def pinned() -> bool:
     return f"triton=={triton.__version__}\n" in PINS.read_text()
 
 
-def faults(case: Case, target: str, rows: list[dict[str, Any]], budget: dict[str, list[float]]) -> list[str]:
-    """What is wrong with the launches of a case."""
+def faults(row: dict[str, Any], budget: dict[str, list[float]]) -> list[str]:
+    """What is wrong with a launch."""
     found = []
-    for row in rows:
-        if row["spills"]:
-            found.append(f"{row['kernel']} spills {row['spills']} bytes")
-        if row["serialised"]:
-            found.append(f"{row['kernel']} is serialised: {', '.join(row['serialised'])}")
-        if not pinned():
-            continue
-        limit = budget.get(row["key"])
-        if limit is None:
-            found.append(f"{row['key']} has no budget")
-        else:
-            found += [
-                f"{row['kernel']} takes {row[name]} {name}, the budget is {most:.2f}"
-                for name, most in zip(("registers", "instructions"), (x * SLACK for x in limit), strict=True)
-                if row[name] > most
-            ]
+    if row["spills"]:
+        found.append(f"spills {row['spills']} bytes")
+    if row["serialised"]:
+        found.append(f"tensor cores wait for the decode: {', '.join(row['serialised'])}")
+    if not pinned():
+        return found
+    if row["key"] not in budget:
+        return [*found, "has no budget"]
+    for name, measured in zip(("registers", "instructions"), budget[row["key"]], strict=True):
+        if row[name] > measured * SLACK:
+            found.append(f"takes {row[name]} {name}, {measured} when its budget was made")
+    return found
+
+
+def product_faults(case: Case, target: str, rows: list[dict[str, Any]]) -> list[str]:
+    """What is missing from all launches of a case together."""
+    found = []
     if case.product == "large" and target == "sm_90" and not any(row["asynchronous"] for row in rows):
         found.append("no wgmma")
     if case.product and not any(row["matrix"] or row["sums"] for row in rows):
@@ -91,7 +92,7 @@ def faults(case: Case, target: str, rows: list[dict[str, Any]], budget: dict[str
 
 
 def proven(target: str) -> Iterator[dict[str, Any]]:
-    """A row for each distinct launch, and one for each case with faults."""
+    """A row for each distinct launch, then what is wrong with it, with its case, or with all."""
     budget, launched = budgets(target), set()
     known: dict[str, dict[str, Any]] = {}
     for case in cases(target):
@@ -103,13 +104,13 @@ def proven(target: str) -> Iterator[dict[str, Any]]:
             if launch.built.hash not in known:
                 same = sum(row["kernel"] == launch.kernel for row in rows)
                 key = f"{case.name}/{launch.kernel}" + (f"-{same + 1}" if same else "")
-                known[launch.built.hash] = {"key": key, **measure(launch)}
-                yield known[launch.built.hash]
+                row = known[launch.built.hash] = {"key": key, **measure(launch)}
+                yield row
+                yield {"at": key, "faults": faults(row, budget)}
             rows.append(known[launch.built.hash])
-        if wrong := faults(case, target, rows, budget):
-            yield {"case": case.name, "faults": wrong}
-    if never := all_kernels() - launched:
-        yield {"case": "", "faults": [f"kernels that no case launches: {sorted(never)}"]}
+        yield {"at": case.name, "faults": product_faults(case, target, rows)}
+    never = all_kernels() - launched
+    yield {"at": "all cases", "faults": [f"never launch {name}" for name in sorted(never)]}
 
 
 def record(target: str, rows: list[dict[str, Any]]) -> None:
@@ -125,7 +126,8 @@ def record(target: str, rows: list[dict[str, Any]]) -> None:
 
 def show(row: dict[str, Any]) -> None:
     if "faults" in row:
-        print("WRONG", row["case"], "; ".join(row["faults"]))
+        for fault in row["faults"]:
+            print("WRONG", row["at"], fault, flush=True)
         return
     print(
         f"{row['key']:58s} {row['registers']:4d} regs {row['spills']:4d} spilt {row['shared']:7d} shared "
@@ -139,7 +141,7 @@ def main(target: str, *options: str) -> None:
     if target not in TARGETS or set(options) - {"--json", "--record"}:
         raise SystemExit(f"usage: offline.py {'|'.join(TARGETS)} [--json | --record]")
     if why := lacking(target):
-        print(json.dumps({"skipped": f"not there: {why}"}))
+        print(json.dumps({"skipped": f"missing: {why}"}))
         return
     rows = []
     for row in proven(target):
