@@ -92,3 +92,8 @@ def test_compiles_within_budgets(target, tmp_path):
     wrong = [f"{row['at']}: {fault}" for row in rows for fault in row.get("faults", [])]
     assert not wrong, "\n".join(wrong)
     assert any("registers" in row for row in rows)
+
+
+@needs_triton
+def test_compiler_checks_notice_what_they_should():
+    assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "gpu/check_offline.py")
