@@ -89,7 +89,7 @@ def test_loops_of_amd_code():
 
 @triton.jit
 def product_kernel(out, x, w, steps, ROWS: tl.constexpr, SURE: tl.constexpr):
-    """Codes from bits, transposed on the way to the tensor cores; a large `ROWS` needs more registers than there are."""
+    """Codes from bits, transposed on the way to the tensor cores; a large `ROWS` takes too many registers."""
     i, k = tl.arange(0, ROWS), tl.arange(0, 64)
     total = tl.zeros((ROWS, 128), tl.float32)
     if SURE:
