@@ -124,6 +124,8 @@ class Shape(NamedTuple):
 # what to call it, shape, dtype, residency, channels last, whether tiles are large
 CONVOLUTIONS = (
     ("3x3", Shape(), BF16, "planes", True, "large"),
+    ("3x3-128", Shape(wide=128, narrow=128), BF16, "planes", True, "large"),
+    ("3x3-64", Shape(wide=64, narrow=64), BF16, "planes", True, "large"),
     ("3x3-contiguous", Shape(), BF16, "mask", False, "tile"),
     ("3x3-f32", Shape(), F32, "planes", True, "tile"),
     ("strided", Shape(stride=2), F16, "seed", True, "tile"),

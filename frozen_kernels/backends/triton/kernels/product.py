@@ -20,9 +20,9 @@ from .words import header_word
 def first_tap(residue, stride, dilation, tap_step):
     """The first tap that meets the input grid from pixels of this remainder by the stride; tap_step where none does."""
     first = tl.full((), 0, tl.int32) + tap_step
-    for i in range(tap_step):
-        tap = tap_step - 1 - i
-        first = tl.where((residue - tap * dilation) % stride == 0, tap, first)
+    for tap in range(tap_step):
+        # as a minimum: a search for the last such tap is more than the compiler for AMD can take
+        first = tl.minimum(first, tl.where((residue - tap * dilation) % stride == 0, tap, tap_step))
     return first
 
 
@@ -179,7 +179,7 @@ def product_kernel(
 ):
     """One tile of y, or with `partial` one part of its sum over the words, as float32 [SPLIT, pixels, all rows].
 
-    `SPATIAL` dimensions are convolved, `LARGE` images lie past 2^31 elements, `FEW_TAPS` are at most 32, walked one at
+    `SPATIAL` dimensions are convolved, `LARGE` sides lie past 2^31 elements, `FEW_TAPS` are at most 32, walked one at
     a time. `SCALAR_TAP`: a step lies in one tap, `WHOLE`: and in its channels, `WHOLE_WORDS`: its words are the
     plane's. `PARTS` inputs, `part_stride` apart, are summed, the last first. Every `FLUSH` steps (0: never) the sum of
     the tensor cores, which need not round to nearest, is added to one that does.
@@ -318,7 +318,10 @@ def product_kernel(
     else:
         at = batch * y_stride[0] + d * y_stride[2] + h * y_stride[3] + w * y_stride[4]
         result = finished(total, header, bias, gain, row, rows * groups, CODE, RELU)
-        tl.store(y + at[None, :] + row * y_stride[1], result.to(y.dtype.element_ty), mask=exists)
+        channel = row
+        if not LARGE:
+            at, channel = at.to(tl.int32), row.to(tl.int32)
+        tl.store(y + (at[None, :] + channel * y_stride[1]), result.to(y.dtype.element_ty), mask=exists)
 
 
 @triton.jit
