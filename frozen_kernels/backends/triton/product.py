@@ -18,7 +18,7 @@ from .masks import keep_plane
 SIGN, CONSTANT = CODES.index("sign"), CODES.index("constant")
 
 SPLIT_COUNT = 1024  # elements of a program that splits inputs
-TRANSPOSE_ROWS = 128
+TRANSPOSE_OUT, TRANSPOSE_WORDS = 4, 2  # words of a program, along rows and along columns
 SUM_ROWS, SUM_PIXELS = 64, 16
 DEPTHWISE = 16, 128  # pixels and channels of a tile
 MOST_ROWS = 8  # of a group of one input channel: from here on the tiles of the GEMM are the fuller ones
@@ -62,8 +62,11 @@ def _transposed(plane: Tensor, args: dict[str, Any], geometry: Geometry, words_p
     taps, groups = math.prod(geometry.taps), geometry.groups
     channels, rows = args["rows"] // groups, args["cols"] // taps
     out = torch.empty(groups * rows, taps * words_per_tap, dtype=torch.int32, device=plane.device)
-    grid = (-(-rows // TRANSPOSE_ROWS) * words_per_tap * taps, groups)
-    transpose_kernel[grid](out, plane, channels, rows, words(args["cols"]), taps, words_per_tap, ROWS=TRANSPOSE_ROWS)
+    plane_words = words(args["cols"])
+    grid = (-(-plane_words // TRANSPOSE_WORDS) * -(-words_per_tap // TRANSPOSE_OUT), groups)
+    transpose_kernel[grid](
+        out, plane, channels, rows, plane_words, taps, words_per_tap, OUT=TRANSPOSE_OUT, WORDS=TRANSPOSE_WORDS
+    )
     return out
 
 
