@@ -9,7 +9,7 @@ from common import CODES_AND_DTYPES, DEVICE, DTYPES, dense, header, pack_of, sma
 import frozen_kernels as fk
 from frozen_kernels import format
 from frozen_kernels.backends import Unsupported
-from frozen_kernels.backends.triton import linear, weight
+from frozen_kernels.backends.triton import linear, linear_grad_input, weight
 
 
 @pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
@@ -63,8 +63,15 @@ def test_linear_takes_any_strides_and_leading_dimensions():
         small_integers(1, 33).expand(3, 33),
         small_integers(2, 3, 33),
         small_integers(33),
+        # leading dimensions that no single stride walks
+        small_integers(2, 3, 33).transpose(0, 1),
+        small_integers(2, 1, 33).expand(2, 3, 33),
+        small_integers(2, 3, 2, 33).permute(2, 0, 1, 3),
+        small_integers(1, 2, 1, 2, 3, 33).permute(4, 1, 2, 3, 0, 5),
     ):
         assert torch.equal(linear(x, None, None, *pack), x @ plain.T), x.shape
+    for grad in (small_integers(2, 3, 5).transpose(0, 1), small_integers(2, 1, 5).expand(2, 3, 5)):
+        assert torch.equal(linear_grad_input(grad, *pack), grad @ plain), grad.shape
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -37,17 +37,24 @@ def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, header: Tens
     return Epilogue(bias, gain, relu)
 
 
-def _as_pixels(x: Tensor) -> tuple[Tensor, Side]:
-    """[..., K] as [batch, K] or, where strides forbid, with more pixel dimensions; a copy only past five dimensions."""
+def _as_pixels(x: Tensor, y: Tensor) -> tuple[Tensor, Side, Side]:
+    """The input, and its side and a fresh result's, as [batch, K], or both as five dimensions where strides forbid it.
+
+    A copy only past five dimensions.
+    """
     pixels = math.prod(x.shape[:-1])
     try:
         flat = x.view(pixels, x.shape[-1])
     except RuntimeError:
-        if x.dim() > 5:
-            flat = x.reshape(pixels, x.shape[-1])
-        else:
-            return x, side(x[(None,) * (5 - x.dim())].movedim(-1, 1))
-    return flat, flat_side(flat)
+        if x.dim() <= 5:
+            # of the result too: its pixels must be numbered like those of the input
+            return x, _spread(x), _spread(y)
+        flat = x.reshape(pixels, x.shape[-1])
+    return flat, flat_side(flat), flat_side(y.view(pixels, y.shape[-1]))
+
+
+def _spread(x: Tensor) -> Side:
+    return side(x[(None,) * (5 - x.dim())].movedim(-1, 1))
 
 
 def linear(
@@ -68,7 +75,8 @@ def linear(
     _check_size("last dimension of x", x.shape[-1:], [cols])
     epilogue = _epilogue(bias, gain, relu, header, rows)
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
-    product(*_as_pixels(y), *_as_pixels(x), args, POINT, False, epilogue)
+    x, x_side, y_side = _as_pixels(x, y)
+    product(y, y_side, x, x_side, args, POINT, False, epilogue)
     return y
 
 
@@ -80,7 +88,8 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     rows, cols = shape
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
     out = torch.empty((*grad.shape[:-1], cols), dtype=grad.dtype, device=grad.device)
-    product(*_as_pixels(out), *_as_pixels(grad), args, POINT, True)
+    grad, grad_side, out_side = _as_pixels(grad, out)
+    product(out, out_side, grad, grad_side, args, POINT, True)
     return out
 
 
