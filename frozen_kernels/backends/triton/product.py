@@ -153,9 +153,7 @@ def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed
     scalar = transposed or taps == 1 or channels % block == 0
     if transposed:
         classes = math.prod(geometry.stride)
-        # of the class with the fewest taps
-        fewest = [max(1, k // step) for k, step in zip(geometry.taps, _tap_step(geometry), strict=True)]
-        steps = math.prod(fewest) * -(-channels // block)
+        steps = _fewest_taps(geometry) * -(-channels // block)
         pixels = y.size[0] * math.prod(-(-n // s) for n, s in zip(y.size[2:], geometry.stride, strict=True))
     else:
         classes, pixels = 1, y.pixels
@@ -168,6 +166,15 @@ def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed
 def _tap_step(geometry: Geometry) -> tuple[int, ...]:
     """From one tap to the next that reads the input grid of a transposed product from the same pixels."""
     return tuple(s // math.gcd(s, d) for s, d in zip(geometry.stride, geometry.dilation, strict=True))
+
+
+def _fewest_taps(geometry: Geometry) -> int:
+    """Taps that a transposed product walks for the class of pixels that has the fewest; one where a class has none."""
+    fewest = 1
+    for taps, stride, step in zip(geometry.taps, geometry.stride, _tap_step(geometry), strict=True):
+        # with a common factor of stride and dilation, no tap meets the grid from some remainders by the stride
+        fewest *= max(1, taps // step) if step == stride else 1
+    return fewest
 
 
 def _finish(y: Tensor, at: Side, partial: Tensor, split: int, args: dict[str, Any], epilogue: Epilogue) -> None:
