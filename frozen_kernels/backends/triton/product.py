@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...format import CODES, words
+from .. import Unsupported
 from . import tuning
 from .generate import draw_plane
 from .geometry import POINT, Geometry, Side, side
@@ -21,6 +22,8 @@ SPLIT_COUNT = 1024  # elements of a program that splits inputs
 TRANSPOSE_OUT, TRANSPOSE_WORDS = 4, 2  # words of a program, along rows and along columns
 SUM_ROWS, SUM_PIXELS = 64, 16
 DEPTHWISE = 16, 128  # pixels and channels of a tile
+MOST_PIXELS = (1 << 31) - 1024  # counted in int32, and rounded up to whole tiles
+MOST_PROGRAMS = (1 << 31) - 1
 MOST_ROWS = 8  # of a group of one input channel: from here on the tiles of the GEMM are the fuller ones
 
 
@@ -63,8 +66,8 @@ def _transposed(plane: Tensor, args: dict[str, Any], geometry: Geometry, words_p
     channels, rows = args["rows"] // groups, args["cols"] // taps
     out = torch.empty(groups * rows, taps * words_per_tap, dtype=torch.int32, device=plane.device)
     plane_words = words(args["cols"])
-    grid = (-(-plane_words // TRANSPOSE_WORDS) * -(-words_per_tap // TRANSPOSE_OUT), groups)
-    transpose_kernel[grid](
+    programs = -(-plane_words // TRANSPOSE_WORDS) * -(-words_per_tap // TRANSPOSE_OUT) * groups
+    transpose_kernel[(programs,)](
         out, plane, channels, rows, plane_words, taps, words_per_tap, OUT=TRANSPOSE_OUT, WORDS=TRANSPOSE_WORDS
     )
     return out
@@ -123,19 +126,23 @@ def _spatial(geometry: Geometry, *sides: Side) -> int:
     return 0 if all(trivial) else 1 if all(trivial[:2]) else 2 if trivial[0] else 3
 
 
-def _extent(at: Side) -> int:
-    """Elements from the first of a side to its last."""
-    return sum((size - 1) * stride for size, stride in zip(at.size, at.stride, strict=True))
+def _reach(at: Side, geometry: Geometry) -> int:
+    """Elements from the first of a side to the last that a tap may name, be it past the side."""
+    taps, _, padding, dilation, _ = geometry
+    past = (0, 0, *((k + 1) * d + p for k, d, p in zip(taps, dilation, padding, strict=True)))
+    return sum((size + more) * stride for size, more, stride in zip(at.size, past, at.stride, strict=True))
 
 
 class _Plan(NamedTuple):
-    """How a product is launched: its tile, and the grid of tiles, parts of the sum, and groups by classes of pixels."""
+    """How a product is launched: its tile, programs of a group and class of pixels, those of all, parts of the sum."""
 
     tile: tuning.Tile
     spatial: int
     scalar_tap: bool
     whole: bool
-    grid: tuple[int, int, int]
+    programs: int
+    all_programs: int
+    split: int
 
 
 def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed: bool, dtype: torch.dtype) -> _Plan:
@@ -159,8 +166,11 @@ def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed
         classes, pixels = 1, y.pixels
         steps = taps * -(-channels // block) if scalar else -(-args["cols"] // block)
     programs = -(-rows // tile.rows) * -(-pixels // tile.pixels)
-    split = tuning.split(programs * groups * classes, steps)
-    return _Plan(tile, spatial, scalar, scalar and channels % block == 0, (programs, split, groups * classes))
+    every = programs * groups * classes
+    if every > MOST_PROGRAMS:
+        raise Unsupported(f"{every} tiles are more than {MOST_PROGRAMS}")
+    whole = scalar and channels % block == 0
+    return _Plan(tile, spatial, scalar, whole, programs, every, tuning.split(every, steps))
 
 
 def _tap_step(geometry: Geometry) -> tuple[int, ...]:
@@ -225,6 +235,8 @@ def product(
 
     if not y.numel():
         return
+    if y_side.pixels > MOST_PIXELS:
+        raise Unsupported(f"{y_side.pixels} pixels are more than {MOST_PIXELS}")
     if geometry._replace(groups=1) == POINT and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
         x_side, y_side = _flat(x_side), _flat(y_side)
     with on(y.device):
@@ -236,20 +248,21 @@ def product(
             _depthwise(y, y_side, x, x_side, args, geometry, transposed, epilogue)
             return
         plan = _plan(y_side, x_side, args, geometry, transposed, y.dtype)
-        tile, split, groups = plan.tile, plan.grid[1], geometry.groups
+        tile, split, groups = plan.tile, plan.split, geometry.groups
         planes = _planes(args, geometry, transposed, tile.words)
         part_stride, partial, all_rows = 0, None, y_side.size[1]
         if x.dtype == torch.float32:
             x, x_side, part_stride = _parts(x, x_side)
         if split > 1:
             partial = torch.empty(split, y_side.pixels, all_rows, dtype=torch.float32, device=y.device)
-        product_kernel[plan.grid](
+        product_kernel[(plan.all_programs, split)](
             y, partial, x, epilogue.bias, epilogue.gain, args["header"], planes.keep, planes.draw,
             args["normal_table"], groups, all_rows // groups, x_side.size[1] // groups, args["cols"], planes.width,
-            planes.words_per_tap, part_stride, y_side.pixels * all_rows, x_side.size, x_side.stride, y_side.size,
-            y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation, _tap_step(geometry),
+            planes.words_per_tap, part_stride, y_side.pixels * all_rows, plan.programs, x_side.size, x_side.stride,
+            y_side.size, y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation,
+            _tap_step(geometry),
             CODE=args["CODE"], TRANSPOSED=transposed, SPATIAL=plan.spatial,
-            LARGE=max(_extent(x_side), _extent(y_side)) >= 1 << 31,
+            LARGE=max(_reach(x_side, geometry), _reach(y_side, geometry)) >= 1 << 31,
             FEW_TAPS=plan.spatial > 0 and plan.scalar_tap and math.prod(geometry.taps) <= 32,
             SCALAR_TAP=plan.scalar_tap, WHOLE=plan.whole, WHOLE_WORDS=planes.width % tile.words == 0,
             PARTS=3 if part_stride else 1, FLUSH=tile.flush, RELU=epilogue.relu, ROWS=tile.rows, PIXELS=tile.pixels,

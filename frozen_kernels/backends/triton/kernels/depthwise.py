@@ -6,7 +6,7 @@ The weight has few columns, one for each tap, so its words are read for each tap
 import triton
 import triton.language as tl
 
-from .product import finished, tap_of
+from .product import finished, pixel_offset, tap_of
 from .tile import CONSTANT, NORMAL, SIGN
 
 
@@ -80,7 +80,7 @@ def depthwise_kernel(
         at_d, in_d = source_of(d, td, x_size[2], stride[0], padding[0], dilation[0], TRANSPOSED)
         at_h, in_h = source_of(h, th, x_size[3], stride[1], padding[1], dilation[1], TRANSPOSED)
         at_w, in_w = source_of(w, tw, x_size[4], stride[2], padding[2], dilation[2], TRANSPOSED)
-        image = batch * x_stride[0] + at_d * x_stride[2] + at_h * x_stride[3] + at_w * x_stride[4]
+        image = pixel_offset(batch, at_d, at_h, at_w, x_stride)
         inside = exists & (in_d & in_h & in_w)[:, None]
         for i in range(multiplier if TRANSPOSED else 1):
             row = channel * multiplier + i if TRANSPOSED else channel
@@ -89,5 +89,5 @@ def depthwise_kernel(
             values = tl.load(x + image[:, None] + source * x_stride[1], mask=inside, other=0.0).to(tl.float32)
             total += codes * values
     result = finished(total, header, bias, gain, channel, y_size[1], CODE, RELU)
-    at = batch * y_stride[0] + d * y_stride[2] + h * y_stride[3] + w * y_stride[4]
+    at = pixel_offset(batch, d, h, w, y_stride)
     tl.store(y + at[:, None] + channel * y_stride[1], result.to(y.dtype.element_ty), mask=exists)

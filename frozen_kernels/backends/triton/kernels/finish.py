@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .product import finished
+from .product import finished, pixel_offset
 
 
 @triton.jit
@@ -31,11 +31,12 @@ def split_kernel(parts, x, count, part_stride, size, parts_stride, x_stride, COU
     at = coordinates(index, size)
     rest = tl.load(x + offset(at, x_stride), mask=mask, other=0.0)
     out = parts + offset(at, parts_stride)
-    for part in tl.static_range(3):
+    for _ in tl.static_range(3):
         # cut, not rounded: the largest floats would round to infinity; a NaN keeps a bit that says so
         cut = (rest.to(tl.uint32, bitcast=True) & 0xFFFF0000).to(tl.float32, bitcast=True)
         high = tl.where(rest == rest, cut, rest)
-        tl.store(out + part * part_stride, high.to(tl.bfloat16), mask=mask)
+        tl.store(out, high.to(tl.bfloat16), mask=mask)
+        out += part_stride
         # nothing is left of what is not finite, for inf - inf is NaN
         left = rest - high
         rest = tl.where(left == left, left, 0.0)
@@ -66,12 +67,13 @@ def sum_kernel(
     mask = (row < rows) & (pixel < pixels)[:, None]
     source = partial + pixel.to(tl.int64)[:, None] * rows + row
     total = tl.zeros((PIXELS, ROWS), tl.float32)
-    for part in range(SPLIT):
-        total += tl.load(source + part * partial_stride, mask=mask, other=0.0)
+    for _ in range(SPLIT):
+        total += tl.load(source, mask=mask, other=0.0)
+        source += partial_stride
     result = finished(total, header, bias, gain, row, rows, CODE, RELU)
     w = pixel % y_size[4]
     h = pixel // y_size[4] % y_size[3]
     d = pixel // y_size[4] // y_size[3] % y_size[2]
     batch = (pixel // y_size[4] // y_size[3] // y_size[2]).to(tl.int64)
-    at = batch * y_stride[0] + d * y_stride[2] + h * y_stride[3] + w * y_stride[4]
+    at = pixel_offset(batch, d, h, w, y_stride)
     tl.store(y + at[:, None] + row * y_stride[1], result.to(y.dtype.element_ty), mask=mask)

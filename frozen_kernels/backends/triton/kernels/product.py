@@ -62,6 +62,17 @@ def offset_of(at, x_stride, SPATIAL: tl.constexpr):
 
 
 @triton.jit
+def pixel_offset(batch, d, h, w, stride):
+    """int64, for an image may lie past 2^31 elements itself; batch int64."""
+    return batch * stride[0] + d.to(tl.int64) * stride[2] + h.to(tl.int64) * stride[3] + w.to(tl.int64) * stride[4]
+
+
+@triton.jit
+def long_if(value, LARGE: tl.constexpr):
+    return value.to(tl.int64) if LARGE else value
+
+
+@triton.jit
 def tap_of(index, taps_h, taps_w):
     return index // taps_w // taps_h, index // taps_w % taps_h, index % taps_w
 
@@ -152,6 +163,7 @@ def product_kernel(
     words_per_tap,
     part_stride,
     partial_stride,
+    programs,
     x_size,
     x_stride,
     y_size,
@@ -179,14 +191,17 @@ def product_kernel(
 ):
     """One tile of y, or with `partial` one part of its sum over the words, as float32 [SPLIT, pixels, all rows].
 
+    The grid is that of `programs` tiles by groups by classes of output pixels, and of parts.
+
     `SPATIAL` dimensions are convolved, `LARGE` sides lie past 2^31 elements, `FEW_TAPS` are at most 32, walked one at
     a time. `SCALAR_TAP`: a step lies in one tap, `WHOLE`: and in its channels, `WHOLE_WORDS`: its words are the
     plane's. `PARTS` inputs, `part_stride` apart, are summed, the last first. Every `FLUSH` steps (0: never) the sum of
     the tensor cores, which need not round to nearest, is added to one that does.
     """
     DTYPE: tl.constexpr = x.dtype.element_ty
-    group = tl.program_id(2) % groups
-    shift = tl.program_id(2) // groups  # which class of output pixels
+    program = tl.program_id(0) % programs
+    group = tl.program_id(0) // programs % groups
+    shift = tl.program_id(0) // programs // groups  # which class of output pixels
     if TRANSPOSED:
         first_w = shift % stride[2]
         first_h = shift // stride[2] % stride[1]
@@ -204,18 +219,18 @@ def product_kernel(
         count_d, count_h, count_w = tl.maximum(count_d, 1), tl.maximum(count_h, 1), tl.maximum(count_w, 1)
 
     row_blocks = (rows + ROWS - 1) // ROWS
-    row0 = tl.program_id(0) % row_blocks * ROWS
+    row0 = program % row_blocks * ROWS
     local_row = (row0 + tl.arange(0, ROWS))[:, None]
     row = (group * rows + local_row).to(tl.int64)
-    pixel = tl.program_id(0) // row_blocks * PIXELS + tl.arange(0, PIXELS)
+    pixel = program // row_blocks * PIXELS + tl.arange(0, PIXELS)
     exists = (local_row < rows) & (pixel < pixels)[None, :]
     # rows and pixels past the end read what the first ones do: no load of the loop needs a mask for them
     read_local = tl.where(local_row < rows, local_row, 0)
     read_row = (group * rows + read_local).to(tl.int64)
     pixel = tl.where(pixel < pixels, pixel, 0)
-    w = pixel % count_w
-    h = pixel // count_w % count_h
-    d = pixel // count_w // count_h % count_d
+    w = long_if(pixel % count_w, LARGE)
+    h = long_if(pixel // count_w % count_h, LARGE)
+    d = long_if(pixel // count_w // count_h % count_d, LARGE)
     batch = (pixel // count_w // count_h // count_d).to(tl.int64)
     # the first tap reads at `origin`, each further one `move` on
     if TRANSPOSED:
@@ -242,8 +257,9 @@ def product_kernel(
     else:
         steps_per_tap = 1
         steps = (cols + BLOCK - 1) // BLOCK
-    begin = steps * tl.program_id(1) // SPLIT
-    end = steps * (tl.program_id(1) + 1) // SPLIT
+    split = tl.program_id(1).to(tl.int64)
+    begin = (split * steps // SPLIT).to(tl.int32)
+    end = ((split + 1) * steps // SPLIT).to(tl.int32)
     if FEW_TAPS:
         # bit i says whether the i-th tap reads an existing input
         seen = tl.zeros((PIXELS,), tl.uint32)
@@ -253,7 +269,7 @@ def product_kernel(
 
     total = tl.zeros((ROWS, PIXELS), tl.float32)
     for part in range(PARTS):
-        source = x + (PARTS - 1 - part) * part_stride
+        source = x + tl.cast(PARTS - 1 - part, tl.int64) * part_stride
         index = begin // steps_per_tap
         channel0 = begin % steps_per_tap * BLOCK
         td, th, tw = tap_of(index, taps_h, taps_w)
@@ -269,7 +285,7 @@ def product_kernel(
             for step in range(start, stop):
                 if SPATIAL == 0:
                     tap, channel0, word0 = 0, step * BLOCK, step * WORDS
-                    channel = (channel0 + within)[:, None]
+                    channel = long_if((channel0 + within)[:, None], LARGE)
                     inputs = read(source, image[None, :] + channel * x_stride[1], channel < channels, WHOLE)
                 elif SCALAR_TAP:
                     if TRANSPOSED:
@@ -284,15 +300,16 @@ def product_kernel(
                         inside = exists_at(origin, (td, th, tw), move, x_size, SPATIAL)
                     if TRANSPOSED:
                         inside = inside & alive
-                    channel = (channel0 + within)[:, None]
+                    channel = long_if((channel0 + within)[:, None], LARGE)
                     inside = inside[None, :]
                     if not WHOLE:
                         inside = inside & (channel < channels)
-                    moved = offset_of((td * move[0], th * move[1], tw * move[2]), x_stride, SPATIAL)
+                    at = (long_if(td, LARGE) * move[0], long_if(th, LARGE) * move[1], long_if(tw, LARGE) * move[2])
+                    moved = offset_of(at, x_stride, SPATIAL)
                     inputs = read(source + moved, image[None, :] + channel * x_stride[1], inside, False)
                 else:
                     tap, word0 = 0, step * WORDS
-                    column = (step * BLOCK + within)[:, None]
+                    column = long_if((step * BLOCK + within)[:, None], LARGE)
                     at = tap_of(column // channels, taps[1], taps[2])
                     inside = exists_at((origin[0][None, :], origin[1][None, :], origin[2][None, :]), at, move, x_size,
                                        SPATIAL)  # fmt: skip
@@ -313,10 +330,10 @@ def product_kernel(
 
     if partial is not None:
         at = ((batch * y_size[2] + d) * y_size[3] + h) * y_size[4] + w
-        mine = partial + tl.program_id(1).to(tl.int64) * partial_stride
+        mine = partial + split * partial_stride
         tl.store(mine + at[None, :] * (rows * groups) + row, total, mask=exists)
     else:
-        at = batch * y_stride[0] + d * y_stride[2] + h * y_stride[3] + w * y_stride[4]
+        at = pixel_offset(batch, d, h, w, y_stride)
         result = finished(total, header, bias, gain, row, rows * groups, CODE, RELU)
         channel = row
         if not LARGE:

@@ -28,9 +28,10 @@ def transpose_kernel(
     `tap * rows + r`. Bits of rows past the group's last are 0. One program turns `WORDS` words of 32 * `OUT` rows.
     """
     blocks = (plane_words + WORDS - 1) // WORDS
-    group = tl.program_id(1).to(tl.int64)
+    out_blocks = (words_per_tap + OUT - 1) // OUT
+    group = (tl.program_id(0) // blocks // out_blocks).to(tl.int64)
     # [OUT, 32 rows of a word, WORDS, 32 columns of a word]
-    word = tl.program_id(0) // blocks * OUT + tl.arange(0, OUT)
+    word = tl.program_id(0) // blocks % out_blocks * OUT + tl.arange(0, OUT)
     bit = tl.arange(0, 32)
     channel = word[:, None, None] * 32 + column_of_bit(bit)[None, :, None]
     at = (tl.program_id(0) % blocks * WORDS + tl.arange(0, WORDS))[None, None, :]
