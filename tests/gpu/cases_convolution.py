@@ -121,6 +121,14 @@ def test_every_code_and_residency(code, residency):
         Case(name, code, torch.bfloat16, residency).check()
 
 
+def test_groups_must_divide_rows():
+    pack = pack_of(header(), "mask", "sign", (3, 2, 1))
+    for groups in (0, 2):
+        x = torch.zeros(1, 2 * groups, 4, device=pack[0].device)
+        with pytest.raises(ValueError, match=f"groups = {groups} does not divide rows = 3"):
+            triton.conv1d(x, None, None, *pack, (1,), (0,), (1,), groups)
+
+
 def test_float32_inputs_are_exact_parts():
     Case("ragged", "sign", torch.float32, "planes").check()
     Case("groups", "uniform", torch.float32, "mask").check()

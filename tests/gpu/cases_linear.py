@@ -84,6 +84,8 @@ def test_linear_applies_gain_and_relu(dtype):
     assert torch.equal(linear(x, None, None, *pack, gain=gain), (product * gain).to(dtype))
     want = (product * gain + bias.float()).relu().to(dtype)
     assert torch.equal(linear(x, bias, None, *pack, gain=gain, relu=True), want)
+    apart = [v.repeat_interleave(2)[::2] for v in (bias, gain)]
+    assert torch.equal(linear(x, apart[0], None, *pack, gain=apart[1], relu=True), want)
     x[0, 3] = float("nan")
     assert linear(x, bias, None, *pack, gain=gain, relu=True)[0].isnan().all()
     with pytest.raises(Unsupported):
@@ -119,11 +121,13 @@ def test_refusals():
         lambda: weight(None, *pack[:6], "stored", (3, 31), torch.float32),
         lambda: linear(x.double(), None, None, *pack),
         lambda: linear(x, None, None, *pack[:7], (3, 31, 1)),
-        lambda: linear(x, torch.zeros(6, device=DEVICE)[::2], None, *pack),
+        lambda: linear_grad_input(x, *pack[:7], (31, 31, 1)),
         lambda: weight(None, *pack[:7], (1, 1 << 31), torch.float32),
     ):
         with pytest.raises(Unsupported):
             refused()
+    with pytest.raises(ValueError, match=r"bias: size \[4\], expected \[3\]"):
+        linear(x, torch.zeros(4, device=DEVICE), None, *pack)
     with pytest.raises(ValueError, match=r"size \[30\], expected \[31\]"):
         linear(torch.zeros(2, 30, device=DEVICE), None, None, *pack)
     with pytest.raises(ValueError, match="keep: 3 elements expected, got 6"):

@@ -30,9 +30,14 @@ def _checked(name: str, x: Tensor, header: Tensor) -> None:
 
 
 def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, header: Tensor, channels: int) -> Epilogue:
+    """Bias and gain of any strides: a small copy costs less than what a refusal falls back to."""
     if bias is not None:
+        bias = bias.contiguous()
+        _check_size("bias", bias.shape, [channels])
         check_tensor("bias", bias, header, DTYPES, channels)
     if gain is not None:
+        gain = gain.contiguous()
+        _check_size("gain", gain.shape, [channels])
         check_tensor("gain", gain, header, (torch.float32,), channels)
     return Epilogue(bias, gain, relu)
 
@@ -57,6 +62,13 @@ def _spread(x: Tensor) -> Side:
     return side(x[(None,) * (5 - x.dim())].movedim(-1, 1))
 
 
+def _matrix(shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 2:
+        raise Unsupported(f"linear needs a weight of 2 dimensions, got shape {tuple(shape)}")
+    rows, cols = shape
+    return rows, cols
+
+
 def linear(
     x: Tensor,
     bias: Tensor | None,
@@ -68,10 +80,8 @@ def linear(
     """`relu(gain * x @ weight^T + bias)` for x [..., cols], codes decoded in registers and no dense weight."""
     shape, header = pack[SHAPE], pack[0]
     _checked("x", x, header)
-    if len(shape) != 2:
-        raise Unsupported(f"linear needs a weight of 2 dimensions, got shape {tuple(shape)}")
+    rows, cols = _matrix(shape)
     args = decode_args(*pack)
-    rows, cols = shape
     _check_size("last dimension of x", x.shape[-1:], [cols])
     epilogue = _epilogue(bias, gain, relu, header, rows)
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
@@ -84,8 +94,8 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     """`grad @ weight` for grad [..., rows]."""
     shape, header = pack[SHAPE], pack[0]
     _checked("grad", grad, header)
+    rows, cols = _matrix(shape)
     args = decode_args(*pack)
-    rows, cols = shape
     _check_size("last dimension of grad", grad.shape[-1:], [rows])
     out = torch.empty((*grad.shape[:-1], cols), dtype=grad.dtype, device=grad.device)
     grad, grad_side, out_side = _as_pixels(grad, out)
@@ -94,7 +104,9 @@ def linear_grad_input(grad: Tensor, *pack) -> Tensor:
 
 
 def _convolve(out_size, x: Tensor, pack: Sequence, spatial: Sequence, transposed: bool, epilogue: Epilogue) -> Tensor:
-    args = decode_args(*pack)
+    args, groups = decode_args(*pack), spatial[-1]
+    if groups < 1 or args["rows"] % groups:
+        raise ValueError(f"groups = {groups} does not divide rows = {args['rows']}")
     out = torch.empty(out_size, dtype=x.dtype, device=x.device, memory_format=memory_format_of(x))
     product(out, side(out), x, side(x), args, geometry(pack[SHAPE], *spatial), transposed, epilogue)
     return out
