@@ -333,11 +333,13 @@ def product_kernel(
         mine = partial + split * partial_stride
         tl.store(mine + at[None, :] * (rows * groups) + row, total, mask=exists)
     else:
-        at = pixel_offset(batch, d, h, w, y_stride)
         result = finished(total, header, bias, gain, row, rows * groups, CODE, RELU)
         channel = row
-        if not LARGE:
-            at, channel = at.to(tl.int32), row.to(tl.int32)
+        if LARGE:
+            at = pixel_offset(batch, d, h, w, y_stride)
+        else:
+            channel = row.to(tl.int32)
+            at = batch.to(tl.int32) * y_stride[0] + d * y_stride[2] + h * y_stride[3] + w * y_stride[4]
         tl.store(y + (at[None, :] + channel * y_stride[1]), result.to(y.dtype.element_ty), mask=exists)
 
 
