@@ -6,16 +6,14 @@ which then comes first. `tune` measures, `residency` decides.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import secrets
-import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .user_file import replace, user_file
 
 SHIPPED = Path(__file__).with_name("residency_table.json")
 VARIABLE = "FROZEN_KERNELS_TABLE"
@@ -70,17 +68,7 @@ def active_level() -> str | None:
 
 def user_path() -> Path:
     """Where `--tune` writes: $FROZEN_KERNELS_TABLE, else a file in the user's cache folder."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        return Path(given)
-    home = Path.home()
-    if sys.platform == "darwin":
-        folder = home / "Library" / "Caches"
-    elif sys.platform == "win32":
-        folder = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return folder / "frozen_kernels" / SHIPPED.name
+    return user_file(SHIPPED.name, VARIABLE)
 
 
 def read(path: Path) -> Table:
@@ -121,15 +109,7 @@ def write(table: Table, path: Path) -> None:
             lines.append(f'"{dtype}": {{' + ",\n".join(rows) + "}")
         levels.append(f'"{level}": {{' + ",\n".join(lines) + "}")
     parts.append(",\n".join(levels) + "}}\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_text("\n".join(parts))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    replace(path, "\n".join(parts))
 
 
 def in_use(level: str | None) -> tuple[Path, Table]:
