@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backends, crossover
+from . import __version__, backends, crossover, tune_tiles
 from . import nn as frozen_nn
+from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
 from .measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
@@ -32,6 +33,7 @@ BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] =
     ("conv2d 64x64x3x3 on 28x28", lambda: nn.Conv2d(64, 64, 3, padding=1), (64, 28, 28)),
     ("conv2d 256x256x3x3 on 14x14", lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
 )
+SECONDS = 5.0  # a layer gets no further rounds after this
 BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
 
 
@@ -47,6 +49,9 @@ def info(_: argparse.Namespace) -> None:
         print(f"extension: missing ({why}); ops run on the reference, without fused kernels")
     path, measured = crossover.in_use(crossover.active_level())
     print(f"residency table: {path}, measured on {', '.join(f'{k} {v}' for k, v in measured.made.items())}")
+    target = tuning.target(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    tiles = tuning.in_use(target)
+    print(f"GPU tiles: {tiles.path}, for {target}: {tiles.made}")
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
@@ -128,7 +133,7 @@ def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...
     calls = {"torch": lambda: plain(x)} | {name: (lambda m=layer: m(x)) for name, layer in layers.items()}
     for name, call in calls.items():
         _check_output(f"{label}, {name}", call(), expected)
-    times = interleaved(calls, options.rounds, options.seconds)
+    times = interleaved(calls, options.rounds, SECONDS if options.seconds is None else options.seconds)
     out: list[Sequence[object]] = []
     for name, taken in times.items():
         low, middle, high = quartiles(taken)
@@ -142,6 +147,35 @@ def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...
 
 
 def tune(options: argparse.Namespace) -> None:
+    """Measure the tables of this machine: where fused kernels beat torch on its CPU, and the tiles of its GPU."""
+    no_gpu = tune_tiles.lacking()
+    wanted = [options.device] if options.device else ["cpu"] if no_gpu else ["cpu", "cuda"]
+    if no_gpu and options.device == "cuda":
+        raise RuntimeError(f"--device cuda: {no_gpu}")
+    if options.out and len(wanted) > 1:
+        raise ValueError("--out: a file holds one table, choose it by --device cpu or --device cuda")
+    if "cpu" in wanted and (crossover.active_level() is not None or wanted == ["cpu"]):
+        tune_cpu(options)
+    if "cuda" in wanted:
+        tune_gpu(options)
+    elif options.device is None:
+        print(f"GPU tiles: not measured, {no_gpu}")
+
+
+def tune_gpu(options: argparse.Namespace) -> None:
+    """Measure tiles of the product on the current GPU."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    path = options.out or tuning.user_path()
+    # targets of other GPUs stay
+    old = tuning.read(path) if path.exists() else tuning.Table({}, {})
+    seconds = tune_tiles.SECONDS if options.seconds is None else options.seconds
+    measured, found = tune_tiles.tuned(old, device, tune_tiles.machine(device), seconds, print)
+    tuning.write(measured, path)
+    print("\n" + table(tune_tiles.HEAD, [tune_tiles.line(choice) for choice in found]))
+    print(f"\nwritten to {path}")
+
+
+def tune_cpu(options: argparse.Namespace) -> None:
     """Measure where fused kernels beat torch, for `set_residency(model, "auto")` on this machine."""
     level = crossover.active_level()
     if level is None:
@@ -168,8 +202,9 @@ def tune(options: argparse.Namespace) -> None:
 @torch.no_grad()
 def bench(options: argparse.Namespace) -> None:
     """Forward of a few layers in each residency against the dense torch layer, checked first, on the same threads."""
-    if options.out and not options.tune:
-        raise ValueError("--out: goes with --tune")
+    for name in ("out", "device"):
+        if getattr(options, name) and not options.tune:
+            raise ValueError(f"--{name}: goes with --tune")
     if options.tune:
         tune(options)
         return
@@ -202,14 +237,23 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("bench", help=bench.__doc__)
     sub.add_argument("--batch", type=_positive, default=1)
     sub.add_argument("--rounds", type=lambda text: max(_positive(text), MIN_ROUNDS), default=20)
-    sub.add_argument("--seconds", type=float, default=5.0, help="a layer gets no further rounds after this")
+    sub.add_argument(
+        "--seconds", type=float,
+        help=f"a layer gets no further rounds after this ({SECONDS:g}); with --tune: for all GPU tiles "
+        f"({tune_tiles.SECONDS:g})",
+    )  # fmt: skip
     sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     sub.add_argument("--code", choices=CODES, default="sign")
     sub.add_argument("--freeze-ratio", type=float, default=0.7)
-    sub.add_argument("--tune", action="store_true", help="measure the table behind auto residency for this machine")
     sub.add_argument(
-        "--out", type=Path, metavar="FILE", help="with --tune: write it here, for every instruction set that runs here"
-    )
+        "--tune", action="store_true",
+        help="measure this machine: the table behind auto residency and, where there is a GPU, tiles of its kernels",
+    )  # fmt: skip
+    sub.add_argument("--device", choices=("cpu", "cuda"), help="with --tune: only the table of this device")
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="with --tune: write the table here, that of the CPU for every instruction set that runs here",
+    )  # fmt: skip
     sub.set_defaults(run=bench)
     return root
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels import __main__ as cli
-from frozen_kernels import crossover, residency, tune
+from frozen_kernels import crossover, residency, tune, tune_tiles
 from frozen_kernels.crossover import Cell, Table
 
 ROOT = Path(__file__).parents[1]
@@ -234,9 +235,12 @@ def test_tune_writes_the_users_table_and_info_names_it(own_table, monkeypatch, c
         return subprocess.CompletedProcess(command, 0, stdout=json.dumps(cells))
 
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
-    monkeypatch.setattr(tune.subprocess, "run", run)
+    monkeypatch.setattr(tune_tiles, "lacking", lambda: "no CUDA device")
+    # of this module alone: `info` asks the system for its name
+    monkeypatch.setattr(tune, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
     assert cli.main(["bench", "--tune", "--threads", "1"]) == 0
-    assert str(own_table) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(own_table) in out and out.endswith("\nGPU tiles: not measured, no CUDA device\n")
     assert ran == [([LEVEL, "1"], {"FROZEN_KERNELS_ISA": LEVEL, "ONEDNN_MAX_CPU_ISA": None})]
     assert cli.main(["info"]) == 0
     assert f"residency table: {own_table}, measured on machine " in capsys.readouterr().out
@@ -249,6 +253,7 @@ def test_tune_writes_the_users_table_and_info_names_it(own_table, monkeypatch, c
 
 @needs_extension
 def test_a_level_that_fails_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(tune_tiles, "lacking", lambda: "no CUDA device")
     monkeypatch.setattr(tune.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 3, stdout=""))
     assert cli.main(["bench", "--tune"]) == 1
     assert "exit status 3" in capsys.readouterr().err

@@ -145,7 +145,10 @@ class _Plan(NamedTuple):
     split: int
 
 
-def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed: bool, dtype: torch.dtype) -> _Plan:
+def _plan(
+    y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed: bool, dtype: torch.dtype,
+    tile: tuning.Tile | None,
+) -> _Plan:  # fmt: skip
     taps, groups = math.prod(geometry.taps), geometry.groups
     rows, channels = y.size[1] // groups, x.size[1] // groups
     spatial = _spatial(geometry, x, y)
@@ -155,7 +158,8 @@ def _plan(y: Side, x: Side, args: dict[str, Any], geometry: Geometry, transposed
         layout = "mixed"
     else:
         layout = "runs" if spatial else "linear"
-    tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, CODES[args["CODE"]], rows, y.pixels)
+    if tile is None:
+        tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, CODES[args["CODE"]], rows, y.pixels)
     block = 32 * tile.words
     scalar = transposed or taps == 1 or channels % block == 0
     if transposed:
@@ -225,8 +229,11 @@ def product(
     geometry: Geometry,
     transposed: bool,
     epilogue: Epilogue = NOTHING,
-) -> None:
+    tile: tuning.Tile | None = None,
+) -> Any:
     """Fill y with relu(gain * W x + bias), W as it is or transposed; `args` are those of `launch.decode_args`.
+
+    Runs with the tuned tile unless told otherwise, and returns Triton's compiled product kernel, None without one.
 
     Scratch beside y: planes of at most four bits a weight (bytes where a transposed product draws from groups whose
     columns are no multiple of 16), three bfloat16 of each float32 input, and partial sums of a launch that is split.
@@ -234,7 +241,7 @@ def product(
     from .kernels.product import product_kernel
 
     if not y.numel():
-        return
+        return None
     if y_side.pixels > MOST_PIXELS:
         raise Unsupported(f"{y_side.pixels} pixels are more than {MOST_PIXELS}")
     if geometry._replace(groups=1) == POINT and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
@@ -242,12 +249,12 @@ def product(
     with on(y.device):
         if not x.numel():
             _finish(y, y_side, y, 0, args, epilogue)
-            return
+            return None
         one_channel = args["cols"] == math.prod(geometry.taps)
         if one_channel and args["rows"] // geometry.groups <= MOST_ROWS:
             _depthwise(y, y_side, x, x_side, args, geometry, transposed, epilogue)
-            return
-        plan = _plan(y_side, x_side, args, geometry, transposed, y.dtype)
+            return None
+        plan = _plan(y_side, x_side, args, geometry, transposed, y.dtype, tile)
         tile, split, groups = plan.tile, plan.split, geometry.groups
         planes = _planes(args, geometry, transposed, tile.words)
         part_stride, partial, all_rows = 0, None, y_side.size[1]
@@ -255,7 +262,7 @@ def product(
             x, x_side, part_stride = _parts(x, x_side)
         if split > 1:
             partial = torch.empty(split, y_side.pixels, all_rows, dtype=torch.float32, device=y.device)
-        product_kernel[(plan.all_programs, split)](
+        built = product_kernel[(plan.all_programs, split)](
             y, partial, x, epilogue.bias, epilogue.gain, args["header"], planes.keep, planes.draw,
             args["normal_table"], groups, all_rows // groups, x_side.size[1] // groups, args["cols"], planes.width,
             planes.words_per_tap, part_stride, y_side.pixels * all_rows, plan.programs, x_side.size, x_side.stride,
@@ -270,3 +277,4 @@ def product(
         )  # fmt: skip
         if partial is not None:
             _finish(y, y_side, partial, split, args, epilogue)
+        return built

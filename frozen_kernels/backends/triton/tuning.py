@@ -56,6 +56,14 @@ class Table(NamedTuple):
     targets: dict[str, Entries]
 
 
+class InUse(NamedTuple):
+    """The table that a target's entries come from, how they were chosen, and all entries."""
+
+    path: Path
+    made: str
+    entries: Entries
+
+
 def _integer(name: str, value: Any, least: int) -> int:
     if type(value) is not int or value < least:
         raise ValueError(f"{name}: an integer from {least} on, got {value!r}")
@@ -144,17 +152,17 @@ def _merged(own: Table, target: str) -> Entries:
 
 
 @functools.cache
-def in_use(target: str) -> tuple[Path, str, Entries]:
-    """The user's file where it has this target, else the shipped one; how its entries were chosen; and all entries."""
+def in_use(target: str) -> InUse:
+    """The user's file where it has this target, else the shipped one."""
     path = user_path()
     if path.exists():
         try:
             own = read(path)
             if target in own.targets:
-                return path, own.made.get(target, "not told how"), _merged(own, target)
+                return InUse(path, own.made.get(target, "not told how"), _merged(own, target))
         except (OSError, ValueError) as why:
             warnings.warn(f"{why}; the shipped table is used", stacklevel=2)
-    return SHIPPED, *shipped(target)
+    return InUse(SHIPPED, *shipped(target))
 
 
 @functools.cache
@@ -181,7 +189,7 @@ def tile(kernel: str, device: torch.device, dtype: torch.dtype, code: str, rows:
     """The tile for so many rows of a group and output pixels."""
     width = "float" if dtype == torch.float32 else "half"
     kind = "bits" if code in ("sign", "constant") else "bytes"
-    return fitting(in_use(target(device))[2][f"{kernel}/{width}/{kind}"], rows, pixels).tile
+    return fitting(in_use(target(device)).entries[f"{kernel}/{width}/{kind}"], rows, pixels).tile
 
 
 def split(programs: int, steps: int) -> int:
