@@ -56,20 +56,20 @@ def test_in_the_interpreter(cases):
     assert " passed" in run("-m", "pytest", *pytest_options, TRITON_INTERPRET="1")
 
 
-# tests of every backend, and which of them one process runs; torch computes in `dense`, and the matrices left out take
-# programs by the thousand
+# tests of every backend, and which of them one process runs; torch computes in `dense`, opcheck runs the kernels of the
+# rest many times over, and the matrices left out take programs by the thousand
 BIG = "128x1152 or 64x576 or 10x4096 or 70000x3"
-LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+FLAT = "linear or conv1d or conv2d"
 BODIES = [
-    *(("test_ops.py", f"{layer} and {how} test_values_and_gradients") for layer in LAYERS for how in ("", "not")),
-    ("test_ops.py", "weight and gradient and not opcheck"),
-    ("test_ops.py", "weight and (opcheck or not gradient)"),
-    ("test_ops.py", "embedding"),
-    ("test_ops.py", f"not weight and not embedding and not ({' or '.join(LAYERS)})"),
+    ("test_ops.py", f"test_values_and_gradients and ({FLAT})"),
+    ("test_ops.py", f"test_values_and_gradients and not ({FLAT})"),
+    ("test_ops.py", "test_inputs_of_any_stride or test_other_dtypes"),
+    ("test_ops.py", "test_other_codes or bitwise"),
+    ("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
     ("test_format.py", f"not ({BIG})"),
     ("test_search.py", "step or nothing"),
-    ("test_layers.py", ""),
-    ("test_epilogue.py", ""),
+    ("test_layers.py", "twin or weight or embedding"),
+    ("test_epilogue.py", "half or stride"),
 ]
 
 
