@@ -3,23 +3,19 @@
 import triton
 import triton.language as tl
 
+from .tile import NORMAL, SIGN, UNIFORM
 from .words import (
-    BYTE_PURPOSE,
     SCORE_PURPOSE,
-    SIGN_PURPOSE,
     byte_totals,
+    bytes_of,
     columns_of,
     free_and_locked,
     generated,
     partition_draws,
     partition_words,
+    signs_of,
     valid_bits,
-    versioned,
 )
-
-SIGN = tl.constexpr(0)
-UNIFORM = tl.constexpr(1)
-NORMAL = tl.constexpr(2)
 
 
 @triton.jit
@@ -33,20 +29,6 @@ def shard(rows, cols, row0, col0, across, ROWS: tl.constexpr, WORDS: tl.constexp
     word0 = col0.to(tl.int64) // 128 * 4 + (block % across) * WORDS
     col = word0 * 32 + tl.arange(0, 32 * WORDS)[None, :] - col0
     return row + row0, word0, row * cols + col, (row < rows) & (col >= 0) & (col < cols)
-
-
-@triton.jit
-def bytes_of(header, row, word0, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """The byte of each column, int32 [ROWS, 32 * WORDS]."""
-    fours = generated(header, versioned(header, BYTE_PURPOSE), row, word0 * 2, ROWS, 2 * WORDS)
-    shift = (8 * tl.arange(0, 4)[None, None, :]).to(tl.uint32)
-    return tl.reshape((fours[:, :, None] >> shift) & 255, (ROWS, 32 * WORDS)).to(tl.int32)
-
-
-@triton.jit
-def signs_of(header, row, word0, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """The sign words [ROWS, WORDS]."""
-    return generated(header, versioned(header, SIGN_PURPOSE), row, word0 // 4, ROWS, WORDS // 4)
 
 
 @triton.jit
@@ -64,9 +46,9 @@ def codes_kernel(
     if CODE == SIGN:
         codes = 1 - 2 * columns_of(signs_of(header, row, word0, ROWS, WORDS), ROWS, WORDS).to(tl.int32)
     elif CODE == UNIFORM:
-        codes = 2 * bytes_of(header, row, word0, ROWS, WORDS) - 255
+        codes = 2 * bytes_of(header, row, 2 * word0, ROWS, 2 * WORDS) - 255
     elif CODE == NORMAL:
-        codes = tl.load(normal_table + bytes_of(header, row, word0, ROWS, WORDS))
+        codes = tl.load(normal_table + bytes_of(header, row, 2 * word0, ROWS, 2 * WORDS))
     else:
         codes = tl.full((ROWS, 32 * WORDS), 1, tl.int32)
     tl.store(out + place, codes.to(tl.int16), mask=inside)
@@ -136,4 +118,4 @@ def sign_plane_kernel(out, header, rows, cols, across, ROWS: tl.constexpr, WORDS
 @triton.jit(do_not_specialize=["row0", "col0"])
 def byte_plane_kernel(out, header, rows, cols, row0, col0, across, ROWS: tl.constexpr, WORDS: tl.constexpr):
     row, word0, place, inside = shard(rows, cols, row0, col0, across, ROWS, WORDS)
-    tl.store(out + place, bytes_of(header, row, word0, ROWS, WORDS).to(tl.uint8), mask=inside)
+    tl.store(out + place, bytes_of(header, row, 2 * word0, ROWS, 2 * WORDS).to(tl.uint8), mask=inside)

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from .tile import CONSTANT, NORMAL, SIGN
-from .words import BYTE_PURPOSE, SIGN_PURPOSE, header_word, interleave, philox
 
 
 @triton.jit
@@ -26,27 +25,6 @@ def plane_words(plane, row, word, words, WHOLE: tl.constexpr):
     else:
         found = tl.load(plane + row * words + word, mask=word < words, other=0)
     return found.to(tl.uint32, bitcast=True)
-
-
-@triton.jit
-def drawn_signs(header, row, word0, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """Sign words [ROWS, WORDS] from the generator; one call makes four words, so `word0` is a multiple of four."""
-    call = (word0 // 4 + tl.arange(0, WORDS // 4))[None, :].to(tl.uint32)
-    purpose = (header_word(header, 3) << 8) | SIGN_PURPOSE
-    key0, key1, stream = header_word(header, 0), header_word(header, 1), header_word(header, 2)
-    x0, x1, x2, x3 = philox(key0, key1, call, row.to(tl.uint32), purpose, stream)
-    return interleave(x0, x1, x2, x3, ROWS, WORDS // 4)
-
-
-@triton.jit
-def byte_calls(header, row, call, ROWS: tl.constexpr, CALLS: tl.constexpr):
-    """Bytes [ROWS, 16 * CALLS] of the generator's calls, as int32; row is [ROWS, 1], call [1, CALLS]."""
-    purpose = (header_word(header, 3) << 8) | BYTE_PURPOSE
-    key0, key1, stream = header_word(header, 0), header_word(header, 1), header_word(header, 2)
-    x0, x1, x2, x3 = philox(key0, key1, call.to(tl.uint32), row.to(tl.uint32), purpose, stream)
-    quads = interleave(x0, x1, x2, x3, ROWS, CALLS)
-    shift = (8 * tl.arange(0, 4)[None, None, :]).to(tl.uint32)
-    return tl.reshape((quads[:, :, None] >> shift) & 255, (ROWS, 16 * CALLS)).to(tl.int32)
 
 
 @triton.jit

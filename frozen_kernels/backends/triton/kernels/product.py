@@ -11,9 +11,9 @@ output pixels come in classes that see the same taps, one class for each remaind
 import triton
 import triton.language as tl
 
-from .operand import bit_operand, byte_calls, byte_operand, drawn_signs, plane_words, unit
+from .operand import bit_operand, byte_operand, plane_words, unit
 from .tile import CONSTANT, SIGN
-from .words import header_word
+from .words import bytes_of, header_word, signs_of
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def decoded(header, keep, draw, normal_table, group, row, row0, local_row, word0
         if CODE == CONSTANT:
             signs = tl.zeros_like(kept)
         elif draw is None:
-            signs = drawn_signs(header, row, word0, ROWS, WORDS)
+            signs = signs_of(header, row, word0, ROWS, WORDS)
         else:
             signs = plane_words(draw, row, word, plane_width, WHOLE_WORDS)
         codes = bit_operand(kept, signs, DTYPE, ROWS, WORDS)
@@ -136,10 +136,10 @@ def decoded(header, keep, draw, normal_table, group, row, row0, local_row, word0
             values = tl.load(draw + source * cols + column, mask=inside, other=0).to(tl.int32)
         elif TRANSPOSED:
             # columns of a call are neighbours here too where a group's are a multiple of 16
-            call = (tap * rows + row0) // 16 + tl.arange(0, ROWS // 16)[None, :]
-            values = tl.trans(byte_calls(header, tl.trans(source), call, 32 * WORDS, ROWS // 16))
+            call = (tap * rows + row0) // 16
+            values = tl.trans(bytes_of(header, tl.trans(source), call, 32 * WORDS, ROWS // 16))
         else:
-            values = byte_calls(header, row, word0 * 2 + tl.arange(0, 2 * WORDS)[None, :], ROWS, 2 * WORDS)
+            values = bytes_of(header, row, 2 * word0, ROWS, 2 * WORDS)
         codes = byte_operand(kept, values, normal_table, CODE, DTYPE, ROWS, WORDS)
     return codes
 

@@ -67,6 +67,20 @@ def versioned(header, purpose: tl.constexpr):
 
 
 @triton.jit
+def signs_of(header, row, word0, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The sign words [ROWS, WORDS]; a call makes four, so `word0` is a multiple of four."""
+    return generated(header, versioned(header, SIGN_PURPOSE), row, word0 // 4, ROWS, WORDS // 4)
+
+
+@triton.jit
+def bytes_of(header, row, call, ROWS: tl.constexpr, CALLS: tl.constexpr):
+    """The bytes int32 [ROWS, 16 * CALLS] of the columns from 16 * `call`."""
+    fours = generated(header, versioned(header, BYTE_PURPOSE), row, call, ROWS, CALLS)
+    shift = (8 * tl.arange(0, 4)[None, None, :]).to(tl.uint32)
+    return tl.reshape((fours[:, :, None] >> shift) & 255, (ROWS, 16 * CALLS)).to(tl.int32)
+
+
+@triton.jit
 def column_bits():
     """The bit of each of a word's 32 columns, uint32 [1, 1, 32]."""
     column = tl.arange(0, 32)[None, None, :]
