@@ -88,7 +88,7 @@ BODIES = [
     ("test_format.py", f"not ({BIG})"),
     ("test_search.py", "step or nothing"),
     ("test_layers.py", "twin or weight or embedding"),
-    ("test_epilogue.py", "half or stride"),
+    ("test_epilogue.py", "stride"),
 ]
 
 
