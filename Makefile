@@ -1,7 +1,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
-PYTEST_ARGS ?= -q -n 2
+# worksteal: the longest tests stand together, and one worker must not keep them all
+PYTEST_ARGS ?= -q -n 2 --dist worksteal
 
 # Linux wheels of torch on PyPI carry CUDA; the CPU build has a version of its own
 LOCAL := $(if $(filter Linux,$(shell uname -s)),+cpu,)
