@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...format import chunks
 from .. import Unsupported
-from .launch import WORDS, check_dtype, decode_args, on
-from .scores import MAX_PIXELS, Scores, check_operand, check_size, power_above
+from .launch import WORDS, check_dtype, check_operand, check_size, decode_args, on
+from .scores import MAX_PIXELS, Scores, power_above
 
 ROWS = 16  # lookups of a tile
 GRAD_ROWS, GRAD_HITS, GRAD_COLS = 4, 8, 64  # rows, lookups of each and columns at a time

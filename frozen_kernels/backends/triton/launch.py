@@ -55,6 +55,19 @@ def check_dtype(name: str, dtype: torch.dtype) -> None:
         raise Unsupported(f"{name} is {dtype}, not {' or '.join(map(str, DTYPES))}")
 
 
+def check_operand(name: str, t: Tensor, header: Tensor) -> None:
+    """Unsupported unless kernels read a floating tensor of any strides beside this header."""
+    check_dtype(name, t.dtype)
+    if t.device != header.device:
+        raise Unsupported(f"{name} is on {t.device}, the header on {header.device}")
+
+
+def check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
+    """ValueError where sizes differ."""
+    if tuple(got) != tuple(wanted):
+        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
+
+
 def check_tensor(name: str, t: Tensor, like: Tensor, dtypes: Sequence[torch.dtype], numel: int | None) -> None:
     if t.device != like.device:
         raise Unsupported(f"{name} is on {t.device}, the header on {like.device}")

@@ -12,32 +12,21 @@ from ... import ops
 from ...format import memory_format_of
 from .. import Unsupported
 from .geometry import POINT, Side, flat_side, geometry, side
-from .launch import DTYPES, check_dtype, check_tensor, decode_args
+from .launch import DTYPES, check_operand, check_size, check_tensor, decode_args
 from .product import Epilogue, product
 
 SHAPE = 7  # place in an op's pack
-
-
-def _check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
-    if tuple(got) != tuple(wanted):
-        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
-
-
-def _checked(name: str, x: Tensor, header: Tensor) -> None:
-    check_dtype(name, x.dtype)
-    if x.device != header.device:
-        raise Unsupported(f"{name} is on {x.device}, the header on {header.device}")
 
 
 def _epilogue(bias: Tensor | None, gain: Tensor | None, relu: bool, header: Tensor, channels: int) -> Epilogue:
     """Bias and gain of any strides: a small copy costs less than what a refusal falls back to."""
     if bias is not None:
         bias = bias.contiguous()
-        _check_size("bias", bias.shape, [channels])
+        check_size("bias", bias.shape, [channels])
         check_tensor("bias", bias, header, DTYPES, channels)
     if gain is not None:
         gain = gain.contiguous()
-        _check_size("gain", gain.shape, [channels])
+        check_size("gain", gain.shape, [channels])
         check_tensor("gain", gain, header, (torch.float32,), channels)
     return Epilogue(bias, gain, relu)
 
@@ -79,10 +68,10 @@ def linear(
 ) -> Tensor:
     """`relu(gain * x @ weight^T + bias)` for x [..., cols], codes decoded in registers and no dense weight."""
     shape, header = pack[SHAPE], pack[0]
-    _checked("x", x, header)
+    check_operand("x", x, header)
     rows, cols = _matrix(shape)
     args = decode_args(*pack)
-    _check_size("last dimension of x", x.shape[-1:], [cols])
+    check_size("last dimension of x", x.shape[-1:], [cols])
     epilogue = _epilogue(bias, gain, relu, header, rows)
     y = torch.empty((*x.shape[:-1], rows), dtype=x.dtype, device=x.device)
     x, x_side, y_side = _as_pixels(x, y)
@@ -93,10 +82,10 @@ def linear(
 def linear_grad_input(grad: Tensor, *pack) -> Tensor:
     """`grad @ weight` for grad [..., rows]."""
     shape, header = pack[SHAPE], pack[0]
-    _checked("grad", grad, header)
+    check_operand("grad", grad, header)
     rows, cols = _matrix(shape)
     args = decode_args(*pack)
-    _check_size("last dimension of grad", grad.shape[-1:], [rows])
+    check_size("last dimension of grad", grad.shape[-1:], [rows])
     out = torch.empty((*grad.shape[:-1], cols), dtype=grad.dtype, device=grad.device)
     grad, grad_side, out_side = _as_pixels(grad, out)
     product(out, out_side, grad, grad_side, args, POINT, True)
@@ -115,21 +104,21 @@ def _convolve(out_size, x: Tensor, pack: Sequence, spatial: Sequence, transposed
 def _convolution(name: str) -> tuple[Callable, Callable]:
     def out_size(x: Sequence[int], pack: Sequence, stride, padding, dilation, groups: int) -> list[int]:
         shape = pack[SHAPE]
-        _check_size("channels of x", (x[1],), (shape[1] * groups,))
+        check_size("channels of x", (x[1],), (shape[1] * groups,))
         return ops.conv_output_size(x, shape, stride, padding, dilation)
 
     def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, dilation, groups = args
-        _checked("x", x, pack[0])
+        check_operand("x", x, pack[0])
         spatial = (stride, padding, dilation, groups)
         size = out_size(x.shape, pack, *spatial)
         return _convolve(size, x, pack, spatial, False, _epilogue(bias, gain, relu, pack[0], size[1]))
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, dilation, groups = args
-        _checked("grad", grad, pack[0])
+        check_operand("grad", grad, pack[0])
         spatial = (stride, padding, dilation, groups)
-        _check_size("grad", grad.shape, out_size(input_size, pack, *spatial))
+        check_size("grad", grad.shape, out_size(input_size, pack, *spatial))
         return _convolve(tuple(input_size), grad, pack, spatial, True, Epilogue())
 
     forward.__name__, grad_input.__name__ = name, f"{name}_grad_input"
@@ -139,21 +128,21 @@ def _convolution(name: str) -> tuple[Callable, Callable]:
 def _transposed(name: str) -> tuple[Callable, Callable]:
     def out_size(x: Sequence[int], pack: Sequence, stride, padding, output_padding, dilation, groups: int) -> list[int]:
         shape = pack[SHAPE]
-        _check_size("channels of x", [x[1]], [shape[0]])
+        check_size("channels of x", [x[1]], [shape[0]])
         return ops.conv_transpose_output_size(x, shape, stride, padding, output_padding, dilation, groups)
 
     def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args, gain=None, relu=False) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
-        _checked("x", x, pack[0])
+        check_operand("x", x, pack[0])
         size = out_size(x.shape, pack, stride, padding, output_padding, dilation, groups)
         spatial = (stride, padding, dilation, groups)
         return _convolve(size, x, pack, spatial, True, _epilogue(bias, gain, relu, pack[0], size[1]))
 
     def grad_input(grad: Tensor, input_size: Sequence[int], *args) -> Tensor:
         *pack, stride, padding, output_padding, dilation, groups = args
-        _checked("grad", grad, pack[0])
+        check_operand("grad", grad, pack[0])
         size = out_size(input_size, pack, stride, padding, output_padding, dilation, groups)
-        _check_size("grad", grad.shape, size)
+        check_size("grad", grad.shape, size)
         return _convolve(tuple(input_size), grad, pack, (stride, padding, dilation, groups), False, Epilogue())
 
     forward.__name__, grad_input.__name__ = name, f"{name}_grad_input"

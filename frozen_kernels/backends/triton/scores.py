@@ -17,7 +17,7 @@ from ... import ops
 from ...format import CODES, chunks, words
 from .. import Unsupported
 from .geometry import POINT, Geometry, Side, geometry, side
-from .launch import check_dtype, check_tensor, generator_args, on
+from .launch import check_operand, check_size, check_tensor, generator_args, on
 
 PROGRAMS = 264  # wanted where few tiles have many pixels: two for each multiprocessor of a large GPU
 PART_BLOCKS = 8  # blocks of pixels that a part sums at least
@@ -28,17 +28,6 @@ PLAN_ROWS, FINISH_BLOCK, FINISH_SUMS = 16, 128, 8
 WEIGHT_TILE = (16, 128)
 DEPTHWISE_TAPS = 16
 FEW_ROWS = 16  # of a group: under it, groups of one wide channel share tiles
-
-
-def check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
-    if tuple(got) != tuple(wanted):
-        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
-
-
-def check_operand(name: str, t: Tensor, header: Tensor) -> None:
-    check_dtype(name, t.dtype)
-    if t.device != header.device:
-        raise Unsupported(f"{name} is on {t.device}, the header on {header.device}")
 
 
 class Scores:
