@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from .distribution import DISTRIBUTIONS, RATIO_RULES
 from .format import check_bits, check_code, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
@@ -13,12 +16,25 @@ _TOLERANCE = 1e-9  # ratios that are sums of decimals
 SCOPES = ("global", "local")
 SCALINGS = ("none", "static", "dynamic")
 SCORE_INITS = ("kaiming_normal", "kaiming_uniform", "magnitude")
-_LATER = {"code": ("stored",), "distribution": ("erk", "epl", "igq")}
+
+# the papers' settings: Otsuka et al., arXiv 2402.14029, for images of 32x32 and graphs, and for ImageNet; edge_popup is
+# Ramanujan et al. 2020 with its signed constant
+_SMALL: dict[str, Any] = {"code": "uniform", "distribution": "erk"}
+_IMAGENET: dict[str, Any] = {"code": "sign", "scaling": "dynamic", "distribution": "epl"}
+_SOURCES: dict[str, dict[str, Any]] = {
+    "dense_source": {"prune_ratio": 0.0, "lock_ratio": 0.0},
+    "sparse_source": {"lock_ratio": 0.0},
+    "frozen": {},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "edge_popup": {"scope": "local", "prune_ratio": 0.0, "lock_ratio": 0.0, "score_init": "kaiming_uniform"},
+    **{name: {**_SMALL, **ratios} for name, ratios in _SOURCES.items()},
+    **{f"{name}_imagenet": {**_IMAGENET, **ratios} for name, ratios in _SOURCES.items()},
+}
+_RATIOS = ("prune_ratio", "lock_ratio", "freeze_ratio")
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value in _LATER.get(name, ()):
-        raise NotImplementedError(f"{name}: {value!r} is not part of this release; available: {', '.join(choices)}")
+def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: one of {', '.join(choices)}, got {value!r}")
 
@@ -39,7 +55,10 @@ class FreezeConfig:
         prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
             lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
             weights split evenly: `prune = clip(sparsity - (1 - freeze) / 2, 0, freeze)`.
-        distribution: how ratios spread over layers: uniform.
+        distribution: how prune and lock ratios spread over the layers that `freeze_` converts together: uniform,
+            erk, epl or igq (see `distribution`). One layer by itself has the ratios as they are.
+        ratio_rule: with `D(density)` the layers' sparsities, prune ratios are `D(1 - prune)`, and lock ratios
+            `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
         score_init: kaiming_normal, kaiming_uniform, or magnitude (of codes that have one).
@@ -47,7 +66,7 @@ class FreezeConfig:
 
     Raises:
         ValueError: a value out of range, or a sparsity outside `[prune_ratio, 1 - lock_ratio]`.
-        NotImplementedError: a documented choice that this release does not have.
+        NotImplementedError: code "stored", which this release does not have.
     """
 
     seed: int = 0
@@ -57,6 +76,7 @@ class FreezeConfig:
     lock_ratio: float | None = None
     freeze_ratio: float | None = None
     distribution: str = "uniform"
+    ratio_rule: str = "sparsity_distribution"
     scope: str = "global"
     scaling: str = "none"
     score_init: str = "kaiming_normal"
@@ -64,10 +84,11 @@ class FreezeConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if self.code in _LATER["code"]:
-            raise NotImplementedError(f"code: {self.code!r} is not part of this release")
+        if self.code == "stored":
+            raise NotImplementedError("code: 'stored' is not part of this release")
         check_code(self.code)
-        _check_choice("distribution", self.distribution, ("uniform",))
+        _check_choice("distribution", self.distribution, DISTRIBUTIONS)
+        _check_choice("ratio_rule", self.ratio_rule, RATIO_RULES)
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("scaling", self.scaling, SCALINGS)
         _check_choice("score_init", self.score_init, SCORE_INITS)
@@ -105,9 +126,35 @@ class FreezeConfig:
         return prune, freeze - prune
 
     @classmethod
-    def preset(cls, name: str, **settings: object) -> FreezeConfig:
-        """The papers' settings by name: not part of this release, so NotImplementedError."""
-        raise NotImplementedError(f"preset: {name!r} is not part of this release; spell the settings out")
+    def preset(cls, name: str, **settings: Any) -> FreezeConfig:
+        """The papers' settings by name; what is given beside the name comes before them.
+
+        Args:
+            name: the networks of Otsuka et al., arXiv 2402.14029: "dense_source", nothing frozen; "sparse_source",
+                pruned at random and searched for what is sparser still (Gadhikar et al., arXiv 2210.02412); "frozen",
+                pruned and locked. These are for 32x32 images and graphs; with "_imagenet" appended, for ImageNet.
+                "edge_popup": Ramanujan et al. 2020.
+            settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
+                edge_popup, lock_ratio of sparse_source. freeze_ratio is 0.7, and the sparsity of a sparse source is
+                `(1 + prune_ratio) / 2` where none is given: half of its free weights are kept.
+
+        Raises:
+            ValueError: another name, a ratio that the preset fixes, or what `FreezeConfig` refuses.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset: one of {', '.join(PRESETS)}, got {name!r}")
+        fixed = {ratio: PRESETS[name][ratio] for ratio in _RATIOS if ratio in PRESETS[name]}
+        if len(fixed) == 2:
+            fixed["freeze_ratio"] = sum(fixed.values())
+        for ratio, value in fixed.items():
+            if settings.get(ratio) not in (None, value):
+                raise ValueError(f"{ratio}: {settings[ratio]}, but preset {name!r} fixes it at {value:g}")
+        chosen = {**PRESETS[name], **{k: v for k, v in settings.items() if k not in fixed or v is not None}}
+        if name.startswith("sparse_source"):
+            pruned = [chosen[k] for k in ("prune_ratio", "freeze_ratio") if chosen.get(k) is not None]
+            chosen["prune_ratio"] = pruned[0] if pruned else DEFAULT_FREEZE_RATIO
+            chosen.setdefault("sparsity", (1 + chosen["prune_ratio"]) / 2)
+        return cls(**chosen)
 
     @property
     def ratios(self) -> tuple[float, float]:

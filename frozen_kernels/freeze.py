@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from .config import FreezeConfig
+from .distribution import layer_ratios
 from .layer import FrozenLayer
 from .nn import TWINS, plain_twin
 from .search import frozen_layers, update_masks
@@ -142,13 +144,12 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
 
 
-def convert(
-    model: nn.Module, config_of: ConfigFn, chosen: dict[str, nn.Module], streams: dict[int, int]
-) -> tuple[dict[str, FrozenLayer], list[tuple[str, str]]]:
-    """Frozen twins of the chosen modules by name, not yet in the model, and the names without a config."""
-    built: dict[str, FrozenLayer] = {}
-    skipped: list[tuple[str, str]] = []
-    of_parameter: dict[int, FrozenLayer] = {}
+def _chosen_configs(
+    config_of: ConfigFn, chosen: dict[str, nn.Module], skipped: list[tuple[str, str]]
+) -> dict[str, FreezeConfig]:
+    """The config of each module by name; those without one join `skipped`."""
+    configs: dict[str, FreezeConfig] = {}
+    of_parameter: dict[int, FreezeConfig] = {}
     for name, module in chosen.items():
         config = config_of(module, name)
         if config is None:
@@ -156,15 +157,63 @@ def convert(
             continue
         if not isinstance(config, FreezeConfig):
             raise TypeError(f"config: a FreezeConfig or None for {name!r}, got {type(config).__name__}")
+        if of_parameter.setdefault(id(module.weight), config) != config:
+            raise ValueError(f"config: {name!r} shares its weight with another layer and needs the same config")
+        configs[name] = config
+    return configs
+
+
+def _spread_ratios(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module]) -> dict[str, tuple[float, float]]:
+    """prune_ratio and lock_ratio of each layer: those of equal ratios and distribution are one network.
+
+    ValueError for a layer whose own sparsity cannot be reached within them.
+    """
+    networks: dict[tuple, dict[int, list[str]]] = {}
+    for name, config in configs.items():
+        network = networks.setdefault((config.distribution, config.ratio_rule, *config.ratios), {})
+        network.setdefault(id(chosen[name].weight), []).append(name)
+    found: dict[str, tuple[float, float]] = {}
+    for settings, tensors in networks.items():
+        shapes = [tuple(chosen[names[0]].weight.shape) for names in tensors.values()]  # type: ignore[arg-type]
+        solved = layer_ratios(settings[0], settings[1], shapes, *settings[2:])
+        for shape, names, ratios in zip(shapes, tensors.values(), solved, strict=True):
+            for name in names:
+                _check_local(name, configs[name], ratios, math.prod(shape))
+                found[name] = ratios
+    return found
+
+
+def _check_local(name: str, config: FreezeConfig, ratios: tuple[float, float], count: int) -> None:
+    prune, lock = ratios
+    whole = 1 / max(count, 1)  # ratios become whole numbers of weights
+    if config.scope == "global" or prune - whole <= config.sparsity <= 1 - lock + whole:
+        return
+    bound = f"below its prune_ratio {prune:.4g}" if config.sparsity < prune else f"above 1 - its lock_ratio {lock:.4g}"
+    raise ValueError(
+        f"sparsity: {config.sparsity} is {bound} in layer {name!r}, by distribution {config.distribution!r}; "
+        "scope 'local' needs it within the bounds of every layer"
+    )
+
+
+def convert(
+    model: nn.Module, config_of: ConfigFn, chosen: dict[str, nn.Module], streams: dict[int, int]
+) -> tuple[dict[str, FrozenLayer], list[tuple[str, str]]]:
+    """Frozen twins of the chosen modules by name, not yet in the model, and the names without a config."""
+    built: dict[str, FrozenLayer] = {}
+    skipped: list[tuple[str, str]] = []
+    configs = _chosen_configs(config_of, chosen, skipped)
+    ratios = _spread_ratios(configs, chosen)
+    of_parameter: dict[int, FrozenLayer] = {}
+    for name, config in configs.items():
+        module = chosen[name]
         first = of_parameter.get(id(module.weight))
         if first is not None:
-            if first.config != config:
-                raise ValueError(f"config: {name!r} shares its weight with another layer and needs the same config")
             stream = first.stream
         else:
             stream = streams.get(config.seed, 0)
             streams[config.seed] = stream + 1
-        layer = TWINS[type(module)].from_module(module, config, stream=stream)  # type: ignore[attr-defined]
+        twin = TWINS[type(module)]
+        layer = twin.from_module(module, config, stream=stream, ratios=ratios[name])  # type: ignore[attr-defined]
         if first is not None:
             _share(layer, first)
         of_parameter.setdefault(id(module.weight), layer)
@@ -189,7 +238,8 @@ def freeze_(
         A report of what was converted, and what was skipped and why.
 
     Raises:
-        ValueError: the model is itself a layer, or holds nothing that can be frozen. The model is unchanged.
+        ValueError: the model is itself a layer, or holds nothing that can be frozen; or a layer of scope local whose
+            prune or lock ratio, by the distribution, rules the sparsity out. The model is unchanged.
     """
     if isinstance(model, tuple(TWINS)):
         twin = next(t for base, t in TWINS.items() if isinstance(model, base)).__name__

@@ -51,7 +51,8 @@ class FrozenLayer(nn.Module):
     in a float64 layer), None by default, and `relu`, an attribute, False by default. Embeddings have neither.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
-    `config` in place of those fields, and `state`, a header on the CPU and a supermask to hold without scores.
+    `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
+    config's by default), and `state`, a header on the CPU and a supermask to hold without scores.
     """
 
     header: Tensor
@@ -75,6 +76,7 @@ class FrozenLayer(nn.Module):
         generation: int = 0,
         sigma: float | None = None,
         config: FreezeConfig | None = None,
+        ratios: tuple[float, float] | None = None,
         state: tuple[Tensor, Tensor] | None = None,
         **settings,
     ) -> None:
@@ -86,6 +88,7 @@ class FrozenLayer(nn.Module):
             if name not in known:
                 raise TypeError(f"{name}: not a setting of a frozen layer; known: {', '.join(sorted(known))}")
         self.config = FreezeConfig(**settings) if config is None else config
+        self.ratios = self.config.ratios if ratios is None else ratios
         self._kept: int | None = None
         self.shape = tuple(shape)
         self.rows, self.cols = fmt.matrix_shape(self.shape)
@@ -175,9 +178,7 @@ class FrozenLayer(nn.Module):
         config, on_cpu = self.config, torch.device("cpu")
         with on_cpu:
             seed, stream = self._identity["seed"], self._identity["stream"]
-            tau_prune, tau_freeze = calibrated(
-                self.rows, self.cols, seed, stream, *config.ratios, config.threshold_bits
-            )
+            tau_prune, tau_freeze = calibrated(self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits)
             header = fmt.make_header(
                 seed,
                 stream,
@@ -209,7 +210,7 @@ class FrozenLayer(nn.Module):
         """
         counts = self._partition_counts(header)
         fmt.check_supermask(supermask, counts[2])
-        self.config, self.sigma, self.scores = config, sigma, None
+        self.config, self.ratios, self.sigma, self.scores = config, config.ratios, sigma, None
         self._adopt_header(header, counts)
         self.set_supermask(supermask, rescale=False)
 
@@ -421,7 +422,7 @@ class FrozenLayer(nn.Module):
         dtype = str(self.dtype).split(".")[-1]
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
-            f"freeze_ratio={config.freeze_ratio:g}, residency={self.residency}, dtype={dtype}{folded}"
+            f"freeze_ratio={sum(self.ratios):.6g}, residency={self.residency}, dtype={dtype}{folded}"
         )
 
 

@@ -389,7 +389,8 @@ def test_scores_alone_load_where_the_caller_says_so():
         ({"stream": 2**32}, ValueError, "stream"),
         ({"code": "gauss"}, ValueError, "code.*gauss"),
         ({"code": "stored"}, NotImplementedError, "stored"),
-        ({"distribution": "erk"}, NotImplementedError, "erk"),
+        ({"distribution": "snip"}, ValueError, "distribution.*igq.*snip"),
+        ({"ratio_rule": "both"}, ValueError, "ratio_rule.*both"),
         ({"prune_rate": 0.5}, TypeError, "prune_rate"),
         ({"config": fk.FreezeConfig(), "sparsity": 0.5}, ValueError, "sparsity"),
     ],
@@ -439,5 +440,3 @@ def test_a_finalized_layer_has_no_threshold():
 def test_what_is_not_released_is_refused_by_name():
     with pytest.raises(AttributeError, match="Jackpot is not part of this release"):
         fk.Jackpot  # noqa: B018
-    with pytest.raises(NotImplementedError, match="edge_popup"):
-        fk.FreezeConfig.preset("edge_popup")

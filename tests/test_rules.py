@@ -48,7 +48,7 @@ def inside(names: set[str], *modules: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["nn", "functional", "layer", "tensor", "search", "freeze", "fold", "format", "config"]
+    "module", ["nn", "functional", "layer", "tensor", "search", "freeze", "fold", "format", "config", "distribution"]
 )
 def test_modules_never_import_a_backend(module):
     names = imports(PACKAGE / f"{module}.py")
