@@ -1,8 +1,8 @@
 """How prune and lock ratios spread over the layers of a network (Otsuka et al., arXiv 2402.14029, section 4).
 
 `uniform` gives every layer the same ratio, `erk` (Erdos-Renyi-Kernel, Evci et al., arXiv 1911.11134) prunes layers with
-few weights for their dimensions less, `epl` (edges per layer) keeps the same number in each, `igq` (ideal gas quota) lies
-between.
+few weights for their dimensions less, `epl` (edges per layer) keeps the same number in each, `igq` (ideal gas quota)
+lies between.
 """
 
 from __future__ import annotations
