@@ -7,82 +7,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from examples.training.models import Residual, basic, bottleneck, resnet, unit
+
 IMAGE = 224
-
-
-def _unit(inputs: int, outputs: int, kernel: int, stride: int, affine: bool, act: nn.Module | None, groups: int = 1):
-    """A convolution that keeps the size but for its stride, batch norm, and the activation if there is one."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    parts: list[nn.Module] = [conv, nn.BatchNorm2d(outputs, affine=affine)]
-    return nn.Sequential(*parts, *([act] if act else []))
-
-
-class Residual(nn.Module):
-    """`act(body(x) + shortcut(x))`."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut, self.act = body, shortcut, act
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        y += self.shortcut(x)  # in place, as torchvision's: a fresh sum would cost more in page faults than to add
-        return self.act(y)
-
-
-def _basic(inputs: int, width: int, stride: int, affine: bool) -> nn.Sequential:
-    return nn.Sequential(
-        _unit(inputs, width, 3, stride, affine, nn.ReLU(inplace=True)), _unit(width, width, 3, 1, affine, None)
-    )
-
-
-def _bottleneck(inputs: int, width: int, stride: int, affine: bool) -> nn.Sequential:
-    return nn.Sequential(
-        _unit(inputs, width, 1, 1, affine, nn.ReLU(inplace=True)),
-        _unit(width, width, 3, stride, affine, nn.ReLU(inplace=True)),
-        _unit(width, 4 * width, 1, 1, affine, None),
-    )
-
-
-def _resnet(block, expansion: int, depths: tuple[int, ...], affine: bool, classes: int) -> nn.Sequential:
-    layers: list[nn.Module] = [_unit(3, 64, 7, 2, affine, nn.ReLU(inplace=True)), nn.MaxPool2d(3, 2, 1)]
-    inputs = 64
-    for stage, depth in enumerate(depths):
-        width = 64 << stage
-        for i in range(depth):
-            stride, outputs = (2 if i == 0 and stage else 1), expansion * width
-            same = stride == 1 and inputs == outputs
-            shortcut = nn.Identity() if same else _unit(inputs, outputs, 1, stride, affine, None)
-            layers.append(Residual(block(inputs, width, stride, affine), shortcut, nn.ReLU(inplace=True)))
-            inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
 def resnet18(affine: bool = True, classes: int = 1000) -> nn.Sequential:
     """He et al. 2016."""
-    return _resnet(_basic, 1, (2, 2, 2, 2), affine, classes)
+    return resnet(basic, (2, 2, 2, 2), classes, affine=affine, bias=True)
 
 
 def resnet50(affine: bool = True, classes: int = 1000) -> nn.Sequential:
     """He et al. 2016, the stride of a bottleneck in its 3x3 convolution."""
-    return _resnet(_bottleneck, 4, (3, 4, 6, 3), affine, classes)
+    return resnet(bottleneck, (3, 4, 6, 3), classes, affine=affine, bias=True)
 
 
 def mobilenet_v2(affine: bool = True, classes: int = 1000) -> nn.Sequential:
     """Sandler et al. 2018, width 1."""
-    layers: list[nn.Module] = [_unit(3, 32, 3, 2, affine, nn.ReLU6(inplace=True))]
+    layers: list[nn.Module] = [unit(3, 32, 3, 2, affine, nn.ReLU6(inplace=True))]
     inputs = 32
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     for expand, outputs, depth, first_stride in stages:
         for i in range(depth):
             stride, hidden = (first_stride if i == 0 else 1), expand * inputs
-            body = [_unit(inputs, hidden, 1, 1, affine, nn.ReLU6(inplace=True))] if expand > 1 else []
-            body.append(_unit(hidden, hidden, 3, stride, affine, nn.ReLU6(inplace=True), groups=hidden))
-            whole = nn.Sequential(*body, _unit(hidden, outputs, 1, 1, affine, None))
+            body = [unit(inputs, hidden, 1, 1, affine, nn.ReLU6(inplace=True))] if expand > 1 else []
+            body.append(unit(hidden, hidden, 3, stride, affine, nn.ReLU6(inplace=True), groups=hidden))
+            whole = nn.Sequential(*body, unit(hidden, outputs, 1, 1, affine, None))
             same = stride == 1 and inputs == outputs
             layers.append(Residual(whole, nn.Identity(), nn.Identity()) if same else whole)
             inputs = outputs
-    layers += [_unit(inputs, 1280, 1, 1, affine, nn.ReLU6(inplace=True)), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [unit(inputs, 1280, 1, 1, affine, nn.ReLU6(inplace=True)), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(1280, classes))
 
 

@@ -24,6 +24,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from training.models import digits_net as build_net
 
 import frozen_kernels as fk
 
@@ -51,28 +52,6 @@ def load_split() -> Split:
     train_y, test_y = (torch.tensor(p) for p in parts[2:])
     mean, std = train_x.mean(), train_x.std()
     return Split((train_x - mean) / std, train_y, (test_x - mean) / std, test_y)
-
-
-def build_net() -> nn.Sequential:
-    """A CNN of 389,600 weights for 8x8 images: no bias, batch norm without affine parameters."""
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        return [conv, nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
-
-    return nn.Sequential(
-        *block(1, 32),
-        *block(32, 64),
-        nn.MaxPool2d(2),
-        *block(64, 128),
-        *block(128, 144),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(576, 224, bias=False),
-        nn.BatchNorm1d(224, affine=False),
-        nn.ReLU(),
-        nn.Linear(224, 10, bias=False),
-    )
 
 
 def fit(
