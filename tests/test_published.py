@@ -1,0 +1,125 @@
+"""Training against edge-popup as published, in plain torch: the same scores and masks, gradients as exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import frozen_kernels as fk
+from benchmarks.published import PublishedLayer, free_positions, published, sort_step
+from frozen_kernels import format as fmt
+
+STEPS = 50
+CLASSES = 24
+
+
+def net(**settings) -> nn.Sequential:
+    """Layers of like sizes: the ratios of every distribution are then within reach of a local sparsity."""
+    model = nn.Sequential(
+        nn.Conv2d(12, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12, affine=False),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, stride=2, bias=False),
+        nn.AdaptiveAvgPool2d((1, 3)),
+        nn.Flatten(),
+        nn.Linear(36, CLASSES, bias=False),
+    )
+    fk.freeze_(model, fk.FreezeConfig(**settings))
+    return model
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(16, 12, 6, 6), torch.randint(CLASSES, (16,))
+
+
+def optimizer(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def layers(model: nn.Module, kind: type) -> list:
+    return [m for m in model.modules() if isinstance(m, kind)]
+
+
+def recorded(model: nn.Module) -> list[Tensor]:
+    """Gradients of the dense weights of a published model's layers, filled at each backward."""
+    found: list[Tensor] = []
+    for layer in layers(model, PublishedLayer):
+        plain = layer.product
+
+        def note(x, weight, bias, plain=plain):
+            weight.register_hook(found.append)
+            return plain(x, weight, bias)
+
+        layer.product = note
+    return found
+
+
+@pytest.mark.parametrize("freeze_ratio", [0.0, 0.7])
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(
+    ("distribution", "code", "scaling"),
+    [
+        ("uniform", "sign", "none"),
+        ("erk", "uniform", "none"),
+        ("epl", "sign", "dynamic"),
+        ("igq", "normal", "static"),
+    ],
+)
+def test_the_same_gradients_give_the_same_scores_and_masks(distribution, code, scaling, scope, freeze_ratio):
+    run_beside_published(distribution=distribution, scope=scope, freeze_ratio=freeze_ratio, code=code, scaling=scaling)
+
+
+def test_the_same_on_every_backend(backend):
+    run_beside_published(distribution="erk", code="uniform", scaling="dynamic")
+
+
+def run_beside_published(**settings) -> None:
+    ours = net(**settings)
+    theirs = published(copy.deepcopy(ours))
+    gradients = recorded(theirs)
+    search = fk.EdgePopup(ours)
+    our_optimizer, their_optimizer = optimizer(search.parameters()), optimizer(theirs.parameters())
+    pairs = list(zip(layers(ours, fk.nn.FrozenLayer), layers(theirs, PublishedLayer), strict=True))
+    free = [free_positions(layer) for layer, _ in pairs]
+    start = [layer.packed_supermask() for layer, _ in pairs]
+    for _ in range(STEPS):
+        x, y = batch()
+        nn.functional.cross_entropy(theirs(x), y).backward()
+        for (layer, _), gradient in zip(pairs, reversed(gradients), strict=True):
+            layer.weight.backward(gradient)
+        gradients.clear()
+        for step in (our_optimizer, their_optimizer):
+            step.step()
+            step.zero_grad()
+        search.step()
+        sort_step(theirs)
+        for (layer, plain), where in zip(pairs, free, strict=True):
+            assert torch.equal(layer.keep_mask(), plain.supermask.bool())
+            assert torch.equal(layer.scores, fmt.to_matrix(plain.scores).flatten()[where])
+            assert torch.equal(layer.weight, plain.masked_weight())
+    assert not all(torch.equal(layer.packed_supermask(), s) for (layer, _), s in zip(pairs, start, strict=True))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("code", fk.format.CODES)
+def test_gradients_from_equal_state_are_within_twice_torchs_error(code, memory_format, backend):
+    ours = net(code=code, scaling="dynamic")
+    theirs = published(copy.deepcopy(ours))
+    exact = copy.deepcopy(theirs).double()
+    x, y = batch()
+    for model, inputs in ((ours, x), (theirs, x), (exact, x.double())):
+        nn.functional.cross_entropy(model(inputs.to(memory_format=memory_format)), y).backward()
+    triples = zip(
+        layers(ours, fk.nn.FrozenLayer), layers(theirs, PublishedLayer), layers(exact, PublishedLayer), strict=True
+    )
+    for layer, plain, truth in triples:
+        where = free_positions(layer)
+        right = fmt.to_matrix(truth.scores.grad).flatten()[where]
+        torchs = (fmt.to_matrix(plain.scores.grad).flatten()[where] - right).abs()
+        error = (layer.scores.grad - right).abs()
+        assert error.max() <= 2 * torchs.max() and error.square().mean() <= 4 * torchs.square().mean()
