@@ -57,6 +57,13 @@ TARGETS = (
     Target("conv-mask", "conv2d of ResNet-18 and -50, sign, `mask`, over torch fp32", "geomean", 1.6),
     Target("conv-bytes", "conv2d of ResNet-18 and -50, uniform or normal, `mask`", "geomean", 0.9),
     Target("select", "threshold over 11.2 M scores, over torch.sort", "minimum", 25.0),
+    Target(
+        "training-step",
+        "step of a search, ResNet-18 on 32x32 images, batch 32, sign, over the published method",
+        "minimum",
+        2.5,
+    ),
+    Target("training-pass", "forward and backward of it alone", "minimum", 1.2),
     Target("ticket-load", "loading a ticket of ResNet-50, seconds", "maximum", 0.3, "s"),
     Target("ticket-plain", "ticket of ResNet-50 without affine batch norm, MB", "maximum", 1.25, "MB"),
     Target("ticket-affine", "ticket of ResNet-50 with affine batch norm, MB", "maximum", 1.45, "MB"),
@@ -213,6 +220,17 @@ def _gradient_cases() -> Iterator[Case]:
                 )  # fmt: skip
 
 
+def _training_cases() -> Iterator[Case]:
+    for code, residency in KEPT[:2] + KEPT[3:4]:
+        setting = f"training/resnet18/b32/fp32/{code}"
+        for kind in ("step", "pass"):
+            yield Case(
+                name=f"{setting}/{residency}/{kind}", setting=setting, group="training", op="resnet18", shape=(),
+                dtype="float32", input=(32, 3, 32, 32), code=code, residency=residency, batch=32,
+                baseline=f"published {kind}", line=f"training-{kind}" if code == "sign" else "",
+            )  # fmt: skip
+
+
 def _plain(name: str, group: str, op: str, **fields) -> Case:
     """A case that is about one thing: its own setting, and defaults for what says nothing of it."""
     blank = {"shape": (), "input": (), "dtype": "float32", "code": "sign", "residency": "", "batch": 0}
@@ -264,4 +282,4 @@ def cases() -> tuple[Case, ...]:
     for conv in mobilenet_convolutions():
         for batch in CONV_BATCHES:
             found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
-    return (*found, *_model_cases(), *_gradient_cases(), *_format_cases(), *_counted_cases())
+    return (*found, *_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases())

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import frozen_kernels as fk
+from examples.training.models import build
 from frozen_kernels import format as fmt
 from frozen_kernels.measure import WARM_UP
 
 from .models import MODELS, fuse_batch_norm, resnet50, settle, weight_shapes
+from .published import PublishedLayer, free_positions, published, sort_step
 from .registry import Case
 from .sides import SEED, Call, Setup
 from .verify import Verdict, equal, judge
@@ -24,6 +28,7 @@ from .verify import Verdict, equal, judge
 SETTLING_IMAGE = 64  # smaller than what is measured: the statistics only have to be of the right size
 COMPARED = 2
 LOADS = 6
+CLASSES = 10
 TAU = (22938, 45875)  # 0.35 and 0.7 of 65536
 
 
@@ -55,6 +60,100 @@ def model_setup(cases: Sequence[Case]) -> Setup:
         return judge(model(x)[rows], plain(x)[rows], exact(x[rows].double()))
 
     return Setup({"torch": lambda: plain(x)}, {case.name: lambda: model(x)}, verdict, note=note)
+
+
+class Training:
+    """A model in training and its data: a pass is forward and backward, a step also new scores and new masks."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, parameters: list[nn.Parameter], search: Call) -> None:
+        self.model, self.x, self.y, self.search = model, x, y, search
+        self.optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+    @torch.enable_grad()
+    def run_pass(self) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(self.x), self.y).backward()
+
+    def run_step(self) -> None:
+        self.run_pass()
+        self.optimizer.step()
+        self.search()
+
+
+class Recorded(NamedTuple):
+    """What a layer was given in one pass: its input and the gradient of its result."""
+
+    layer: PublishedLayer
+    x: Tensor
+    grad: Tensor
+
+    @torch.enable_grad()
+    def gradients(self, layer: Any, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        """Gradients of input and scores of a layer that is given the same."""
+        x = self.x.to(dtype).requires_grad_()
+        return list(torch.autograd.grad(layer(x), (x, layer.scores), self.grad.to(dtype)))
+
+
+def record(training: Training) -> list[Recorded]:
+    """What each layer of a published model is given in one pass."""
+    found: list[Recorded] = []
+
+    def note(layer: Any, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        x = inputs[0].detach()
+        y.register_hook(lambda grad: found.append(Recorded(layer, x, grad)))
+
+    layers = [m for m in training.model.modules() if isinstance(m, PublishedLayer)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    training.run_pass()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def gradient_verdict(of: Recorded, layer: Any) -> Verdict:
+    """A frozen layer's gradients against float64, both sides given the input and gradient of one pass.
+
+    Layer by layer: through a whole model one ReLU that a rounding turns weighs more than all rounding errors.
+    """
+    torchs, exact = of.gradients(of.layer), of.gradients(copy.deepcopy(of.layer).double(), torch.float64)
+    where = free_positions(layer)
+    torchs[1], exact[1] = (fmt.to_matrix(grad).flatten()[where] for grad in (torchs[1], exact[1]))
+    verdicts = [judge(*three) for three in zip(of.gradients(layer), torchs, exact, strict=True)]
+    return next((v for v in verdicts if not v.passed), max(verdicts, key=lambda v: v.error))
+
+
+def training_setup(cases: Sequence[Case]) -> Setup:
+    """A step of a search, and forward and backward alone, against edge-popup as published on the same network."""
+    first = cases[0]
+    torch.manual_seed(SEED)
+    model = build(first.op, CLASSES)
+    fk.freeze_(model, fk.FreezeConfig(seed=SEED, code=first.code))
+    plain: Any = published(copy.deepcopy(model))
+    plain = plain.to(memory_format=torch.channels_last)
+    x = torch.randn(first.input).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(CLASSES, (first.batch,))
+    ours: dict[str, Training] = {}
+    for residency in dict.fromkeys(case.residency for case in cases):
+        own = copy.deepcopy(model)
+        fk.set_residency(own, residency)
+        search = fk.EdgePopup(own)
+        ours[residency] = Training(own, x, y, search.parameters(), search.step)
+    theirs = Training(plain, x, y, list(plain.parameters()), lambda: sort_step(plain))
+    given = {id(of.layer): of for of in record(theirs)}
+    plains = [m for m in plain.modules() if isinstance(m, PublishedLayer)]
+
+    def verdict(name: str) -> Verdict:
+        own = next(ours[case.residency] for case in cases if case.name == name)
+        layers = fk.EdgePopup(own.model).layers
+        found = [gradient_verdict(given[id(of)], layer) for of, layer in zip(plains, layers, strict=True)]
+        return next((v for v in found if not v.passed), max(found, key=lambda v: v.error))
+
+    def call(case: Case) -> Call:
+        own = ours[case.residency]
+        return own.run_pass if case.baseline == "published pass" else own.run_step
+
+    baselines: dict[str, Call] = {"published step": theirs.run_step, "published pass": theirs.run_pass}
+    return Setup(baselines, {case.name: call(case) for case in cases}, verdict)
 
 
 def select_setup(cases: Sequence[Case]) -> Setup:
@@ -142,6 +241,7 @@ def _supermasks(model: nn.Module) -> list[Tensor]:
 
 SETUPS: dict[str, Callable[[Sequence[Case]], Setup]] = {
     "model": model_setup,
+    "training": training_setup,
     "select": select_setup,
     "generate": generate_setup,
     "ticket": ticket_setup,
