@@ -62,20 +62,20 @@ class GIN(nn.Module):
     def attach(self, edges: Tensor, nodes: int) -> None:
         """Use this graph: int64 [2, E] of sources and targets; a node hears from the sources of its incoming edges.
 
-        ValueError for edges of another shape, or beyond the nodes.
+        The graph stays on the edges' device until the model moves. ValueError for edges of another shape or beyond
+        the nodes.
         """
         if edges.dim() != 2 or len(edges) != 2:
             raise ValueError(f"edges: two rows, sources and targets, got shape {list(edges.shape)}")
         if edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < nodes:
             found = f"{int(edges.min())} to {int(edges.max())}"
             raise ValueError(f"edges: nodes from 0 to {nodes - 1}, got {found}")
-        device = self.prediction.weight.device if isinstance(self.prediction, nn.Linear) else edges.device
         order = torch.argsort(edges[1] * nodes + edges[0])
         counts = torch.bincount(edges[1], minlength=nodes)
-        self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(device)
-        self.sources = edges[0][order].to(device)
+        self.starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self.sources = edges[0][order]
         # a node without neighbours has a sum of 0, and so a mean of 0
-        self.degree = counts.clamp(min=1).float()[:, None].to(device)
+        self.degree = counts.clamp(min=1).float()[:, None]
 
     def forward(self, h: Tensor) -> Tensor:
         """Float32 [nodes, features] to [nodes, classes]; RuntimeError before `attach`."""

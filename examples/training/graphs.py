@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .gin import undirected
-from .parts import Data
+from .parts import Data, Part
 
 DOWNLOAD = "unpack arxiv.zip from http://snap.stanford.edu/ogb/data/nodeproppred/ as ogbn_arxiv"
 UNLABELLED = -100  # what cross_entropy ignores
@@ -42,7 +42,7 @@ def _table(path: Path, dtype: type, columns: int | None = None) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {DOWNLOAD}")
     try:
-        found = np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
+        found: np.ndarray = np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: truncated or not a table of {np.dtype(dtype).name} ({error})") from error
     if columns is not None and found.shape[1] != columns:
@@ -96,11 +96,11 @@ def ogbn_arxiv(path: Path, classes: int, features: int, device: torch.device) ->
     if not 0 <= y.min() <= y.max() < classes:
         raise ValueError(f"model.classes: {classes}, but {label} has labels from {y.min()} to {y.max()}")
     inputs, labels = torch.from_numpy(x).to(device), torch.from_numpy(y)
-    parts = {}
+    parts: dict[str, Part] = {}
     for name, file in (("train", "train"), ("validation", "valid"), ("test", "test")):
         chosen = _split(folder / "split" / "time" / f"{file}.csv.gz", nodes)
         masked = torch.full_like(labels, UNLABELLED)
         masked[chosen] = labels[chosen]
         parts[name] = Nodes(inputs, masked.to(device), len(torch.unique(chosen)))
     train = parts.pop("train")
-    return Data(train, dict(parts), undirected(torch.from_numpy(ends.T.copy()), nodes).to(device), nodes)
+    return Data(train, parts, undirected(torch.from_numpy(ends.T.copy()), nodes).to(device), nodes)

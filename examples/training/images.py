@@ -257,7 +257,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def imagenet(path: Path, classes: int, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    """Training and test part of ImageNet: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, classes in the order of names."""
+    """Training and test part of ImageNet: `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`; classes in the order of names."""
     names = {part: _class_folders(path / part) for part in ("train", "val")}
     if names["train"] != names["val"]:
         only = sorted(set(names["train"]) ^ set(names["val"]))

@@ -12,7 +12,8 @@ from torch import Tensor
 class Part(Protocol):
     """Items by index; `labels_each` is how many labels one has: 1 for an image, all nodes of the part for a graph."""
 
-    labels_each: int
+    @property
+    def labels_each(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -144,14 +144,11 @@ class Settings:
         if size != takes:
             needs = "a graph" if takes is None else f"images of {takes}x{takes}"
             raise SettingsError(f"model.name: {self.model.name} takes {needs}, data.kind is {self.data.kind}")
-        if self.data.kind not in ("digits",) and self.data.path is None:
+        if self.data.kind != "digits" and self.data.path is None:
             raise SettingsError(f"data.path: where {self.data.kind} lies; give it here or by --set data.path=FOLDER")
         if graph and (self.parallel != "none" or self.accumulate > 1):
             found = f"parallel {self.parallel}, accumulate {self.accumulate}"
             raise SettingsError(f"data.kind: ogbn_arxiv is one batch that cannot be cut, got {found}")
-        if not graph and self.data.batch is not None and self.data.batch < 4 * self.accumulate:
-            found = f"data.batch {self.data.batch}"
-            raise SettingsError(f"accumulate: {self.accumulate} parts of a batch need 4 images each, got {found}")
         if self.freeze is None and self.refresh_every > 1:
             raise SettingsError(f"refresh_every: {self.refresh_every}, but freeze is null: there are no masks")
 
