@@ -19,11 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from training.images import digits
 from training.models import digits_net as build_net
 
 import frozen_kernels as fk
@@ -46,12 +45,8 @@ class Split(NamedTuple):
 
 def load_split() -> Split:
     """1437 digits to train on and 360 held out, one fixed stratified split, normalised by the training part."""
-    data = load_digits()
-    parts = train_test_split(data.images, data.target, test_size=360, random_state=0, stratify=data.target)
-    train_x, test_x = (torch.tensor(p, dtype=torch.float32)[:, None] for p in parts[:2])
-    train_y, test_y = (torch.tensor(p) for p in parts[2:])
-    mean, std = train_x.mean(), train_x.std()
-    return Split((train_x - mean) / std, train_y, (test_x - mean) / std, test_y)
+    train, test = digits()
+    return Split(train.images, train.labels, test.images, test.labels)
 
 
 def fit(

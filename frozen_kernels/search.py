@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -32,17 +32,28 @@ def update_masks(layers: Iterable[FrozenLayer]) -> None:
             layer.apply_threshold(key)
 
 
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
+
+
 class EdgePopup:
     """Searches the supermask of a frozen model: optimise `parameters()`, and call `step()` after the optimizer's.
 
     `floor(n * sparsity)` of the `n` weights end below the threshold (pruned ones first) and are dropped; kept is what
     has |score| strictly above it. Layers of scope global compete with each other, local ones within themselves.
 
+    Args:
+        model: a model that `freeze_` has converted.
+        refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.
+
     Raises:
-        ValueError: the model has no frozen layer with scores.
+        ValueError: the model has no frozen layer with scores, or `refresh_every` is no integer >= 1.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
+        _check_count("refresh_every", refresh_every, 1)
+        self.refresh_every, self.steps = refresh_every, 0
         self._found = list(frozen_layers(model).values())
         self._check()
 
@@ -67,10 +78,31 @@ class EdgePopup:
         return [{"params": self.parameters(), **options}]
 
     def step(self) -> None:
-        """New threshold, new packed masks: every mask becomes the one that the scores now say.
+        """Counts one step of the optimizer; at every `refresh_every`-th one, `refresh()`."""
+        self._check()
+        self.steps += 1
+        if self.steps % self.refresh_every == 0:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """New threshold, new packed masks, uncounted: every mask becomes the one that the scores now say.
 
         Layers finalized since keep theirs; ValueError where no layer has scores any more. Nothing here waits for a
         GPU: how many weights a mask keeps is counted when `counts` is asked.
         """
         self._check()
         update_masks(self.layers)
+
+    def state_dict(self) -> dict[str, int]:
+        """The steps counted so far; scores and masks are in the model's state."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting where `state_dict` was taken; masks stay as they are until the next refresh is due.
+
+        ValueError where the state is not `{"steps": an integer >= 0}`.
+        """
+        if set(state) != {"steps"}:
+            raise ValueError(f"state: the key 'steps' and no other, got {sorted(map(str, state))}")
+        _check_count("steps", state["steps"], 0)
+        self.steps = state["steps"]

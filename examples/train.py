@@ -1,0 +1,45 @@
+"""Train a frozen network, or its dense baseline, as a YAML file says.
+
+`python examples/train.py --config examples/configs/digits.yaml`; `--set optimizer.lr=0.05` changes a value of the
+file, `--resume` goes on after a crash. Log, checkpoint and ticket go to the folder `out` of the settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from training import processes, settings
+from training.loop import Stopped, Trainer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder `out`")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = settings.load(options.config, options.overrides)
+        group = processes.start(chosen.parallel, chosen.device)
+        trainer = Trainer(chosen, group, resume=options.resume, quiet=options.quiet)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        result = trainer.run()
+    except Stopped:
+        print(f"stopped; --resume goes on from {trainer.out}", file=sys.stderr)
+        return 130
+    finally:
+        processes.stop()
+    if group.rank == 0:
+        masks = f", {result.mask_bytes:,} of them masks" if trainer.search else ""
+        print(f"{result.path}: {result.file_bytes:,} bytes{masks}; test accuracy {result.accuracy:.2%}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
