@@ -57,20 +57,19 @@ class Plan:
         accumulate: forward passes per step.
         rank, world: this process and how many there are.
         workers: processes that load; 0 loads here.
-
-    Raises:
-        ValueError: a process would have fewer than 2 images in a forward pass.
     """
 
     def __init__(self, part: Part, batch: int, *, accumulate: int = 1, rank: int = 0, world: int = 1, workers: int = 0):
         self.part, self.batch, self.accumulate = part, batch, accumulate
         self.rank, self.world, self.workers = rank, world, workers
         self.steps = max(1, (len(part) + batch // 2) // batch)
-        parts = accumulate * world
-        smallest = min(len(part), batch - batch // 2)
-        if batch > 1 and smallest < 2 * parts:
-            cut = f"{accumulate} passes of {world} processes"
-            raise ValueError(f"data.batch: {batch} of {len(part)} images cut for {cut} leaves some with fewer than 2")
+
+    def check_training(self) -> None:
+        """ValueError where batch norm would see a single image: a forward pass of a process with fewer than 2."""
+        last = min(self.batch, len(self.part) - (self.steps - 1) * self.batch)
+        if self.part.labels_each == 1 and last < 2 * self.accumulate * self.world:
+            cut = f"{self.accumulate} passes of {self.world} processes"
+            raise ValueError(f"data.batch: {self.batch} leaves a batch of {last} images, too few for {cut}")
 
     def _job(self, items: np.ndarray, accumulate: int, epoch: int | None) -> Job:
         passes = np.array_split(items, accumulate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -22,9 +21,9 @@ KEYS = (
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file whole beside `path`, then put it in its place."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always this one: what a killed process left is written over
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

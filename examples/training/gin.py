@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
 
 HIDDEN, LAYERS = 386, 4
 

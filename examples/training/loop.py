@@ -122,6 +122,7 @@ class Trainer:
         cut = {"rank": group.rank, "world": group.world, "workers": settings.data.workers}
         batch = settings.data.batch or 1
         self.plan = Plan(data.train, batch, accumulate=settings.accumulate, **cut)
+        self.plan.check_training()
         self.held_out = {name: Plan(part, batch, **cut) for name, part in data.held_out.items()}
         self.plain = build_model(settings, data).to(group.device)
         self.model = processes.wrap(self.plain, group)

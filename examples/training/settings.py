@@ -280,6 +280,7 @@ def flat(settings: Settings) -> dict[str, Any]:
     def walk(tree: dict[str, Any], prefix: str) -> None:
         for key, value in tree.items():
             if isinstance(value, dict):
+                found[prefix + key] = "a section"
                 walk(value, f"{prefix}{key}.")
             else:
                 found[prefix + key] = value
