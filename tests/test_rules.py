@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "frozen_kernels"
 PYTHON = sorted(PACKAGE.rglob("*.py"))
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
-OWN = [p for p in (*PYTHON, *NATIVE, *ROOT.glob("tests/*.py"), *ROOT.glob("*.py"), *ROOT.glob("benchmarks/**/*.py"))]
+OURS = ("tests/*.py", "*.py", "benchmarks/**/*.py", "examples/**/*.py")
+OWN = [*PYTHON, *NATIVE, *(path for pattern in OURS for path in ROOT.glob(pattern))]
 
 
 def name_of(path: Path) -> str:

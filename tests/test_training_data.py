@@ -281,7 +281,10 @@ def test_wrong_numbers_of_classes_are_named(files):
 
 
 def test_wrong_folders_of_images_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"train: no such folder; ImageNet's images belong in .*/train/<wnid>"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"train: no such folder; ImageNet's images, from image-net.org, belong in .*/train/<wnid>",
+    ):
         images.imagenet(tmp_path, 2, 0)
     root = make_imagenet(tmp_path / "imagenet", per_class=1)
     file = root / "train" / "n01443537" / "n01443537_0.JPEG"
@@ -338,6 +341,7 @@ def test_wrong_graphs_are_named(name, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_published_settings_load_and_can_be_met(path):
     chosen = settings.load(path)
+    assert chosen.data.validation == (0.2 if path.stem.startswith(("cifar", "imagenet")) else 0)
     assert chosen.out == f"out/{path.stem}" and settings.load(path, ["seed=5"]).seed == 5
     if chosen.freeze is None:
         return
@@ -421,3 +425,7 @@ def test_settings_are_plain_values_by_name():
     assert found["optimizer.weight_decay"] == 5e-4 and found["freeze.code"] == "sign" and found["clip"] is None
     assert chosen.freeze == fk.FreezeConfig.preset("frozen", code="sign", sparsity=0.5, freeze_ratio=0.7)
     assert set(checkpoint.FREE_TO_CHANGE) <= set(found)
+    added = settings.load(
+        config("cifar10-conv6-dense"), ["freeze.preset=dense_source", "freeze.sparsity=0.7", "seed=3"]
+    )
+    assert added.freeze == fk.FreezeConfig.preset("dense_source", sparsity=0.7, seed=3)

@@ -249,7 +249,9 @@ def random_box(size: tuple[int, int], numbers: np.ndarray) -> tuple[int, int, in
 
 def _class_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; ImageNet's images belong in {folder}/<wnid>/*.JPEG")
+        raise FileNotFoundError(
+            f"{folder}: no such folder; ImageNet's images, from image-net.org, belong in {folder}/<wnid>/*.JPEG"
+        )
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
     if not names:
         raise ValueError(f"{folder}: empty, no class folders")
