@@ -49,7 +49,7 @@ def test_the_commands_exist_and_ci_runs_the_test_command():
     assert commands == ["make demo", "make test"]
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"demo", "test", "lint"} <= set(targets)
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test")
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test\nmake test-long")
 
 
 @pytest.mark.parametrize("row", rows_of_table("residency"), ids=lambda row: row[0].strip("`"))

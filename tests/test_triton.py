@@ -49,9 +49,14 @@ def test_says_why_it_is_not_live_without_importing_triton():
     run("-c", NOT_LIVE)
 
 
+def long(*values: str):
+    """Values of a parameter whose test takes too long for every run."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 # the longest tests come first: a worker that began one last would leave the others idle
 @needs_triton
-@pytest.mark.parametrize("target", ["sm_90", "sm_80", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", long("sm_80"), long("sm_100"), long("gfx942")])
 def test_compiles_within_budgets(target, tmp_path):
     """No spills, tensor cores that run beside the decode, and no more registers and instructions than before."""
     printed = run("gpu/offline.py", target, "--json", TRITON_CACHE_DIR=str(tmp_path))
@@ -83,8 +88,8 @@ BODIES = [
     ("test_ops.py", f"test_values_and_gradients and ({FLAT})"),
     ("test_ops.py", f"test_values_and_gradients and not ({FLAT})"),
     ("test_ops.py", "test_inputs_of_any_stride or test_other_dtypes"),
-    ("test_ops.py", "bitwise or (test_other_codes and linear)"),
-    ("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
+    long("test_ops.py", "bitwise or (test_other_codes and linear)"),
+    long("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
     ("test_format.py", f"not ({BIG})"),
     ("test_search.py", "step or nothing"),
     ("test_layers.py", "twin or weight or embedding"),
