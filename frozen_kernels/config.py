@@ -16,6 +16,7 @@ _TOLERANCE = 1e-9  # ratios that are sums of decimals
 SCOPES = ("global", "local")
 SCALINGS = ("none", "static", "dynamic")
 SCORE_INITS = ("kaiming_normal", "kaiming_uniform", "magnitude")
+SCORE_DTYPES = ("float32", "bfloat16")
 
 # the papers' settings: Otsuka et al., arXiv 2402.14029, for images of 32x32 and graphs, and for ImageNet; edge_popup is
 # Ramanujan et al. 2020 with its signed constant
@@ -63,6 +64,8 @@ class FreezeConfig:
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
         score_init: kaiming_normal, kaiming_uniform, or magnitude (of codes that have one).
         threshold_bits: 1 to 16; 8 regenerates the partition twice as fast as 16.
+        score_dtype: float32 or bfloat16, of scores, their gradients and what an optimizer keeps of them, whatever the
+            layer computes in; bfloat16 loses updates below 2^-9 of a score.
 
     Raises:
         ValueError: a value out of range, or a sparsity outside `[prune_ratio, 1 - lock_ratio]`.
@@ -81,6 +84,7 @@ class FreezeConfig:
     scaling: str = "none"
     score_init: str = "kaiming_normal"
     threshold_bits: int = 16
+    score_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -92,6 +96,7 @@ class FreezeConfig:
         _check_choice("scope", self.scope, SCOPES)
         _check_choice("scaling", self.scaling, SCALINGS)
         _check_choice("score_init", self.score_init, SCORE_INITS)
+        _check_choice("score_dtype", self.score_dtype, SCORE_DTYPES)
         if self.score_init == "magnitude" and self.code in ("sign", "constant"):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
         check_bits("threshold_bits", self.threshold_bits)

@@ -176,6 +176,7 @@ class FrozenLayer(nn.Module):
         """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
         self.gain, self.relu = None, False
         config, on_cpu = self.config, torch.device("cpu")
+        score_dtype = getattr(torch, config.score_dtype)
         with on_cpu:
             seed, stream = self._identity["seed"], self._identity["stream"]
             tau_prune, tau_freeze = calibrated(self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits)
@@ -192,9 +193,9 @@ class FrozenLayer(nn.Module):
                 nn.init.zeros_(self.bias)
             free = self._counts[2]
             if self.device.type == "meta":
-                scores = torch.empty(free, device="meta")
+                scores = torch.empty(free, device="meta", dtype=score_dtype)
             else:
-                scores = self._draw_scores(header).to(self.device)
+                scores = self._draw_scores(header).to(self.device, score_dtype)
         if self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
             self.scores.copy_(scores)
         else:
@@ -234,9 +235,22 @@ class FrozenLayer(nn.Module):
         self._counts = counts
         fields = fmt.header_fields(header)
         self._identity = {name: fields[name] for name in ("seed", "stream", "generation")}
+        self._words = _all_but_scale(header)
         self.header.copy_(header)
         self.offsets = self.supermask = self.keep = self.draw = self.dense = None
         self._kept = self._counts[1] + self._counts[2]
+
+    def check_buffers(self) -> None:
+        """ValueError where header or offsets hold other numbers than the layer put there: a mean of them is no tensor.
+
+        Waits for the device.
+        """
+        if self.device.type == "meta":
+            return
+        if _all_but_scale(self.header) != self._words:
+            raise ValueError(f"header: {_all_but_scale(self.header)} of a layer made with {self._words}")
+        if self.offsets is not None and int(self.offsets[-1]) != self.free:
+            raise ValueError(f"offsets: {int(self.offsets[-1])} free weights in a layer that has {self.free}")
 
     def apply_threshold(self, key: Tensor | None) -> None:
         """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
@@ -424,6 +438,11 @@ class FrozenLayer(nn.Module):
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
             f"freeze_ratio={sum(self.ratios):.6g}, residency={self.residency}, dtype={dtype}{folded}"
         )
+
+
+def _all_but_scale(header: Tensor) -> list[int]:
+    words = header.tolist()
+    return words[: fmt.SCALE] + words[fmt.SCALE + 1 :]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

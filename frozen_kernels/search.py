@@ -37,6 +37,15 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
 
 
+def _check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
+    for name, layer in layers.items():
+        try:
+            layer.check_buffers()
+        except ValueError as why:
+            averaged = "averaging a model with use_buffers=True does this, use_buffers=False copies buffers"
+            raise ValueError(f"model: {name!r} is no longer the layer it was; {averaged}: {why}") from None
+
+
 class EdgePopup:
     """Searches the supermask of a frozen model: optimise `parameters()`, and call `step()` after the optimizer's.
 
@@ -48,13 +57,16 @@ class EdgePopup:
         refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.
 
     Raises:
-        ValueError: the model has no frozen layer with scores, or `refresh_every` is no integer >= 1.
+        ValueError: the model has no frozen layer with scores, or layers whose seeds were overwritten, as by averaging
+            buffers; `refresh_every` is no integer >= 1.
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
         _check_count("refresh_every", refresh_every, 1)
         self.refresh_every, self.steps = refresh_every, 0
-        self._found = list(frozen_layers(model).values())
+        found = frozen_layers(model)
+        _check_buffers(found)
+        self._found = list(found.values())
         self._check()
 
     @property
