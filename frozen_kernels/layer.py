@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.compiler.config
@@ -21,6 +22,8 @@ _SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
 if hasattr(torch.compiler.config, "dynamic_sources"):
     _others = torch.compiler.config.dynamic_sources
     torch.compiler.config.dynamic_sources = f"{_others},{_SIZES_VARY}" if _others else _SIZES_VARY
+# autograd's count of nodes when a search last changed a layer's mask: of this process, so neither copied nor pickled
+_changed_at: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
 
 
@@ -202,6 +205,7 @@ class FrozenLayer(nn.Module):
             self.scores = nn.Parameter(scores) if free else None
         if self.device.type != "meta":
             self.apply_threshold(local_threshold([self]))
+            _changed_at.pop(self, None)  # no graph holds the layer yet
 
     @torch.no_grad()
     def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
@@ -259,6 +263,8 @@ class FrozenLayer(nn.Module):
         """
         if self.scores is None and self._counts[2]:
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
+        if not torch.compiler.is_compiling():
+            _changed_at[self] = torch.autograd._get_sequence_nr()
         if key is None or self.scores is None:
             self._adopt_supermask(all_kept(self._counts[2], self.device))
         else:
@@ -308,8 +314,20 @@ class FrozenLayer(nn.Module):
 
     @property
     def frozen(self) -> FrozenTensor:
-        """The record that `functional` takes, with the scores that receive gradients."""
-        return self._record(self._parameters["scores"])
+        """The record that `functional` takes, with the scores that receive gradients.
+
+        RuntimeError where a backward computes a checkpointed forward again and a search changed the mask between.
+        """
+        scores = self._parameters["scores"]
+        if scores is not None and not torch.compiler.is_compiling():
+            self._check_recomputed()
+        return self._record(scores)
+
+    def _check_recomputed(self) -> None:
+        # autograd sees no version of what a checkpoint computes again, but its nodes are numbered as they were made
+        node = torch._C._current_autograd_node()
+        if node is not None and node._sequence_nr() < _changed_at.get(self, 0):
+            raise RuntimeError("supermask: changed by a search between a checkpointed forward and its backward")
 
     @property
     def weight(self) -> Tensor:

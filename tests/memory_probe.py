@@ -1,7 +1,9 @@
 """Run in a fresh process by `test_memory`: measures one case and prints it as JSON.
 
 `memory_probe.py peak linear|conv2d seed|mask|planes forward|backward|step` gives the rise of process memory over the
-state that exists between steps; `memory_probe.py rest seed|mask` gives resident bytes per 4096 x 4096 layer.
+state that exists between steps; `memory_probe.py rest seed|mask` gives resident bytes per 4096 x 4096 layer;
+`memory_probe.py training resnet18|stack [default|for-loop|foreach|fused [RESIDENCY [SCORE_DTYPE]]]` gives bytes per
+weight at the peak of a whole training step.
 """
 
 import gc
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 import frozen_kernels as fk
+from benchmarks.training import training_memory
 from frozen_kernels.footprint import _status, reset_peak, trim
 
 SHAPES = {"linear": (4096, 4096), "conv2d": (512, 512, 3, 3)}
@@ -89,7 +92,13 @@ def rest(residency: str) -> dict:
     return {"bytes": (_status("VmRSS") - before) / COPIES, "dense": 4 * 4096 * 4096}
 
 
+def training(*case: str) -> dict:
+    if not reset_peak():
+        return {"skip": "/proc/self/clear_refs is refused"}
+    return training_memory(*case)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    measure = {"peak": peak, "rest": rest}[sys.argv[1]]
+    measure = {"peak": peak, "rest": rest, "training": training}[sys.argv[1]]
     print(json.dumps(measure(*sys.argv[2:])))

@@ -54,3 +54,14 @@ def test_a_layer_at_rest_is_a_fraction_of_the_dense_one(residency):
 def test_the_probe_sees_a_dense_weight():
     found = probe("peak", "linear", "dense", "step")
     assert found["rise"] - found["activations"] > found["dense"] / 8, found
+
+
+def test_a_training_step_holds_five_bytes_per_weight():
+    """Scores, gradients and momentum of 30 % of the weights, planes, offsets, and what comes and goes within a step."""
+    found = probe("training", "resnet18")
+    held = sum(found["parts"].values())
+    assert held < found["bytes_per_weight"] <= 5, found
+    # nothing is kept that the parts do not name, the libraries' own few megabytes apart
+    assert found["at_rest"] < held - found["parts"]["gradients"] + 0.4, found
+    assert found["backward"] < found["parts"]["gradients"] + 0.2, found
+    assert found["optimizer"] < 0.3 and found["search"] < 0.2, found

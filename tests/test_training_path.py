@@ -112,11 +112,11 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return found
 
 
-def same(actual: nn.Module, expected: nn.Module, exact: bool = True) -> bool:
-    """Whether parameters and masks are equal; scores to rounding where not exact, and masks then agree with them."""
-    tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-6}
-    torch.testing.assert_close(list(actual.parameters()), list(expected.parameters()), **tolerance)
-    return bits(actual) == (bits(expected) if exact else wanted(actual))
+def agree(actual: nn.Module, expected: nn.Module) -> None:
+    """Parameters are equal to rounding, and masks are those of the scores."""
+    pairs = [[p.detach() for p in model.parameters()] for model in (actual, expected)]
+    torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-6)
+    assert bits(actual) == wanted(actual) and bits(expected) == wanted(expected)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "conv_transpose2d", "embedding"])
@@ -281,7 +281,7 @@ def test_channels_last_from_end_to_end(residency):
             optimizer.step()
             optimizer.zero_grad()
             search.step()
-    assert same(model, plain, exact=False)
+    agree(model, plain)
     close = [
         torch.isclose(a.weight, b.weight).float().mean() for a, b in zip(search.layers, fk.EdgePopup(plain).layers)
     ]
@@ -312,7 +312,7 @@ def test_optimizers_in_every_implementation(name):
     plain = trained(network(), lambda p: OPTIMIZERS[name](p, foreach=False), data)
     for how in ({"foreach": True}, {"fused": True}):
         other = trained(network(), lambda p, how=how: OPTIMIZERS[name](p, **how), data)
-        assert same(other, plain, exact=False)
+        agree(other, plain)
     moved = [
         float((p.detach() - i).abs().max()) for p, i in zip(fk.EdgePopup(plain).parameters(), initial, strict=True)
     ]
@@ -331,3 +331,33 @@ def test_weight_decay_alone_shrinks_scores_and_keeps_the_masks():
     fk.EdgePopup(model).step()
     torch.testing.assert_close([p.detach() for p in scores], [w / 2 for w in wide])
     assert bits(model) == before
+
+
+def held_at_once(model: nn.Module, make, data: tuple) -> int:
+    """Bytes of the largest single allocation of torch in a whole training step, the first of the optimizer."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        trained(model, make, data, steps=1)
+    return max(e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+
+
+@pytest.mark.parametrize(
+    ("residency", "how"),
+    [("seed", {"foreach": False}), ("mask", {"foreach": True}), ("planes", {"fused": True})],
+    ids=str,
+)
+def test_no_tensor_of_a_training_step_is_as_large_as_a_weight(residency, how):
+    """Scores, gradients and momentum are the largest: 1.2 bytes per weight, where a dense mask alone would take 1."""
+
+    def make(scores):
+        return torch.optim.SGD(scores, lr=0.1, momentum=0.9, weight_decay=1e-4, **how)
+
+    data = torch.randn(2, 64, 3, 3), torch.tensor([1, 2])
+    model = nn.Sequential(nn.Conv2d(64, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 64, 3), nn.Flatten())
+    fk.freeze_(model, fk.FreezeConfig(scaling="dynamic"))
+    fk.set_residency(model, residency)
+    weight, largest = 64 * 96 * 9, max(p.nbytes for p in fk.EdgePopup(model).parameters())
+    assert largest < 2 * weight
+    for backend in ("cpu", "reference"):
+        with fk.backends.use(backend):
+            most = held_at_once(model, make, data)
+        assert most > 2 * weight if backend == "reference" else most == largest, backend
