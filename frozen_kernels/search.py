@@ -52,6 +52,10 @@ class EdgePopup:
     `floor(n * sparsity)` of the `n` weights end below the threshold (pruned ones first) and are dropped; kept is what
     has |score| strictly above it. Layers of scope global compete with each other, local ones within themselves.
 
+    Of an average of models, `EdgePopup(average).step()` makes the masks of the averaged scores. A mask that changes
+    between a forward and its backward is a RuntimeError there, under activation checkpointing too. With foreach=True,
+    its default on GPUs, torch's SGD copies all gradients to decay them; fused=True copies none.
+
     Args:
         model: a model that `freeze_` has converted.
         refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.

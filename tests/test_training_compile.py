@@ -3,6 +3,10 @@ gradients."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from test_training_path import batch, bits, gradients, loss_of, network, shuffle, wanted
@@ -23,8 +27,8 @@ def fresh_compiler():
 class Training:
     """A network, its search and its optimizer, with the step of a training loop in parts to compile."""
 
-    def __init__(self, every: int = 1, optimizer: str = "SGD", **settings) -> None:
-        self.model = network(**settings)
+    def __init__(self, every: int = 1, optimizer: str = "SGD", make=network, **settings) -> None:
+        self.model = make(**settings)
         self.search = fk.EdgePopup(self.model, refresh_every=every)
         options = {"lr": 0.5, "momentum": 0.9} if optimizer == "SGD" else {"lr": 0.02}
         self.optimizer = getattr(torch.optim, optimizer)(self.search.parameters(), **options)
@@ -60,7 +64,7 @@ def check_equal_to_eager(training: Training, step, frames, **settings) -> list[i
     run(eager, eager.step, frames)
     found, expected = list(training.model.parameters()), list(eager.model.parameters())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert bits(training.model) == bits(eager.model) != bits(network())
+    assert bits(training.model) == bits(eager.model) != bits(Training(**settings).model)
     return counts
 
 
@@ -76,7 +80,6 @@ def test_a_compiled_loss_in_one_graph():
 
 
 WHOLE = {
-    "plain": {},
     "dense": {"residency": "dense", "optimizer": "AdamW"},
     "local": {"residency": "seed", "scope": "local", "scaling": "dynamic", "score_dtype": "bfloat16"},
     "every third": {"every": 3},
@@ -92,9 +95,17 @@ def test_a_compiled_training_step(name):
     assert 0 < counts[met - 1] == counts[-1]
 
 
+def perceptron() -> nn.Sequential:
+    """Few kernels to generate."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32, bias=False), nn.ReLU(), nn.Linear(32, 10, bias=False))
+    fk.freeze_(model, fk.FreezeConfig(freeze_ratio=0.4))
+    return model
+
+
 def test_a_training_step_compiled_by_inductor():
-    training, frames = Training(), CompileCounterWithBackend("inductor")
-    counts = check_equal_to_eager(training, torch.compile(training.step, backend=frames), frames)
+    training, frames = Training(make=perceptron), CompileCounterWithBackend("inductor")
+    step = torch.compile(training.step, backend=frames)
+    counts = check_equal_to_eager(training, step, frames, make=perceptron)
     assert counts[1] == counts[-1]
 
 
@@ -152,8 +163,38 @@ def test_a_step_before_the_backward_is_an_error(how, residency):
     loss = loss_of(run, x.requires_grad_(), y)
     shuffle(model)
     fk.EdgePopup(model).step()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation|supermask: changed by a search"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|supermask: changed by a search"):
         loss.backward()
     # the next step is none the worse for it
     loss_of(run, x, y).backward()
     assert bits(model) == wanted(model)
+
+
+LOAD = """
+import sys, torch
+import frozen_kernels  # the ops of the program
+for path in sys.argv[1:]:
+    program, expected = torch.export.load(path + ".pt2").module(), torch.load(path + ".expected")
+    for x, y in expected:
+        torch.testing.assert_close(program(x), y, rtol=0, atol=0)
+print(len(sys.argv) - 1)
+"""
+
+
+def test_a_searched_network_exports_to_another_process(tmp_path):
+    """The program takes any batch and gives bitwise what the network gave."""
+    training = Training(scaling="dynamic")
+    training.step(*batch())
+    model = training.model.eval()
+    fk.finalize_(model)
+    paths = []
+    for residency in ("seed", "mask", "planes", "dense"):
+        fk.set_residency(model, residency)
+        x = batch(3)[0]
+        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+        paths.append(str(tmp_path / residency))
+        torch.export.save(program, paths[-1] + ".pt2")
+        torch.save([(x, model(x).detach()) for x in (x, batch(7)[0])], paths[-1] + ".expected")
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", LOAD, *paths], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
