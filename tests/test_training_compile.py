@@ -102,6 +102,7 @@ def perceptron() -> nn.Sequential:
     return model
 
 
+@pytest.mark.long
 def test_a_training_step_compiled_by_inductor():
     training, frames = Training(make=perceptron), CompileCounterWithBackend("inductor")
     step = torch.compile(training.step, backend=frames)
