@@ -79,5 +79,12 @@ def peak(case: Case) -> Count:
     return Count((found["rise"] - found["activations"]) / found["dense"], "of dense")
 
 
+def training_memory(case: Case) -> Count:
+    """Most bytes per weight during a training step, all but libraries counted in."""
+    found = _probe("training", "resnet18", "default", case.residency)
+    return Count(found["bytes_per_weight"], "bytes/weight")
+
+
 COUNTS: dict[str, Callable[[Case], Count]] = {"ticket_size": ticket_size, "footprint": footprint, "rest": rest}
+COUNTS["training_memory"] = training_memory
 COUNTS |= {f"{op} {mode}": peak for op in ("linear", "conv2d") for mode in ("forward", "step")}

@@ -64,6 +64,9 @@ TARGETS = (
         2.5,
     ),
     Target("training-pass", "forward and backward of it alone", "minimum", 1.2),
+    Target(
+        "training-memory", "memory of the step but for activations, bytes per weight", "maximum", 5.0, "bytes/weight"
+    ),
     Target("ticket-load", "loading a ticket of ResNet-50, seconds", "maximum", 0.3, "s"),
     Target("ticket-plain", "ticket of ResNet-50 without affine batch norm, MB", "maximum", 1.25, "MB"),
     Target("ticket-affine", "ticket of ResNet-50 with affine batch norm, MB", "maximum", 1.45, "MB"),
@@ -229,6 +232,9 @@ def _training_cases() -> Iterator[Case]:
                 dtype="float32", input=(32, 3, 32, 32), code=code, residency=residency, batch=32,
                 baseline=f"published {kind}", line=f"training-{kind}" if code == "sign" else "",
             )  # fmt: skip
+    for residency in ("mask", "planes"):
+        yield _plain(f"training/memory/resnet18/{residency}", "training", "training_memory", residency=residency,
+                     line="training-memory")  # fmt: skip
 
 
 def _plain(name: str, group: str, op: str, **fields) -> Case:
