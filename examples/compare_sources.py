@@ -37,9 +37,9 @@ class Run:
 
 def train(config: Path, out: Path, source: str, freeze_ratio: float, seed: int, overrides: list[str]) -> Run:
     """A ticket of one source at one freeze ratio, or the one that an earlier call left in its folder."""
-    preset = {"preset": source, "freeze_ratio": freeze_ratio}
+    varied = [f"freeze.preset={source}", f"freeze.freeze_ratio={freeze_ratio}", f"seed={seed}"]
     folder = out / f"{source}-{freeze_ratio:g}-{seed}"
-    chosen = settings.load(config, [f"freeze={preset}", f"seed={seed}", *overrides, f"out={folder}"])
+    chosen = settings.load(config, [*overrides, *varied, f"out={folder}"])
     assert chosen.freeze is not None
     group = processes.start(chosen.parallel, chosen.device)
     result = Trainer(chosen, group, resume=True, quiet=True).run()
@@ -124,7 +124,7 @@ def show(runs: list[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "digits.yaml")
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "configs" / "digits-sources.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0..N-1")
     parser.add_argument("--freeze", type=float, nargs="+", default=list(FREEZE), metavar="RATIO")

@@ -44,6 +44,14 @@ def test_the_example_runs_as_printed(tmp_path, monkeypatch):
     assert printed.getvalue().rstrip().endswith("True") and (tmp_path / "net.safetensors").exists()
 
 
+def test_the_training_page_runs_as_printed():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict = {}
+    exec(compile("".join(blocks), "training.md", "exec"), names)
+    assert names["search"].steps == 3 and sum(layer.ratios != (0.35, 0.35) for layer in names["search"].layers) == 2
+
+
 def test_the_commands_exist_and_ci_runs_the_test_command():
     commands = re.findall(r"^make \w+$", README, re.MULTILINE)
     assert commands == ["make demo", "make test"]

@@ -101,25 +101,26 @@ def conv_net(depth: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(256, classes, bias=False))
 
 
-def digits_net(classes: int = 10) -> nn.Sequential:
-    """A CNN of 389,600 weights for 8x8 images in grey, not of the paper."""
+def digits_net(classes: int = 10, width: float = 1.0) -> nn.Sequential:
+    """A CNN for 8x8 images in grey, not of the paper: 389,600 weights, or those of layers `width` times as wide."""
+    first, second, third, fourth, hidden = (round(width * channels) for channels in (32, 64, 128, 144, 224))
 
     def block(inputs: int, outputs: int) -> list[nn.Module]:
         conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         return [conv, nn.BatchNorm2d(outputs, affine=False), nn.ReLU()]
 
     return nn.Sequential(
-        *block(1, 32),
-        *block(32, 64),
+        *block(1, first),
+        *block(first, second),
         nn.MaxPool2d(2),
-        *block(64, 128),
-        *block(128, 144),
+        *block(second, third),
+        *block(third, fourth),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(576, 224, bias=False),
-        nn.BatchNorm1d(224, affine=False),
+        nn.Linear(4 * fourth, hidden, bias=False),
+        nn.BatchNorm1d(hidden, affine=False),
         nn.ReLU(),
-        nn.Linear(224, classes, bias=False),
+        nn.Linear(hidden, classes, bias=False),
     )
 
 
@@ -131,6 +132,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "resnet50": lambda classes: resnet(bottleneck, (3, 4, 6, 3), classes),
     "wide_resnet50_2": lambda classes: resnet(bottleneck, (3, 4, 6, 3), classes, wide=2),
     "digits": digits_net,
+    "digits_half": functools.partial(digits_net, width=0.5),
 }
 
 

@@ -18,7 +18,7 @@ from .models import MODELS
 
 KINDS = ("digits", "cifar10", "cifar100", "imagenet", "ogbn_arxiv")
 IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "imagenet": 224}
-MODEL_SIZES = {"digits": 8, "resnet50": 224, "wide_resnet50_2": 224}  # the others: 32
+MODEL_SIZES = {"digits": 8, "digits_half": 8, "resnet50": 224, "wide_resnet50_2": 224}  # the others: 32
 # may differ between a run and its continuation: they change neither the weights nor their course
 FREE_TO_CHANGE = ("out", "device", "parallel", "checkpoint_every", "data.path", "data.workers")
 
