@@ -1,6 +1,7 @@
 """Train a frozen network, or its dense baseline, as a YAML file says.
 
-`python examples/train.py --config examples/configs/digits.yaml`; `--set optimizer.lr=0.05` changes a value of the
+`python examples/train.py --config examples/configs/digits.yaml`, or `torchrun --nproc-per-node 2 examples/train.py
+--config ... --set parallel=fsdp` (or ddp) on many processes; `--set optimizer.lr=0.05` changes a value of the
 file, `--resume` goes on after a crash. Log, checkpoint and ticket go to the folder `out` of the settings.
 """
 
@@ -24,10 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = settings.load(options.config, options.overrides)
         group = processes.start(chosen.parallel, chosen.device)
+    except (OSError, ValueError) as error:
+        return refused(error)
+    try:
         trainer = Trainer(chosen, group, resume=options.resume, quiet=options.quiet)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        processes.stop()
+        return refused(error)
     try:
         result = trainer.run()
     except Stopped:
@@ -39,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
         masks = f", {result.mask_bytes:,} of them masks" if trainer.search else ""
         print(f"{result.path}: {result.file_bytes:,} bytes{masks}; test accuracy {result.accuracy:.2%}")
     return 0
+
+
+def refused(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 
 from typing import Any
 
-from . import backends, format, functional, nn, ops
+from . import backends, distributed, format, functional, nn, ops
 from .config import FreezeConfig
 from .fold import FoldReport, fold_batch_norm_
 from .footprint import Footprint, footprint
@@ -35,6 +35,7 @@ __all__ = [
     "FrozenTensor",
     "TicketError",
     "backends",
+    "distributed",
     "finalize_",
     "fold_batch_norm_",
     "footprint",

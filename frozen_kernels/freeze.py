@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from . import distributed
 from .config import FreezeConfig
 from .distribution import layer_ratios
 from .layer import FrozenLayer
@@ -81,6 +82,8 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
         return "its weight is recomputed by a hook of torch.nn.utils"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "lazy: run a batch through the model first"
+    if distributed.is_sharded(module.weight):  # type: ignore[arg-type]
+        return "sharded: freeze the model before fully_shard"
     if type(module) not in TWINS:
         return f"subclass {type(module).__name__} of a torch layer"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
@@ -267,7 +270,11 @@ def freeze_(
 
 
 def finalize_(model: nn.Module) -> None:
-    """Drop the scores of every frozen layer and keep its supermask; ValueError for a model without frozen layers."""
+    """Drop the scores of every frozen layer and keep its supermask.
+
+    ValueError for a model without frozen layers, RuntimeError where `fully_shard` holds the scores.
+    """
+    distributed.reshard(model)
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers to finalize")
@@ -279,11 +286,12 @@ def finalize_(model: nn.Module) -> None:
 def to_dense(model: nn.Module) -> nn.Module:
     """A copy of the model with torch's own layers, which hold the effective weights; the model itself is unchanged.
 
+    Of a model in `DistributedDataParallel`, the one inside; one under `fully_shard` cannot be copied, says torch.
     A folded gain goes into the dense weight, rounded once more; a layer with a folded ReLU becomes
     `Sequential(layer, ReLU)`, its hooks on the inner layer. Layers of one seed and stream share a Parameter where their
     weights are equal. ValueError for a model without frozen layers, or on the meta device.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(distributed.unwrapped(model))
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers to make dense")

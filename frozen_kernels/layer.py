@@ -11,12 +11,15 @@ import torch
 import torch.compiler.config
 from torch import Tensor, nn
 
+from . import distributed
 from . import format as fmt
 from .config import FreezeConfig
 from .functional import autocasting
 from .tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
+# what seed and scores make again, the same in every process
+OWN_BUFFERS = ("_like", "header", "supermask", *_DERIVED)
 # dynamo fixes the sizes of parameters and buffers, and these differ from layer to layer: it would compile each anew
 _SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
 if hasattr(torch.compiler.config, "dynamic_sources"):
@@ -101,7 +104,7 @@ class FrozenLayer(nn.Module):
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
         self.register_buffer("header", torch.empty(fmt.HEADER_WORDS, dtype=torch.int32, device=like.device))
-        self.register_buffer("supermask", None, persistent=False)
+        self.register_buffer("supermask", None)
         for name in _DERIVED:
             self.register_buffer(name, None, persistent=False)
         self.register_buffer("gain", None)
@@ -199,7 +202,9 @@ class FrozenLayer(nn.Module):
                 scores = torch.empty(free, device="meta", dtype=score_dtype)
             else:
                 scores = self._draw_scores(header).to(self.device, score_dtype)
-        if self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
+        if self.scores is not None and distributed.is_sharded(self.scores):
+            distributed.copy_part_(self.scores, scores)
+        elif self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
             self.scores.copy_(scores)
         else:
             self.scores = nn.Parameter(scores) if free else None
@@ -215,7 +220,8 @@ class FrozenLayer(nn.Module):
         """
         counts = self._partition_counts(header)
         fmt.check_supermask(supermask, counts[2])
-        self.config, self.ratios, self.sigma, self.scores = config, config.ratios, sigma, None
+        self._drop_scores()
+        self.config, self.ratios, self.sigma = config, config.ratios, sigma
         self._adopt_header(header, counts)
         self.set_supermask(supermask, rescale=False)
 
@@ -259,16 +265,23 @@ class FrozenLayer(nn.Module):
     def apply_threshold(self, key: Tensor | None) -> None:
         """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
 
-        RuntimeError for a finalized layer: it has no scores to compare.
+        RuntimeError for a finalized layer: it has no scores to compare. Collective where the scores are sharded.
         """
         if self.scores is None and self._counts[2]:
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
+        if key is None or self.scores is None:
+            supermask = all_kept(self._counts[2], self.device)
+        elif distributed.is_sharded(self.scores):
+            (supermask,) = distributed.pack_above([self.scores], [key], self.device)
+        else:
+            supermask = torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device))
+        self.adopt_found(supermask)
+
+    def adopt_found(self, supermask: Tensor) -> None:
+        """Take over the supermask that a search made of the layer's scores, without a check or a wait."""
         if not torch.compiler.is_compiling():
             _changed_at[self] = torch.autograd._get_sequence_nr()
-        if key is None or self.scores is None:
-            self._adopt_supermask(all_kept(self._counts[2], self.device))
-        else:
-            self._adopt_supermask(torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device)))
+        self._adopt_supermask(supermask)
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
@@ -347,6 +360,32 @@ class FrozenLayer(nn.Module):
         part = torch.ops.frozen_kernels.partition(self.header, self.rows, self.cols, 0, 0)
         return fmt.from_matrix(fmt.unpack(self.packed_supermask(), part), self.shape)
 
+    @property
+    def weight_shape(self) -> Tensor:
+        """int64: the shape of the torch weight, as a state holds it."""
+        return torch.tensor(self.shape, device=self.device)
+
+    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+        """As torch's; without `recurse` also what a state holds under a name that no buffer bears.
+
+        torch.distributed.checkpoint.state_dict finds there which names of a state are the module's own.
+        """
+        held = dict(super().named_buffers(prefix, recurse, remove_duplicate))
+        if not recurse:
+            dot = f"{prefix}." if prefix else ""
+            for name, value in self._derived_state().items():
+                held.setdefault(dot + name, value)
+        yield from held.items()
+
+    def _derived_state(self) -> dict[str, Tensor]:
+        """What a state holds beside parameters and buffers."""
+        if self.device.type == "meta":
+            supermask = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
+        else:
+            supermask = self.packed_supermask()
+        # weights of other shapes can have the same counts, so nothing else in a state tells them apart
+        return {"supermask": supermask, "weight_shape": self.weight_shape}
+
     def packed_supermask(self) -> Tensor:
         """uint8 [ceil(free / 8)]: the supermask, from whatever the residency holds."""
         return self._record().packed()
@@ -361,14 +400,27 @@ class FrozenLayer(nn.Module):
             self._take(self._record(), residency)
 
     def finalize(self) -> None:
-        """Drop the scores and keep the supermask: the search is over."""
-        self.scores = None
+        """Drop the scores and keep the supermask: the search is over. RuntimeError where `fully_shard` holds them."""
+        self._drop_scores()
         if self.residency != "seed":
             self.offsets = None
 
+    def _drop_scores(self) -> None:
+        if distributed.is_sharded(self.scores):
+            raise RuntimeError(
+                "scores: fully_shard holds them and would bring them back; save_ticket the model as it is and load the "
+                "ticket into one that is not sharded"
+            )
+        self.scores = None
+
     def _check_input(self, x: Tensor) -> None:
-        if x.dtype != self.dtype and not autocasting(x):
+        if x.dtype != self.dtype and not autocasting(x) and not self._cast_to(x.dtype):
             raise TypeError(f"x: {x.dtype} does not match the layer's {self.dtype}")
+
+    def _cast_to(self, dtype: torch.dtype) -> bool:
+        # mixed precision of fully_shard casts parameters for the time of a forward, and a layer without any follows x
+        held = self._parameters.values()
+        return dtype.itemsize < self.dtype.itemsize and all(p is None or p.dtype == dtype for p in held)
 
     def _apply(self, fn, recurse: bool = True):
         before, gain = self.dtype, self.gain
@@ -383,12 +435,8 @@ class FrozenLayer(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.device.type == "meta":
-            destination[prefix + "supermask"] = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
-        else:
-            destination[prefix + "supermask"] = self.packed_supermask()
-        # weights of other shapes can have the same counts, so nothing else in a state tells them apart
-        destination[prefix + "weight_shape"] = torch.tensor(self.shape, device=self.device)
+        for name, value in self._derived_state().items():
+            destination[prefix + name] = value
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
         state = dict(state_dict)
@@ -401,12 +449,14 @@ class FrozenLayer(nn.Module):
         if trouble is not None:
             errors.append(trouble)
             return
+        held, self.supermask = self.supermask, None  # a buffer to torch only where the residency is seed or dense
         super()._load_from_state_dict(state, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
         if local_metadata.get("assign_to_params_buffers", False):
             # tensors of the state took the place of the layer's, with their device and dtype
             dtype = self.dtype if self.bias is None else self.bias.dtype
             self._like = torch.empty(0, dtype=dtype, device=self.device)
         if header is None or supermask is None or self.device.type == "meta" or header.device.type == "meta":
+            self.supermask = held
             return
         with torch.no_grad():
             header = header.cpu()
@@ -467,11 +517,11 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
-def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
-    """int64 key over the layers that compete: the `floor(n * sparsity)`-th smallest |score| of all n weights.
+def threshold_rank(layers: list[FrozenLayer]) -> tuple[list[Tensor], int]:
+    """Scores of the layers that compete, and which of them in order of |score| is the highest that is dropped.
 
-    Pruned weights count as -inf and locked ones as +inf; a weight is kept iff it orders strictly above the key, and
-    it is None where the rank falls on no free weight and all are kept. Layers that share scores count once.
+    That is the `floor(n * sparsity)`-th smallest of all n weights: pruned ones count as -inf and locked ones as +inf.
+    The rank is 0 where it falls on no free weight and all are kept. Layers that share scores count once.
     """
     unique = list({id(layer.scores) if layer.scores is not None else id(layer): layer for layer in layers}.values())
     sparsities = {layer.config.sparsity for layer in unique}
@@ -482,7 +532,17 @@ def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
         rank = math.floor(math.fsum(layer.rows * layer.cols * layer.config.sparsity for layer in unique))
     rank -= sum(layer.pruned for layer in unique)
     scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
-    free = sum(s.numel() for s in scores)
-    if rank <= 0 or free == 0:
+    return scores, min(max(rank, 0), sum(s.numel() for s in scores))
+
+
+def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
+    """int64 key over the layers that compete: a weight is kept iff its |score| orders strictly above it.
+
+    None where all free weights are kept. Collective where the scores are sharded.
+    """
+    scores, rank = threshold_rank(layers)
+    if rank == 0:
         return None
-    return torch.ops.frozen_kernels.select(scores, min(rank, free))
+    if any(map(distributed.is_sharded, scores)):
+        return distributed.select([(scores, rank)], layers[0].device)[0]
+    return torch.ops.frozen_kernels.select(scores, rank)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .layer import FrozenLayer, local_threshold
+from . import distributed
+from .layer import FrozenLayer, local_threshold, threshold_rank
 
 
 def frozen_layers(model: nn.Module) -> dict[str, FrozenLayer]:
@@ -26,10 +27,37 @@ def update_masks(layers: Iterable[FrozenLayer]) -> None:
         if layer.config.scope == "local":
             by_scores.setdefault(id(layer.scores), []).append(layer)
     groups += by_scores.values()
+    if any(distributed.is_sharded(layer.scores) for layer in layers):
+        _update_sharded(groups)
+        return
     for group in groups:
         key = local_threshold(group)
         for layer in group:
             layer.apply_threshold(key)
+
+
+def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
+    """The same masks from sharded scores, in four collective calls for all groups together."""
+    asked = [threshold_rank(group) for group in groups]
+    searched: list[FrozenLayer] = []
+    place: list[int] = []
+    selections: list[tuple[list[Tensor], int]] = []
+    for group, (scores, rank) in zip(groups, asked, strict=True):
+        here = [layer for layer in group if rank and layer.scores is not None]
+        if here:
+            searched += here
+            place += [len(selections)] * len(here)
+            selections.append((scores, rank))
+        for layer in group:
+            if layer not in here:
+                layer.apply_threshold(None)
+    if searched:
+        device = searched[0].device
+        keys = distributed.select(selections, device)
+        held = [layer.scores for layer in searched if layer.scores is not None]
+        masks = distributed.pack_above(held, [keys[i] for i in place], device)
+        for layer, mask in zip(searched, masks, strict=True):
+            layer.adopt_found(mask)
 
 
 def _check_count(name: str, value: object, least: int) -> None:
@@ -68,6 +96,7 @@ class EdgePopup:
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
         _check_count("refresh_every", refresh_every, 1)
         self.refresh_every, self.steps = refresh_every, 0
+        self._model = model
         found = frozen_layers(model)
         _check_buffers(found)
         self._found = list(found.values())
@@ -86,7 +115,8 @@ class EdgePopup:
             raise ValueError(f"model: a search needs frozen layers with scores, {why}")
 
     def parameters(self) -> list[nn.Parameter]:
-        """The scores, shared ones once, and nothing else of the model."""
+        """The scores, shared ones once, and nothing else of the model; this process's parts where they are sharded."""
+        distributed.reshard(self._model)
         return list({id(layer.scores): layer.scores for layer in self.layers if layer.scores is not None}.values())
 
     def param_groups(self, **options: object) -> list[dict]:
@@ -104,7 +134,7 @@ class EdgePopup:
         """New threshold, new packed masks, uncounted: every mask becomes the one that the scores now say.
 
         Layers finalized since keep theirs; ValueError where no layer has scores any more. Nothing here waits for a
-        GPU: how many weights a mask keeps is counted when `counts` is asked.
+        GPU: how many weights a mask keeps is counted when `counts` is asked. Collective where the scores are sharded.
         """
         self._check()
         update_masks(self.layers)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from . import format as fmt
 from .config import FreezeConfig
 from .freeze import candidates, replace_module
@@ -41,7 +42,7 @@ from .ticket_file import (
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
 
-_FROZEN_STATE = ("header", "scores")  # what of a frozen layer is in its record, or not saved
+_FROZEN_STATE = ("header", "scores", "supermask")  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
 
@@ -66,6 +67,15 @@ def _slots(model: nn.Module, to_freeze: set[int]) -> Iterator[_Slot]:
             yield _Slot(f"{prefix}.{name}" if prefix else name, module, tensor)
 
 
+def _gathered(slots: Iterator[_Slot]) -> Iterator[_Slot]:
+    """The same slots with sharded tensors whole, tied ones still tied; collective where there are any."""
+    found: dict[int, Tensor] = {}
+    for slot in slots:
+        if id(slot.tensor) not in found:
+            found[id(slot.tensor)] = distributed.whole(slot.tensor)
+        yield slot._replace(tensor=found[id(slot.tensor)])
+
+
 def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:
     """Slots grouped by the memory that they show, in traversal order; ValueError for what no file can hold."""
     groups: dict[object, list[_Slot]] = {}
@@ -87,6 +97,11 @@ def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:
 def _check_root(model: nn.Module) -> None:
     if isinstance(model, (FrozenLayer, *TWINS)):
         raise ValueError(f"model: a bare {type(model).__name__} has no name in a ticket; put it in a module")
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    if distributed.unwrapped(model) is not model or distributed.has_sharded(model):
+        raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
 def _record_of(name: str, layer: FrozenLayer) -> TensorRecord:
@@ -127,17 +142,20 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the frozen network in `model` to one file: seeds, thresholds, supermasks, and every other parameter.
 
     Scores are not saved: a ticket holds the masks as they are. Tied parameters are stored once. The file appears whole
-    or not at all, and the same model always gives the same bytes.
+    or not at all, and the same model always gives the same bytes, within `DistributedDataParallel` too. Under
+    `fully_shard` ordinary parameters are gathered: call it on every rank, each with its path or all with one.
 
     Raises:
         ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
             safetensors lacks, or two layers that share seed and stream but not their state. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
     """
+    model = distributed.unwrapped(model)
     _check_root(model)
+    distributed.reshard(model)
     records, tensors = _frozen_state(model)
     shapes = {record.shape for record in records}
-    for group in _tied(_slots(model, set())):
+    for group in _tied(_gathered(_slots(model, set()))):
         for slot in group:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
@@ -312,6 +330,7 @@ def load_ticket(model: nn.Module, path: str | os.PathLike[str], *, verify: bool 
     """
     try:
         _check_root(model)
+        _check_unwrapped(model)
     except ValueError as why:
         raise TicketError(f"{os.fsdecode(path)}: {why}") from None
     ticket = read_ticket(path)

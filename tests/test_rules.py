@@ -49,7 +49,20 @@ def inside(names: set[str], *modules: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["nn", "functional", "layer", "tensor", "search", "freeze", "fold", "format", "config", "distribution"]
+    "module",
+    [
+        "nn",
+        "functional",
+        "layer",
+        "tensor",
+        "search",
+        "freeze",
+        "fold",
+        "format",
+        "config",
+        "distribution",
+        "distributed",
+    ],
 )
 def test_modules_never_import_a_backend(module):
     names = imports(PACKAGE / f"{module}.py")
@@ -166,6 +179,7 @@ fresh = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy = {"triton", "safetensors", "matplotlib", "sklearn", "tqdm", "rich", "torchvision", "ninja", "pybind11"}
 assert not fresh & heavy, fresh & heavy
 assert not torch.cuda.is_initialized()
+assert "torch.distributed.tensor" in before or "torch.distributed.tensor" not in sys.modules
 fk.nn.FrozenLinear(40, 30)(torch.ones(1, 40)).sum().backward()
 assert "triton" in before or "triton" not in sys.modules
 assert not torch.cuda.is_initialized()

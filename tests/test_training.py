@@ -328,7 +328,7 @@ def test_states_are_copies_on_the_cpu():
     optimizer.step()
     state = processes.full_state(model, optimizer)
     assert type(state["model"]) is dict and torch.equal(
-        state["optimizer"]["state"][0]["momentum_buffer"], torch.ones(2, 3)
+        state["optimizer"]["state"]["weight"]["momentum_buffer"], torch.ones(2, 3)
     )
     other = nn.Linear(3, 2, bias=False)
     processes.load_full_state(other, torch.optim.SGD(other.parameters(), lr=1, momentum=0.5), state)

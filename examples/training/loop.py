@@ -165,7 +165,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = processes.full_state(self.model, self.optimizer)
-        running = processes.total(self.running.clone(), self.group).cpu()
+        running = processes.total(self.running, self.group).cpu()
         if self.group.rank:
             return
         state |= {
@@ -289,12 +289,13 @@ class Trainer:
         mask_bytes = 0
         if self.search is None:
             path = self.out / WEIGHTS
-            state = {name: tensor.contiguous().cpu() for name, tensor in self.plain.state_dict().items()}
-            checkpoint.replace(path, lambda file: file.write(to_safetensors(state)))
+            state = {name: tensor.contiguous() for name, tensor in processes.full_model_state(self.plain).items()}
+            if self.group.rank == 0:
+                checkpoint.replace(path, lambda file: file.write(to_safetensors(state)))
         else:
             path = self.out / TICKET
-            fk.finalize_(self.plain)
-            fk.save_ticket(self.plain, path)
+            fk.save_ticket(self.plain, path)  # of each process, which may have to gather; all write the same bytes
             layers = [layer for layer in self.plain.modules() if isinstance(layer, fk.nn.FrozenLayer)]
             mask_bytes = sum(layer.packed_supermask().numel() for layer in layers)
+        processes.wait(self.group)
         return Result(path, path.stat().st_size, mask_bytes, float(self.rows[-1][COLUMNS.index("test_accuracy")]))
