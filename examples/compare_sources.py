@@ -19,6 +19,7 @@ from training.checkpoint import replace
 from training.loop import Trainer
 
 FREEZE = (0.5, 0.7, 0.9, 0.97)
+VARIED = ("freeze", "freeze.preset", "freeze.freeze_ratio", "seed", "out")
 LABELS = {"frozen": "frozen", "sparse_source": "sparse source", "dense_source": "dense source"}
 
 
@@ -132,14 +133,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error("--seeds: at least 1")
+    ours = [text for text in options.overrides if text.partition("=")[0] in VARIED]
+    if ours:
+        parser.error(f"--set {ours[0]}: this script varies {', '.join(VARIED)} itself")
     from tqdm import tqdm
 
     planned = [("dense_source", 0.0)]
     planned += [(source, ratio) for ratio in options.freeze for source in ("frozen", "sparse_source")]
     todo = [(source, ratio, seed) for source, ratio in planned for seed in range(options.seeds)]
     runs = []
-    for source, ratio, seed in tqdm(todo, unit="run"):
-        runs.append(train(options.config, options.out, source, ratio, seed, options.overrides))
+    try:
+        for source, ratio, seed in tqdm(todo, unit="run"):
+            runs.append(train(options.config, options.out, source, ratio, seed, options.overrides))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     write(runs, options.out / "results.csv")
     plot(runs, options.out / "sources.png")
     show(runs)

@@ -8,6 +8,7 @@ file, `--resume` goes on after a crash. Log, checkpoint and ticket go to the fol
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,17 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = settings.load(options.config, options.overrides)
         group = processes.start(chosen.parallel, chosen.device)
-    except (OSError, ValueError) as error:
-        return refused(error)
-    try:
         trainer = Trainer(chosen, group, resume=options.resume, quiet=options.quiet)
-    except (OSError, ValueError) as error:
-        processes.stop()
-        return refused(error)
-    try:
         result = trainer.run()
+    except (OSError, ValueError) as error:
+        if os.environ.get("RANK", "0") == "0":  # all processes are refused the same
+            print(f"error: {error}", file=sys.stderr)
+        return 2
     except Stopped:
-        print(f"stopped; --resume goes on from {trainer.out}", file=sys.stderr)
+        print(f"stopped; --resume goes on from {chosen.out}", file=sys.stderr)
         return 130
     finally:
         processes.stop()
@@ -43,11 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
         masks = f", {result.mask_bytes:,} of them masks" if trainer.search else ""
         print(f"{result.path}: {result.file_bytes:,} bytes{masks}; test accuracy {result.accuracy:.2%}")
     return 0
-
-
-def refused(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ class FreezeConfig:
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
         score_init: kaiming_normal, kaiming_uniform, or magnitude (of codes that have one).
         threshold_bits: 1 to 16; 8 regenerates the partition twice as fast as 16.
-        score_dtype: float32 or bfloat16, of scores, their gradients and what an optimizer keeps of them, whatever the
-            layer computes in; bfloat16 loses updates below 2^-9 of a score.
+        score_dtype: float32 or bfloat16, of scores, their gradients and what an optimizer keeps of them, beside a layer
+            of any dtype; `.to(dtype)` casts scores as every parameter. bfloat16 loses updates below 2^-9 of a score.
 
     Raises:
         ValueError: a value out of range, or a sparsity outside `[prune_ratio, 1 - lock_ratio]`.
@@ -137,7 +137,8 @@ class FreezeConfig:
         Args:
             name: the networks of Otsuka et al., arXiv 2402.14029: "dense_source", nothing frozen; "sparse_source",
                 pruned at random and searched for what is sparser still (Gadhikar et al., arXiv 2210.02412); "frozen",
-                pruned and locked. These are for 32x32 images and graphs; with "_imagenet" appended, for ImageNet.
+                pruned and locked (which of them, the sparsity decides: at 0.9 all of 0.7 is pruned). These are for
+                32x32 images and graphs; with "_imagenet" appended, for ImageNet.
                 "edge_popup": Ramanujan et al. 2020.
             settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
                 edge_popup, lock_ratio of sparse_source. freeze_ratio is 0.7, and the sparsity of a sparse source is

@@ -34,6 +34,12 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return kind is not None and isinstance(tensor, kind)
 
 
+def may_shard() -> bool:
+    """Whether this process may have modules under `fully_shard`: one of many, where somebody has imported that."""
+    loaded = _loaded("torch.distributed.fsdp", "FSDPModule") is not None
+    return loaded and torch.distributed.is_initialized()
+
+
 def reshard(model: nn.Module) -> None:
     """Give every module under `fully_shard` its sharded parameters back: gathered ones may be older than those."""
     kind = _loaded("torch.distributed.fsdp", "FSDPModule")
@@ -93,7 +99,9 @@ def _shard(scores: Tensor) -> _Shard:
 
 def _common_group(shards: Sequence[_Shard]) -> Any:
     """The processes that hold the parts; ValueError where tensors lie on different ones."""
-    if len({id(shard.group) for shard in shards}) > 1:
+    import torch.distributed as dist
+
+    if len({tuple(dist.get_process_group_ranks(shard.group)) for shard in shards}) > 1:
         raise ValueError("scores: sharded over different meshes; one search needs one mesh")
     return shards[0].group
 

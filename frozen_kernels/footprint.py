@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .layer import FrozenLayer
 from .search import frozen_layers
 from .text import table
@@ -276,7 +277,12 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     Args:
         model: any module; without frozen layers `metadata` is None and there are no bits per weight.
         sample_input: the argument of a forward, or a tuple of them.
+
+    Raises:
+        ValueError: `fully_shard` holds the model's parameters.
     """
+    if distributed.has_sharded(model):
+        raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
     layers = frozen_layers(model)
     seen: set[tuple[int, int]] = set()
     rows = []

@@ -25,8 +25,9 @@ _SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
 if hasattr(torch.compiler.config, "dynamic_sources"):
     _others = torch.compiler.config.dynamic_sources
     torch.compiler.config.dynamic_sources = f"{_others},{_SIZES_VARY}" if _others else _SIZES_VARY
-# autograd's count of nodes when a search last changed a layer's mask: of this process, so neither copied nor pickled
-_changed_at: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# how often a layer's mask was made, and that number at its last forward: of this process, so neither copied nor pickled
+_masks_made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_mask_seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
 
 
@@ -210,7 +211,6 @@ class FrozenLayer(nn.Module):
             self.scores = nn.Parameter(scores) if free else None
         if self.device.type != "meta":
             self.apply_threshold(local_threshold([self]))
-            _changed_at.pop(self, None)  # no graph holds the layer yet
 
     @torch.no_grad()
     def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
@@ -275,24 +275,20 @@ class FrozenLayer(nn.Module):
             (supermask,) = distributed.pack_above([self.scores], [key], self.device)
         else:
             supermask = torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device))
-        self.adopt_found(supermask)
-
-    def adopt_found(self, supermask: Tensor) -> None:
-        """Take over the supermask that a search made of the layer's scores, without a check or a wait."""
-        if not torch.compiler.is_compiling():
-            _changed_at[self] = torch.autograd._get_sequence_nr()
-        self._adopt_supermask(supermask)
+        self.adopt_supermask(supermask)
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
         """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
         fmt.check_supermask(supermask, self._counts[2])
-        self._adopt_supermask(supermask.to(self.device).contiguous(), rescale)
+        self.adopt_supermask(supermask.to(self.device).contiguous(), rescale)
 
     @torch.no_grad()
-    def _adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Take over a supermask that fits, without waiting for its device."""
+    def adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
+        """Take over a supermask that fits, on the layer's device, without a check or a wait."""
         self._kept = None
+        if not torch.compiler.is_compiling():
+            _masks_made[self] = _masks_made.get(self, 0) + 1
         if rescale:
             self._rescale(supermask)
         before = self._record()
@@ -329,7 +325,7 @@ class FrozenLayer(nn.Module):
     def frozen(self) -> FrozenTensor:
         """The record that `functional` takes, with the scores that receive gradients.
 
-        RuntimeError where a backward computes a checkpointed forward again and a search changed the mask between.
+        RuntimeError where a backward computes a checkpointed forward again and the mask has changed between.
         """
         scores = self._parameters["scores"]
         if scores is not None and not torch.compiler.is_compiling():
@@ -337,10 +333,12 @@ class FrozenLayer(nn.Module):
         return self._record(scores)
 
     def _check_recomputed(self) -> None:
-        # autograd sees no version of what a checkpoint computes again, but its nodes are numbered as they were made
-        node = torch._C._current_autograd_node()
-        if node is not None and node._sequence_nr() < _changed_at.get(self, 0):
-            raise RuntimeError("supermask: changed by a search between a checkpointed forward and its backward")
+        # autograd sees no version of what a checkpoint computes again
+        made = _masks_made.get(self, 0)
+        if torch._C._current_autograd_node() is None:
+            _mask_seen[self] = made
+        elif _mask_seen.get(self, made) != made:
+            raise RuntimeError("supermask: changed between a checkpointed forward and its backward")
 
     @property
     def weight(self) -> Tensor:
@@ -419,8 +417,8 @@ class FrozenLayer(nn.Module):
 
     def _cast_to(self, dtype: torch.dtype) -> bool:
         # mixed precision of fully_shard casts parameters for the time of a forward, and a layer without any follows x
-        held = self._parameters.values()
-        return dtype.itemsize < self.dtype.itemsize and all(p is None or p.dtype == dtype for p in held)
+        narrower = distributed.may_shard() and dtype.itemsize < self.dtype.itemsize
+        return narrower and all(p is None or p.dtype == dtype for p in self._parameters.values())
 
     def _apply(self, fn, recurse: bool = True):
         before, gain = self.dtype, self.gain

@@ -57,7 +57,7 @@ def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
         held = [layer.scores for layer in searched if layer.scores is not None]
         masks = distributed.pack_above(held, [keys[i] for i in place], device)
         for layer, mask in zip(searched, masks, strict=True):
-            layer.adopt_found(mask)
+            layer.adopt_supermask(mask)
 
 
 def _check_count(name: str, value: object, least: int) -> None:

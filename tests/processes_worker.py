@@ -465,6 +465,8 @@ def check_tied_parameters_in_a_ticket(folder: Path) -> None:
 def check_what_a_wrapped_model_refuses(folder: Path) -> None:
     model = shard(build())
     for call in (fk.finalize_, lambda m: m[3].finalize()):
+        with pytest.raises(ValueError, match="spread over processes by fully_shard"):
+            fk.footprint(model)
         with pytest.raises(RuntimeError, match=r"scores: fully_shard holds them.*save_ticket"):
             call(model)
     assert model[3].scores is not None

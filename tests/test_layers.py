@@ -404,6 +404,11 @@ def test_forward_refusals_name_the_tensor():
     layer = fk.nn.FrozenLinear(5, 3, **SEARCHED)
     with pytest.raises(ValueError, match=r"\(2, 4\).*5"):
         layer(torch.zeros(2, 4))
+    for bias in (True, False):
+        finalized = fk.nn.FrozenLinear(5, 3, bias, **SEARCHED)
+        finalized.finalize()
+        with pytest.raises(TypeError, match=r"x: torch\.float16 does not match the layer's torch\.float32"):
+            finalized(torch.zeros(2, 5, dtype=torch.float16))
     with pytest.raises(ValueError, match=r"residency.*sparse"):
         layer.set_residency("sparse")
 

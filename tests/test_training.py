@@ -301,6 +301,9 @@ def test_errors_before_training_are_one_line(files, tmp_path, capsys):
     assert message.count("\n") == 1 and not out.exists()
     assert "epoch: unknown" in refused(capsys, arguments("digits", out, "epoch=3"))
     assert "device: 'nothing' cannot be used" in refused(capsys, arguments("digits", out, "device=nothing"))
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    assert "File exists" in refused(capsys, arguments("digits", occupied))
     assert "10 digits" in refused(capsys, arguments("digits", out, "model.classes=9"))
     local = ("freeze.scope=local", "freeze.distribution=epl", "freeze.sparsity=0.6", "freeze.freeze_ratio=0.9")
     assert "error: sparsity: 0.6 is above 1 - its lock_ratio" in refused(capsys, arguments("digits", out, *local))

@@ -3,8 +3,10 @@ gradients."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -164,11 +166,46 @@ def test_a_step_before_the_backward_is_an_error(how, residency):
     loss = loss_of(run, x.requires_grad_(), y)
     shuffle(model)
     fk.EdgePopup(model).step()
-    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|supermask: changed by a search"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|supermask: changed between"):
         loss.backward()
     # the next step is none the worse for it
     loss_of(run, x, y).backward()
     assert bits(model) == wanted(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_new_masks_from_any_source_before_the_backward_are_an_error(reentrant):
+    model, (x, y) = network(), batch()
+    state = copy.deepcopy(model.state_dict())
+    shuffle(model)
+    fk.EdgePopup(model).step()
+    loss = loss_of(Checkpointed(model, reentrant), x.requires_grad_(), y)
+    model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="supermask: changed between"):
+        loss.backward()
+
+
+def in_thread(call) -> None:
+    """Run to its end in another thread; what it raises is raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_in_other_threads_after_many_steps(reentrant):
+    """Backwards on a GPU run in a thread of their own."""
+    training, (x, y) = Training(), batch()
+    for _ in range(3):
+        training.step(x, y)
+    outer = Checkpointed(training.model, reentrant)
+    in_thread(lambda: loss_of(outer, x.clone().requires_grad_(), y).backward())
+    nested = checkpoint(outer, x.clone().requires_grad_(), use_reentrant=True)
+    in_thread(lambda: nested.sum().backward())
+    loss = loss_of(outer, x.clone().requires_grad_(), y)
+    shuffle(training.model)
+    in_thread(fk.EdgePopup(training.model).step)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation|supermask: changed between"):
+        loss.backward()
 
 
 LOAD = """

@@ -237,7 +237,7 @@ class Evil:
         return os.mkdir, ("never",)
 
 
-BATCH = "cifar-10-batches-py/data_batch_3"
+BATCH, META = "cifar-10-batches-py/data_batch_3", "cifar-10-batches-py/batches.meta"
 # what is done to the files, and what the error says
 WRONG_CIFAR = {
     "no folder": (shutil.rmtree, r"data\.path: .* is no folder; unpack cifar-10-python\.tar\.gz from https"),
@@ -255,6 +255,9 @@ WRONG_CIFAR = {
         r"data_batch_3: data must be uint8 \[N, 3072\], got uint8 \[8, 3071\]",
     ),
     "dtype": (lambda r: change(r / BATCH, data=np.zeros((8, 3072), np.int8)), r"got int8 \[8, 3072\]"),
+    "text": (lambda r: change(r / BATCH, labels=[b"x"] * 8), r"data_batch_3: 'labels' must be a list of integers"),
+    "nested": (lambda r: change(r / BATCH, labels=[[1]] * 8), r"data_batch_3: 'labels' must be a list of integers"),
+    "names": (lambda r: change(r / META, label_names=3), r"model\.classes: 10, but .*batches\.meta has 0 classes"),
     "labels": (lambda r: change(r / BATCH, labels=[3] * 7 + [10]), r"data_batch_3: labels from 0 to 9, got 3 to 10"),
 }  # fmt: skip
 
@@ -278,8 +281,11 @@ def test_wrong_numbers_of_classes_are_named(files):
         images.cifar100(files, 10, 0)
     with pytest.raises(ValueError, match=r"model\.classes: 1000, but .*imagenet has 2 classes"):
         images.imagenet(files / "imagenet", 1000, 0)
-    with pytest.raises(ValueError, match=r"model\.classes: 2, but .*node-label\.csv\.gz has labels from 0 to 2"):
-        graphs.ogbn_arxiv(files, 2, 5, CPU)
+    for classes in (2, 4):
+        with pytest.raises(
+            ValueError, match=rf"model\.classes: {classes}, but .*label\.csv\.gz has labels from 0 to 2"
+        ):
+            graphs.ogbn_arxiv(files, classes, 5, CPU)
 
 
 def test_wrong_folders_of_images_are_named(tmp_path):
@@ -290,6 +296,8 @@ def test_wrong_folders_of_images_are_named(tmp_path):
         images.imagenet(tmp_path, 2, 0)
     root = make_imagenet(tmp_path / "imagenet", per_class=1)
     file = root / "train" / "n01443537" / "n01443537_0.JPEG"
+    (root / "train" / ".cache").mkdir()
+    assert len(images.imagenet(root, 2, 0)[0]) == 2
     truncate(file)
     with pytest.raises(ValueError, match=r"n01443537_0\.JPEG: not a readable image"):
         images.imagenet(root, 2, 0)[0].batch(np.array([1]), 0)
@@ -390,6 +398,8 @@ WRONG_SETTINGS = {
     "model=3": "model: a section, got 3",
     "optimizer.name=adamw": "optimizer.momentum: .* got 0.9 for adamw",
     "optimizer.lr=-1": "optimizer.lr: more than 0, got -1.0",
+    "optimizer.lr=.inf": "optimizer.lr: more than 0, got inf",
+    "freeze.preset=[1]": r"freeze.preset: text or null, got \[1\]",
     "amp=float16": "amp: one of None, bfloat16, got 'float16'",
     "parallel=mpi": "parallel: one of none, ddp, fsdp, got 'mpi'",
     "clip=0": "clip: more than 0, got 0.0",

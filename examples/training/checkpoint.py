@@ -70,4 +70,7 @@ def load(path: Path, settings: Settings) -> dict[str, Any]:
 def _check_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in dict.fromkeys([*wanted, *saved]):
         if key not in FREE_TO_CHANGE and saved.get(key) != wanted.get(key):
-            raise ValueError(f"{path}: of another run, {key} was {saved.get(key)!r} and is {wanted.get(key)!r} now")
+            raise ValueError(
+                f"{path}: of another run, {key} was {saved.get(key)!r} and is {wanted.get(key)!r} now; "
+                "choose another folder as out"
+            )

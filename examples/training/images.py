@@ -109,15 +109,23 @@ def _cifar_batch(path: Path, download: str, labels: bytes, classes: int) -> tupl
     for key in (b"data", labels):
         if key not in found:
             raise ValueError(f"{path}: {key.decode()!r} is missing")
-    data, targets = found[b"data"], np.asarray(found[labels], np.int64)
+    data, targets = found[b"data"], np.array(found[labels], dtype=object)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
         kind = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
         raise ValueError(f"{path}: data must be uint8 [N, 3072], got {kind}")
+    if targets.ndim != 1 or not all(isinstance(label, int) for label in targets.tolist()):
+        raise ValueError(f"{path}: {labels.decode()!r} must be a list of integers")
+    targets = targets.astype(np.int64)
     if len(data) != len(targets) or not len(data):
         raise ValueError(f"{path}: truncated, {len(data)} images and {len(targets)} labels")
     if not 0 <= targets.min() <= targets.max() < classes:
         raise ValueError(f"{path}: labels from 0 to {classes - 1}, got {targets.min()} to {targets.max()}")
     return data.reshape(-1, 3, 32, 32), targets
+
+
+def _class_count(meta: dict, key: bytes) -> int:
+    names = meta.get(key)
+    return len(names) if isinstance(names, list) else 0
 
 
 def _check_classes(classes: int, found: int, where: Path) -> None:
@@ -130,7 +138,7 @@ def cifar10(path: Path, classes: int, seed: int) -> tuple[SmallImages, SmallImag
     download = "cifar-10-python.tar.gz"
     folder = _folder(path, "cifar-10-batches-py", download)
     meta = unpickle(folder / "batches.meta", download)
-    _check_classes(classes, len(meta.get(b"label_names", ())), folder / "batches.meta")
+    _check_classes(classes, _class_count(meta, b"label_names"), folder / "batches.meta")
     parts = []
     for names in ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]):
         batches = [_cifar_batch(folder / name, download, b"labels", classes) for name in names]
@@ -148,7 +156,7 @@ def cifar100(path: Path, classes: int, seed: int) -> tuple[SmallImages, SmallIma
     download = "cifar-100-python.tar.gz"
     folder = _folder(path, "cifar-100-python", download)
     meta = unpickle(folder / "meta", download)
-    _check_classes(classes, len(meta.get(b"fine_label_names", ())), folder / "meta")
+    _check_classes(classes, _class_count(meta, b"fine_label_names"), folder / "meta")
     parts = [_cifar_batch(folder / name, download, b"fine_labels", classes) for name in ("train", "test")]
     train, test = (SmallImages(*part, CIFAR100_MEAN, CIFAR100_STD, seed) for part in parts)
     return train, test
@@ -252,7 +260,7 @@ def _class_folders(folder: Path) -> list[str]:
         raise FileNotFoundError(
             f"{folder}: no such folder; ImageNet's images, from image-net.org, belong in {folder}/<wnid>/*.JPEG"
         )
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise ValueError(f"{folder}: empty, no class folders")
     return names

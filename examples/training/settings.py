@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -33,7 +34,7 @@ def _choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def _at_least(name: str, value: float | None, least: float, *, open_end: bool = False) -> None:
-    if value is not None and not (value > least if open_end else value >= least):
+    if value is not None and not (math.isfinite(value) and (value > least if open_end else value >= least)):
         raise SettingsError(f"{name}: {'more than' if open_end else 'at least'} {least}, got {value}")
 
 
@@ -223,6 +224,8 @@ def _freeze(given: Any, name: str) -> fk.FreezeConfig:
             raise SettingsError(f"{name}.{key}: unknown, known here are preset, {', '.join(fields)}")
     settings = dict(given)
     preset = settings.pop("preset", None)
+    if not isinstance(preset, str | None):
+        raise SettingsError(f"{name}.preset: text or null, got {preset!r}")
     try:
         return fk.FreezeConfig(**settings) if preset is None else fk.FreezeConfig.preset(preset, **settings)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -258,7 +261,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Settings:
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
         tree = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from None
     try:
         if not isinstance(tree, dict):
