@@ -16,24 +16,29 @@ import torch
 import train
 from training import images
 from training.models import build
+from training_files import make_cifar10
 
 import frozen_kernels as fk
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ROOT / "examples" / "configs" / "digits.yaml"
+CONFIGS = ROOT / "examples" / "configs"
 SMALL = ["epochs=1", "data.batch=128", "checkpoint_every=3"]
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "examples/train.py"]
 
 
+def configured(name: str, parallel: str, out: Path, *sets: str) -> list[str]:
+    sets = (f"parallel={parallel}", f"out={out}", *sets)
+    return ["--config", str(CONFIGS / f"{name}.yaml"), "--quiet", *(w for text in sets for w in ("--set", text))]
+
+
 def arguments(parallel: str, out: Path, *more: str) -> list[str]:
-    sets = [f"parallel={parallel}", f"out={out}", *SMALL]
-    return ["--config", str(CONFIG), "--quiet", *more, *(word for text in sets for word in ("--set", text))]
+    return [*configured("digits", parallel, out, *SMALL), *more]
 
 
-def start(parallel: str, out: Path, *more: str) -> subprocess.Popen:
+def torchrun(command: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [*RUN, *arguments(parallel, out, *more)],
+        [*RUN, *command],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -63,10 +68,10 @@ def log(out: Path) -> list[list[float]]:
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 def test_killed_and_resumed_under_torchrun(tmp_path, monkeypatch, capsys):
     alone, killed = tmp_path / "ddp", tmp_path / "fsdp"
-    said = finish(start("ddp", alone))
-    run = start("fsdp", killed)
+    said = finish(torchrun(arguments("ddp", alone)))
+    run = torchrun(arguments("fsdp", killed))
     kill_after_a_checkpoint(run, killed)
-    finish(start("fsdp", killed, "--resume"))
+    finish(torchrun(arguments("fsdp", killed, "--resume")))
     ticket = (alone / "ticket.safetensors").read_bytes()
     assert (killed / "ticket.safetensors").read_bytes() == ticket
     assert len(log(alone)) == 1
@@ -91,3 +96,25 @@ def test_killed_and_resumed_under_torchrun(tmp_path, monkeypatch, capsys):
     assert train.main(arguments("ddp", tmp_path / "x")) == 2
     refused = capsys.readouterr().err
     assert "torchrun started 2 processes" in refused and "'ddp' needs torchrun" in refused
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_two_processes_agree_with_one_where_no_batch_norm_tells_them_apart(tmp_path):
+    make_cifar10(tmp_path / "data")
+    small = (f"data.path={tmp_path / 'data'}", "data.batch=16", "data.validation=0", "epochs=1", "optimizer.lr=0.01")
+    states = {}
+    for parallel in ("none", "ddp", "fsdp"):
+        command = configured("cifar10-conv6-frozen", parallel, tmp_path / parallel, *small)
+        if parallel == "none":
+            assert train.main(command) == 0
+        else:
+            finish(torchrun(command))
+        states[parallel] = torch.load(tmp_path / parallel / "checkpoint.pt", weights_only=True)["model"]
+    names = [name for name in states["none"] if name.endswith("scores")]
+    assert len(names) == 9
+    for name in names:
+        assert torch.equal(states["ddp"][name], states["fsdp"][name])
+        torch.testing.assert_close(states["ddp"][name], states["none"][name], rtol=1e-4, atol=1e-6)
+    assert log(tmp_path / "ddp") == log(tmp_path / "fsdp")
+    assert log(tmp_path / "ddp")[0] == pytest.approx(log(tmp_path / "none")[0], rel=1e-4)
