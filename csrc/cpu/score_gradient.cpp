@@ -3,6 +3,12 @@
 #include "gemm_block.h"
 #include "score_grad.h"
 
+#if FK_ISA_LEVEL >= 3
+#include <optional>
+
+#include "tile_gradient.h"
+#endif
+
 namespace fk::FK_ISA_NS {
 
 namespace {
@@ -10,6 +16,12 @@ namespace {
 constexpr int64_t TILE_FLOATS = 1 << 16;  // dL/dW held by a task
 constexpr int64_t EMIT_WORDS = DEPTH / 32;
 constexpr int64_t DOT_ROWS = VL / 4;  // groups of at most so many rows sum along pixels instead
+#if FK_ISA_LEVEL >= 3
+// Where tile registers pay for cutting both sides into parts, which each tap and each block of rows does anew.
+bool tiles_pay(const Frozen& f, const Layer& layer, int64_t pixels, bool one_part) {
+  return pixels >= 64 && f.cols >= 32 && layer.rows >= (one_part ? 16 : 96);
+}
+#endif
 
 struct Buffers {
   float *panel, *x, *y, *gradient;
@@ -55,8 +67,12 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   const bool narrow_by_channel = !along_pixels && narrow.stride[CHANNEL] == 1;
   const bool wide_by_channel =
       !along_pixels && wide.stride[CHANNEL] == 1 && grid.step[2] * wide.stride[SPATIAL + 2] != 1;
-  Scratch scratch(4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
-                  2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span)));
+  int64_t bytes = 4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
+                  2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span));
+#if FK_ISA_LEVEL >= 3
+  bytes += GradientTiles::scratch_bytes();
+#endif
+  Scratch scratch(bytes);
   Codes codes(f, scratch);
   float* const panel = scratch.take<float>(DEPTH * LD);
   float* const x = scratch.take<float>(DEPTH * LD);
@@ -65,6 +81,11 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   float* const gradient = scratch.take<float>(32 * words * ld);
   Run* const runs = scratch.take<Run>(DEPTH);
   Span* const spans = scratch.take<Span>(DEPTH);
+#if FK_ISA_LEVEL >= 3
+  std::optional<GradientTiles> tiles;
+  const bool one_part = wide.dtype == BFLOAT16 && narrow.dtype == BFLOAT16;
+  if (tiles_pay(f, layer, pixels, one_part)) tiles.emplace(one_part ? 1 : 3, scratch);
+#endif
   clear(gradient, 32 * words * ld);
   clear(y, DEPTH * LD);
   clear(staging, DEPTH * LD);
@@ -83,6 +104,9 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       pack_lanes(narrow, direct, spans, span_count, width, narrow_channel, rows, lanes, LD);
       if (!along_pixels) transpose(staging, LD, rows, depth, y, LD);
     }
+#if FK_ISA_LEVEL >= 3
+    const bool on_tiles = tiles && tiles->take_rows(y, rows, depth);
+#endif
     for (int64_t k0 = 0; k0 < columns; k0 += DEPTH) {
       const int64_t count = std::min(DEPTH, columns - k0);
       for (int64_t k = k0; k < k0 + count;) {
@@ -98,6 +122,9 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
         k += channels;
       }
       float* const sums = gradient + k0 * ld;
+#if FK_ISA_LEVEL >= 3
+      if (on_tiles && tiles->add(x, wide_by_channel, count, depth, sums, ld)) continue;
+#endif
       if (along_pixels) {
         multiply_along_pixels(count, rows, width, x, y, sums, ld);
       } else {
