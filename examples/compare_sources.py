@@ -14,6 +14,7 @@ import statistics
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
+from tqdm import tqdm
 from training import processes, settings
 from training.checkpoint import replace
 from training.loop import Trainer
@@ -136,8 +137,6 @@ def main() -> None:
     ours = [text for text in options.overrides if text.partition("=")[0] in VARIED]
     if ours:
         parser.error(f"--set {ours[0]}: this script varies {', '.join(VARIED)} itself")
-    from tqdm import tqdm
-
     planned = [("dense_source", 0.0)]
     planned += [(source, ratio) for ratio in options.freeze for source in ("frozen", "sparse_source")]
     todo = [(source, ratio, seed) for source, ratio in planned for seed in range(options.seeds)]

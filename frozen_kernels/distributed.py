@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import format as fmt
+
 if TYPE_CHECKING:
     from .layer import FrozenLayer
 
-_NAN_KEY = 0x7F800001  # the key of every NaN: above inf's
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # shift and width of the digits of a 31-bit key, highest first
 _BLOCK = 1 << 18  # scores, or bytes of a mask, that temporaries are made of at once
 
@@ -113,9 +114,8 @@ def copy_part_(scores: Tensor, values: Tensor) -> None:
 
 
 def _key_blocks(local: Tensor) -> Iterator[Tensor]:
-    """int32 keys that order |score|, NaN above inf, a block at a time."""
-    for block in local.split(_BLOCK) if local.numel() else ():
-        yield block.to(torch.float32).abs().view(torch.int32).clamp(max=_NAN_KEY)
+    """The keys of scores, a block at a time."""
+    return (fmt.score_keys(block) for block in (local.split(_BLOCK) if local.numel() else ()))
 
 
 def select(groups: Sequence[tuple[Sequence[Tensor], int]], device: torch.device) -> Tensor:

@@ -24,6 +24,8 @@ SIGN, BYTE, PARTITION, SCORE = 0, 1, 16, 32  # purposes of the generator
 PARTITION_CALLS = 4
 CHUNK_WORDS = 32  # words per entry of a stream offset table
 
+_NAN_KEY = 0x7F800001  # see score_keys
+
 CODES = ("sign", "uniform", "normal", "constant")
 RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
 
@@ -86,6 +88,11 @@ def stream_order(matrix: Tensor) -> Tensor:
     cols = matrix.shape[1]
     order = torch.arange(cols, device=matrix.device) // 32 * 32 + bit_of_column(cols, matrix.device)
     return matrix[:, order.argsort()].flatten()
+
+
+def score_keys(scores: Tensor) -> Tensor:
+    """int32 keys that order |score| of any float dtype, all NaN alike and above inf."""
+    return scores.detach().to(torch.float32).abs().view(torch.int32).clamp(max=_NAN_KEY)
 
 
 def memory_format_of(x: Tensor) -> torch.memory_format:

@@ -128,7 +128,7 @@ class EdgePopup:
         self._check()
         self.steps += 1
         if self.steps % self.refresh_every == 0:
-            self.refresh()
+            update_masks(self.layers)
 
     def refresh(self) -> None:
         """New threshold, new packed masks, uncounted: every mask becomes the one that the scores now say.

@@ -70,7 +70,9 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   int64_t bytes = 4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
                   2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span));
 #if FK_ISA_LEVEL >= 3
-  bytes += GradientTiles::scratch_bytes();
+  const bool one_part = wide.dtype == BFLOAT16 && narrow.dtype == BFLOAT16;
+  const bool on_tiles = tiles_pay(f, layer, pixels, one_part);
+  if (on_tiles) bytes += GradientTiles::scratch_bytes();
 #endif
   Scratch scratch(bytes);
   Codes codes(f, scratch);
@@ -83,8 +85,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   Span* const spans = scratch.take<Span>(DEPTH);
 #if FK_ISA_LEVEL >= 3
   std::optional<GradientTiles> tiles;
-  const bool one_part = wide.dtype == BFLOAT16 && narrow.dtype == BFLOAT16;
-  if (tiles_pay(f, layer, pixels, one_part)) tiles.emplace(one_part ? 1 : 3, scratch);
+  if (on_tiles) tiles.emplace(one_part ? 1 : 3, scratch);
 #endif
   clear(gradient, 32 * words * ld);
   clear(y, DEPTH * LD);
@@ -105,7 +106,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       if (!along_pixels) transpose(staging, LD, rows, depth, y, LD);
     }
 #if FK_ISA_LEVEL >= 3
-    const bool on_tiles = tiles && tiles->take_rows(y, rows, depth);
+    const bool finite = tiles && tiles->take_rows(y, rows, depth);
 #endif
     for (int64_t k0 = 0; k0 < columns; k0 += DEPTH) {
       const int64_t count = std::min(DEPTH, columns - k0);
@@ -123,7 +124,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       }
       float* const sums = gradient + k0 * ld;
 #if FK_ISA_LEVEL >= 3
-      if (on_tiles && tiles->add(x, wide_by_channel, count, depth, sums, ld)) continue;
+      if (finite && tiles->add(x, wide_by_channel, count, depth, sums, ld)) continue;
 #endif
       if (along_pixels) {
         multiply_along_pixels(count, rows, width, x, y, sums, ld);

@@ -68,7 +68,7 @@ def load_data(settings: Settings, device: torch.device) -> Data:
 
 def build_model(settings: Settings, data: Data) -> nn.Module:
     """The network of the settings, frozen or with the weights that training starts from, on the CPU."""
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(settings.seed)  # of what a model may draw in training, such as dropout
     name, classes = settings.model.name, settings.model.classes
     model = GIN(settings.model.features or 0, classes) if name == "gin" else build(name, classes)
     if isinstance(model, GIN) and data.edges is not None:

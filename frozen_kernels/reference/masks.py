@@ -8,8 +8,6 @@ from torch import Tensor
 from .. import format as fmt
 from .generate import _bytes, _fill, _sign_bits, partition
 
-_NAN_KEY = 0x7F800001  # every NaN orders above inf
-
 
 def _pack_bits(bits: Tensor) -> Tensor:
     """uint8, bit i & 7 of byte i >> 3, from a flat bool tensor."""
@@ -87,17 +85,12 @@ def popcount(bits: Tensor) -> Tensor:
     return table[bits.contiguous().view(torch.uint8).flatten().int()].sum()
 
 
-def _keys(scores: Tensor) -> Tensor:
-    """int32 keys that order |score|, NaN above inf."""
-    return scores.detach().to(torch.float32).abs().view(torch.int32).clamp(max=_NAN_KEY)
-
-
 def select(scores: list[Tensor], rank: int) -> Tensor:
-    keys = torch.cat([_keys(s).flatten() for s in scores])
+    keys = torch.cat([fmt.score_keys(s).flatten() for s in scores])
     if not 1 <= rank <= keys.numel():
         raise ValueError(f"rank: 1 to the number of scores {keys.numel()}, got {rank}")
     return keys.kthvalue(rank).values.to(torch.int64)
 
 
 def pack_above(scores: Tensor, key: Tensor) -> Tensor:
-    return _pack_bits(_keys(scores).to(torch.int64) > key)
+    return _pack_bits(fmt.score_keys(scores).to(torch.int64) > key)

@@ -47,7 +47,7 @@ GROUPS = {
 def test_select_is_the_sorted_key(name):
     scores = GROUPS[name]
     held = [s.to(DEVICE) for s in scores]
-    order = torch.cat([reference.masks._keys(s).flatten() for s in scores]).sort().values.long()
+    order = torch.cat([format.score_keys(s).flatten() for s in scores]).sort().values.long()
     n = order.numel()
     for rank in sorted({1, n, (n + 1) // 2, max(1, n // 3), max(1, n - 2)}):
         key = triton.select(held, rank)
@@ -62,14 +62,14 @@ def test_select_among_more_tensors_than_a_launch_reads():
 
 def test_select_over_every_rank():
     scores = [SPECIAL, ties(7), SPECIAL_BITS, normal(5).bfloat16()]
-    order = torch.cat([reference.masks._keys(s) for s in scores]).sort().values.long()
+    order = torch.cat([format.score_keys(s) for s in scores]).sort().values.long()
     held = [s.to(DEVICE) for s in scores]
     assert same_bits(torch.stack([triton.select(held, r + 1) for r in range(order.numel())]), order)
 
 
 def test_pack_above():
     for scores in (SPECIAL, SPECIAL_BITS, normal(4099), normal(4100).bfloat16(), normal(9).half(), normal(17).double()):
-        keys = reference.masks._keys(scores).long()
+        keys = format.score_keys(scores).long()
         for key in (keys.min() - 1, keys.min(), keys.median(), keys.max(), torch.tensor(1 << 40)):
             assert same_bits(triton.pack_above(scores.to(DEVICE), key.to(DEVICE)), reference.pack_above(scores, key))
     assert triton.pack_above(torch.empty(0, device=DEVICE), torch.tensor(3, device=DEVICE)).shape == (0,)
