@@ -126,7 +126,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["frozen_kernels", "frozen_kernels.*"]),
-    package_data={"frozen_kernels": ["py.typed", "residency_table.json", "backends/triton/tuning.json"]},
+    package_data={"frozen_kernels": ["py.typed", "memory/residency_table.json", "backends/triton/tuning.json"]},
     install_requires=["torch>=2.6", "numpy", "safetensors"],
     extras_require={
         "dev": [

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
-from frozen_kernels.freeze import replace_module
+from frozen_kernels.nn.models import replace_module
 
 
 class _MaskedWeight(torch.autograd.Function):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from frozen_kernels.measure import interleaved, quartiles, speedup
+from frozen_kernels.tune.measure import interleaved, quartiles, speedup
 
 from . import machine, summary
 from .counted import COUNTS

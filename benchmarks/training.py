@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import frozen_kernels as fk
-from frozen_kernels.footprint import _status, reset_peak, trim
+from frozen_kernels.memory.footprint import _status, reset_peak, trim
 
 from .models import resnet18
 

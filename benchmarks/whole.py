@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import frozen_kernels as fk
 from examples.training.models import build
 from frozen_kernels import format as fmt
-from frozen_kernels.measure import WARM_UP
+from frozen_kernels.tune.measure import WARM_UP
 
 from .models import MODELS, fuse_batch_norm, resnet50, settle, weight_shapes
 from .published import PublishedLayer, free_positions, published, sort_step

@@ -8,13 +8,14 @@ from typing import Any
 
 from . import backends, distributed, format, functional, nn, ops
 from .config import FreezeConfig
-from .fold import FoldReport, fold_batch_norm_
-from .footprint import Footprint, footprint
-from .freeze import FreezeReport, finalize_, freeze_, to_dense
-from .residency import set_residency
-from .search import EdgePopup
+from .convert.dense import to_dense
+from .convert.fold import FoldReport, fold_batch_norm_
+from .convert.freeze import FreezeReport, finalize_, freeze_
+from .memory.footprint import Footprint, footprint
+from .memory.residency import set_residency
+from .search.edge_popup import EdgePopup
 from .tensor import FrozenTensor
-from .ticket import TicketError, load_ticket, save_ticket
+from .tickets.model import TicketError, load_ticket, save_ticket
 
 __version__ = "0.1.0"
 

@@ -16,16 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backends, crossover, tune_tiles
+from . import __version__, backends
 from . import nn as frozen_nn
 from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
-from .measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
+from .memory import crossover
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
-from .ticket_file import Ticket, read_ticket, short, verify_ticket
-from .tune import measure_table
+from .tickets.file import Ticket, read_ticket, short, verify_ticket
+from .tune import tiles as tune_tiles
+from .tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
+from .tune.table import measure_table
 
 BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("linear 1024x1024", lambda: nn.Linear(1024, 1024), (1024,)),

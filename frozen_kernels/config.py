@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .distribution import DISTRIBUTIONS, RATIO_RULES
 from .format import check_bits, check_code, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
 
+DISTRIBUTIONS = ("uniform", "erk", "epl", "igq")
+RATIO_RULES = ("sparsity_distribution", "density_distribution")
 SCOPES = ("global", "local")
 SCALINGS = ("none", "static", "dynamic")
 SCORE_INITS = ("kaiming_normal", "kaiming_uniform", "magnitude")

@@ -27,7 +27,7 @@ def live_backends(device: str = "cpu") -> list[str]:
     return [
         name
         for name, status in fk.backends.report().items()
-        if status == "live" and device in fk.backends._module(name).DEVICES
+        if status == "live" and device in fk.backends.choice._module(name).DEVICES
     ]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from benchmarks.training import training_memory
-from frozen_kernels.footprint import _status, reset_peak, trim
+from frozen_kernels.memory.footprint import _status, reset_peak, trim
 
 SHAPES = {"linear": (4096, 4096), "conv2d": (512, 512, 3, 3)}
 COPIES = 6

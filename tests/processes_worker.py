@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from training import processes
 
 import frozen_kernels as fk
-from frozen_kernels.search import frozen_layers, update_masks
+from frozen_kernels.nn.models import frozen_layers
+from frozen_kernels.search.rule import update_masks
 
 RANKS = 2
 FULL = dsd.StateDictOptions(full_state_dict=True)
@@ -83,7 +84,7 @@ def digest(model: nn.Module) -> str:
 
 
 def values(model: nn.Module) -> list[Tensor]:
-    return [fk.distributed.whole(p.detach()).clone() for p in model.parameters()]
+    return [fk.select.sharded.whole(p.detach()).clone() for p in model.parameters()]
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -163,24 +164,24 @@ def check_selection_over_shards_equals_that_over_whole_scores(folder: Path) -> N
             asked = [(parts, rank) for rank in ranks] + [([p], p.numel() // 2 + 1) for p in parts]
             expected = [torch.ops.frozen_kernels.select(wholes, rank) for rank in ranks]
             expected += [torch.ops.frozen_kernels.select([w], w.numel() // 2 + 1) for w in wholes]
-            keys = fk.distributed.select(asked, cpu)
+            keys = fk.select.sharded.select(asked, cpu)
             assert keys.tolist() == [int(k) for k in expected], f"{kind}, {dtype}"
-            packed = fk.distributed.pack_above(parts, list(keys[-len(parts) :]), cpu)
+            packed = fk.select.sharded.pack_above(parts, list(keys[-len(parts) :]), cpu)
             for mask, w, key in zip(packed, wholes, expected[-len(parts) :], strict=True):
                 assert torch.equal(mask, torch.ops.frozen_kernels.pack_above(w, key)), f"{kind}, {dtype}, {w.numel()}"
 
 
 def check_keys_are_counted_in_blocks(folder: Path) -> None:
-    mesh, cpu, block = init_device_mesh("cpu", (RANKS,)), torch.device("cpu"), fk.distributed._BLOCK
+    mesh, cpu, block = init_device_mesh("cpu", (RANKS,)), torch.device("cpu"), fk.select.sharded._BLOCK
     torch.manual_seed(4)
     w = torch.randn(5001)
     part = distribute_tensor(w, mesh, [Shard(0)])
     try:
-        fk.distributed._BLOCK = 100
-        key = fk.distributed.select([([part], 2000)], cpu)[0]
-        (mask,) = fk.distributed.pack_above([part], [key], cpu)
+        fk.select.sharded._BLOCK = 100
+        key = fk.select.sharded.select([([part], 2000)], cpu)[0]
+        (mask,) = fk.select.sharded.pack_above([part], [key], cpu)
     finally:
-        fk.distributed._BLOCK = block
+        fk.select.sharded._BLOCK = block
     assert int(key) == int(torch.ops.frozen_kernels.select([w], 2000))
     assert torch.equal(mask, torch.ops.frozen_kernels.pack_above(w, key))
 
@@ -201,11 +202,11 @@ def check_other_placements_are_refused(folder: Path) -> None:
     part = distribute_tensor(torch.randn(9), mesh, [Shard(0)])
     other = distribute_tensor(torch.randn(9), init_device_mesh("cpu", (RANKS, 1)), [Replicate(), Shard(0)])
     with pytest.raises(ValueError, match=r"scores: placements .*Replicate"):
-        fk.distributed.select([([whole], 1)], cpu)
+        fk.select.sharded.select([([whole], 1)], cpu)
     with pytest.raises(ValueError, match=r"scores: of some layers sharded and of others not"):
-        fk.distributed.select([([part, torch.randn(9)], 1)], cpu)
+        fk.select.sharded.select([([part, torch.randn(9)], 1)], cpu)
     with pytest.raises(ValueError, match="scores: sharded over different meshes"):
-        fk.distributed.select([([part, other], 1)], cpu)
+        fk.select.sharded.select([([part, other], 1)], cpu)
     model = build()
     fully_shard(model[3])
     with pytest.raises(ValueError, match="give the whole model to fully_shard"):
@@ -236,9 +237,9 @@ def check_a_step_reads_scores_that_the_optimizer_changed(folder: Path) -> None:
     assert same(masks(model), masks(expected))
     with torch.no_grad():
         model(batches(1)[0][0])
-    assert not fk.distributed.is_sharded(model[3].scores), "the case that this is about"
+    assert not fk.select.sharded.is_sharded(model[3].scores), "the case that this is about"
     search = fk.EdgePopup(model)
-    assert all(fk.distributed.is_sharded(p) for p in search.parameters())
+    assert all(fk.select.sharded.is_sharded(p) for p in search.parameters())
     search.step()
     assert same(masks(model), masks(expected))
 
@@ -258,7 +259,7 @@ def check_layers_without_a_free_weight(folder: Path) -> None:
     before = finalized[3].packed_supermask()
     for wrap in WRAPPERS.values():
         model = wrap(copy.deepcopy(finalized))
-        layer = frozen_layers(fk.distributed.unwrapped(model))["3"]
+        layer = frozen_layers(fk.nn.models.unwrapped(model))["3"]
         train(model, sgd(model), fk.EdgePopup(model), batches(2), own_half())
         assert torch.equal(layer.packed_supermask(), before)
 
@@ -418,7 +419,7 @@ def check_a_full_state_moves_to_one_process(folder: Path) -> None:
         one.load_state_dict(dsd.get_model_state_dict(model, options=FULL))
         assert same(masks(one), masks(model)) and same(values(one), values(model))
         x = batches(1)[0][0]
-        assert torch.equal(one(x), fk.distributed.unwrapped(model)(x))
+        assert torch.equal(one(x), fk.nn.models.unwrapped(model)(x))
         expected.append(values(one))
     assert same(*expected)
 

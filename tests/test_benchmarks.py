@@ -12,7 +12,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from benchmarks import check, counted, machine, models, records, registry, run, sides, summary, verify
-from frozen_kernels.measure import MIN_ROUNDS, interleaved, quartiles, speedup
+from frozen_kernels.tune.measure import MIN_ROUNDS, interleaved, quartiles, speedup
 
 PARAMETERS = {"resnet18": 11_689_512, "resnet50": 25_557_032, "mobilenet_v2": 3_504_872}  # as published
 

@@ -10,7 +10,8 @@ from torch import nn
 
 import frozen_kernels as fk
 from examples.training.models import MODELS
-from frozen_kernels.distribution import RATIO_RULES, layer_densities, layer_ratios
+from frozen_kernels.config import RATIO_RULES
+from frozen_kernels.convert.distribution import layer_densities, layer_ratios
 
 DENSITIES = (0.0, 0.01, 0.1, 0.3, 0.65, 0.97, 1.0)
 CLASSES = 10

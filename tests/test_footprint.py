@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels.footprint import Peak, storage_bytes
+from frozen_kernels.memory.footprint import Peak, storage_bytes
 
 module = importlib.import_module("frozen_kernels.footprint")  # the package's attribute of that name is the function
 

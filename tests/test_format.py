@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
-from frozen_kernels.reference.generate import philox
+from frozen_kernels.backends.reference.generate import philox
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "format_v1_vectors.json").read_text())
 CASES = VECTORS["cases"]

@@ -251,7 +251,7 @@ def test_a_failure_of_the_first_masks_leaves_the_model_unchanged(monkeypatch):
 
     model = net()
     before = snapshot(model)
-    monkeypatch.setattr("frozen_kernels.freeze.update_masks", fail)
+    monkeypatch.setattr("frozen_kernels.convert.freeze.update_masks", fail)
     with pytest.raises(MemoryError):
         fk.freeze_(model, CONFIG)
     assert snapshot(model) == before

@@ -440,8 +440,8 @@ def test_forced_backends_never_fall_back():
     with fk.backends.use("reference"):
         with fk.backends.use("reference"):
             pass
-        assert fk.backends._forced == "reference"
-    assert fk.backends._forced is None
+        assert fk.backends.choice._forced == "reference"
+    assert fk.backends.choice._forced is None
 
 
 def test_weight_layout_helper_agrees_with_the_package():

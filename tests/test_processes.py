@@ -22,7 +22,7 @@ def test_bits_of_uneven_and_empty_parts_are_joined(block, monkeypatch):
             rows = torch.zeros(ranks, -(-chunk // 8) * 8, dtype=torch.uint8)
             for row, part in zip(rows, bits.split(chunk), strict=False):
                 row[: part.numel()] = part
-            assert torch.equal(fk.distributed.join_bits(packed(rows), chunk, count), packed(bits[None])[0])
+            assert torch.equal(fk.select.sharded.join_bits(packed(rows), chunk, count), packed(bits[None])[0])
 
 
 def packed(bits: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 GRADIENTS = ("_grad_input", "_grad_scores")
 MODULES = {
-    "reference": "frozen_kernels.reference",
+    "reference": "frozen_kernels.backends.reference",
     "cpu": "frozen_kernels.backends.cpu",
     "triton": "frozen_kernels.backends.triton",
 }

@@ -15,8 +15,10 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels import __main__ as cli
-from frozen_kernels import crossover, residency, tune, tune_tiles
-from frozen_kernels.crossover import Cell, Table
+from frozen_kernels.memory import crossover, residency
+from frozen_kernels.memory.crossover import Cell, Table
+from frozen_kernels.tune import table as tune
+from frozen_kernels.tune import tiles as tune_tiles
 
 ROOT = Path(__file__).parents[1]
 LEVEL = crossover.active_level()

@@ -29,18 +29,26 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path, everywhere: bool = True) -> set[str]:
-    """Absolute dotted names that a file of the package imports, inside functions too unless told otherwise."""
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in PYTHON}
+EXTENSION = "frozen_kernels._C"
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names that a file imports, inside functions too."""
     here = path.relative_to(ROOT).with_suffix("").parts
-    tree = ast.parse(path.read_text())
     found = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(here[: len(here) - node.level]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+            found |= {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
@@ -48,38 +56,60 @@ def inside(names: set[str], *modules: str) -> set[str]:
     return {n for n in names for m in modules if n == m or n.startswith(m + ".")}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "nn",
-        "functional",
-        "layer",
-        "tensor",
-        "search",
-        "freeze",
-        "fold",
-        "format",
-        "config",
-        "distribution",
-        "distributed",
-    ],
-)
-def test_modules_never_import_a_backend(module):
-    names = imports(PACKAGE / f"{module}.py")
-    assert not inside(names, "frozen_kernels.backends", "frozen_kernels.reference", "frozen_kernels._C")
+def files_imported(path: Path) -> set[str]:
+    """Modules of the package whose files an import names: the most exact one of each name."""
+    found = set()
+    for name in imports(path) - {EXTENSION}:
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module_of(path)}
 
 
-def test_the_catalogue_imports_no_implementation():
-    names = inside(imports(PACKAGE / "ops.py"), "frozen_kernels")
-    assert not inside(names, "frozen_kernels.backends", "frozen_kernels.reference", "frozen_kernels.nn")
-    assert names == inside(names, "frozen_kernels.format")
+GRAPH = {name: files_imported(path) for name, path in MODULES.items()}
 
 
-def test_the_reference_imports_only_the_format():
-    for path in (PACKAGE / "reference").glob("*.py"):
-        allowed = ("frozen_kernels.reference", "frozen_kernels.format")
-        names = inside(imports(path), "frozen_kernels") - {"frozen_kernels"}
-        assert names == inside(names, *allowed), name_of(path)
+def reached(module: str) -> set[str]:
+    """What a module imports, and what that imports."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = GRAPH[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_no_circle_of_imports():
+    assert {name: sorted(reached(name)) for name in GRAPH if name in reached(name)} == {}
+
+
+# what a user asks for by name: measuring, bytes, and the choice of backends
+MEASURING = ("__main__", "backends", "memory", "tune")
+
+
+def test_no_implementation_is_reached():
+    for name in GRAPH:
+        if name.split(".")[1:2] in [[], *([m] for m in MEASURING)]:
+            continue
+        assert not inside(reached(name), "frozen_kernels.backends"), name
+        assert EXTENSION not in imports(MODULES[name]), name
+
+
+def test_the_catalogue_knows_the_format_alone():
+    assert GRAPH["frozen_kernels.ops"] == {"frozen_kernels.format"}
+
+
+def test_the_reference_knows_the_format_alone():
+    for name in inside(set(GRAPH), "frozen_kernels.backends.reference"):
+        allowed = ("frozen_kernels.backends.reference", "frozen_kernels.format")
+        assert GRAPH[name] == inside(GRAPH[name], *allowed), name
+
+
+def test_selection_knows_no_module():
+    for name in inside(set(GRAPH), "frozen_kernels.select"):
+        assert reached(name) == inside(reached(name), "frozen_kernels.select", "frozen_kernels.format"), name
+        assert not inside(imports(MODULES[name]), "torch.nn"), name
 
 
 @pytest.mark.parametrize("path", NATIVE, ids=name_of)
@@ -268,7 +298,7 @@ def test_seeds_are_never_python_numbers_of_an_op():
 
 
 def test_every_op_has_a_reference():
-    assert {op for op in fk.ops.SCHEMAS if not hasattr(fk.backends._module("reference"), op)} == set()
+    assert {op for op in fk.ops.SCHEMAS if not hasattr(fk.backends.choice._module("reference"), op)} == set()
 
 
 def test_report_names_every_backend():

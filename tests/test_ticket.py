@@ -15,8 +15,8 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.tensor import FrozenTensor
-from frozen_kernels.ticket import read_ticket, verify_ticket
-from frozen_kernels.ticket_file import check_regenerated, hash_keep_plane
+from frozen_kernels.tickets.file import check_regenerated, hash_keep_plane
+from frozen_kernels.tickets.model import read_ticket, verify_ticket
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/format_v1_vectors.json").read_text())
 
@@ -168,7 +168,7 @@ def test_tied_weights(tmp_path, which):
     ticket = read_ticket(tmp_path / "t")
     assert len(ticket.records) == len({"a", "d"} & set(which))
     loaded = fk.load_ticket(Tied(), tmp_path / "t")
-    assert set(fk.search.frozen_layers(loaded)) == set(which)
+    assert set(fk.nn.models.frozen_layers(loaded)) == set(which)
     x = torch.randn(3, 6)
     assert torch.equal(model(x), loaded(x))
     assert loaded.d.bias is loaded.e.bias and "e.bias" not in ticket.tensors
@@ -232,7 +232,7 @@ def test_restored_settings_give_the_same_tensor(tmp_path, settings):
     model = frozen_net(seed=77, **settings)
     fk.save_ticket(model, tmp_path / "t")
     loaded = fk.load_ticket(Net(), tmp_path / "t")
-    for name, layer in fk.search.frozen_layers(loaded).items():
+    for name, layer in fk.nn.models.frozen_layers(loaded).items():
         right = model.get_submodule(name)
         assert torch.equal(layer.header, right.header)
         assert layer.counts == right.counts and layer.code == right.code

@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels.ticket import read_ticket
+from frozen_kernels.tickets.model import read_ticket
 
 
 def test_permissions_links_and_leftovers(tmp_path):

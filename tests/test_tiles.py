@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from frozen_kernels import __main__ as cli
-from frozen_kernels import tune_tiles
 from frozen_kernels.backends.triton import tuning
 from frozen_kernels.backends.triton.tuning import Entry, Table, Tile
+from frozen_kernels.tune import tiles as tune_tiles
 
 ROOT = Path(__file__).parents[1]
 KEY = "product/linear/half/bits"

@@ -19,7 +19,7 @@ from examples.training.batches import Plan
 from examples.training.draws import AUGMENT, draws, order, split, uniforms
 from examples.training.gin import GIN, undirected
 from examples.training.models import MODELS, build
-from frozen_kernels.distribution import layer_ratios
+from frozen_kernels.convert.distribution import layer_ratios
 
 CPU = torch.device("cpu")
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))

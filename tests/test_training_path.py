@@ -14,16 +14,16 @@ import frozen_kernels as fk
 def shuffle(model: nn.Module) -> None:
     """Other scores, which other masks follow from."""
     with torch.no_grad():
-        for layer in fk.search.frozen_layers(model).values():
+        for layer in fk.nn.models.frozen_layers(model).values():
             layer.scores.copy_(torch.randn_like(layer.scores))
 
 
 def bits(model: nn.Module) -> list[list[bool]]:
-    return [stream_bits(layer) for layer in fk.search.frozen_layers(model).values()]
+    return [stream_bits(layer) for layer in fk.nn.models.frozen_layers(model).values()]
 
 
 def wanted(model: nn.Module, sparsity: float = 0.5) -> list[list[bool]]:
-    return defined_masks(list(fk.search.frozen_layers(model).values()), sparsity)
+    return defined_masks(list(fk.nn.models.frozen_layers(model).values()), sparsity)
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -176,10 +176,10 @@ def test_accumulated_gradients_equal_those_of_one_batch(residency):
 def test_gradients_accumulate_into_the_tensor_they_have():
     model, (x, y) = network(), batch()
     loss_of(model, x, y).backward()
-    held = [layer.scores.grad for layer in fk.search.frozen_layers(model).values()]
+    held = [layer.scores.grad for layer in fk.nn.models.frozen_layers(model).values()]
     places, once = [g.data_ptr() for g in held], [g.clone() for g in held]
     loss_of(model.eval(), x, y).backward()
-    assert [layer.scores.grad.data_ptr() for layer in fk.search.frozen_layers(model).values()] == places
+    assert [layer.scores.grad.data_ptr() for layer in fk.nn.models.frozen_layers(model).values()] == places
     assert not any(torch.equal(g, o) for g, o in zip(held, once, strict=True))
 
 

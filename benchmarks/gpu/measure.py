@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import frozen_kernels as fk
-from frozen_kernels.measure import quartiles, speedup
+from frozen_kernels.tune.measure import quartiles, speedup
 
 from ..records import OK, REFUSED, Row, row_of
 from ..registry import Case

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from frozen_kernels.measure import MIN_ROUNDS, interleaved
+from frozen_kernels.tune.measure import MIN_ROUNDS, interleaved
 
 Call = Callable[[], object]
 

@@ -9,8 +9,8 @@ import torch
 from common import DEVICE, INTERPRETING, THRESHOLDS, VECTORS, header, same_bits, sha256
 
 import frozen_kernels as fk
-from frozen_kernels import format, reference
-from frozen_kernels.backends import Unsupported, triton
+from frozen_kernels import format
+from frozen_kernels.backends import Unsupported, reference, triton
 
 SHAPES = [(1, 1), (3, 31), (5, 33), (33, 147)]
 # rows and columns at the ends of the format, and shards that begin inside a word, a call or a block

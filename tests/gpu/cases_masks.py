@@ -7,8 +7,7 @@ import torch
 from common import DEVICE, INTERPRETING, THRESHOLDS, VECTORS, header, same_bits, sha256
 from torch import Tensor
 
-from frozen_kernels import reference
-from frozen_kernels.backends import Unsupported, triton
+from frozen_kernels.backends import Unsupported, reference, triton
 
 SHAPES = [(1, 1), (3, 31), (5, 33), (33, 147), (19, 70)]
 PAST_ONE_CHUNK = [(17, 1025), (3, 2100)]

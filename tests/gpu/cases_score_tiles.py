@@ -7,8 +7,7 @@ import torch
 from common import CODES_AND_DTYPES, DEVICE, THRESHOLDS, expected, header, pack_of, scores_of, small_integers
 
 import frozen_kernels as fk
-from frozen_kernels import reference
-from frozen_kernels.backends import Unsupported, triton
+from frozen_kernels.backends import Unsupported, reference, triton
 from frozen_kernels.backends.triton import scores as launchers
 
 

@@ -8,8 +8,8 @@ from common import CODES_AND_DTYPES, DEVICE, DTYPES, dense, expected, header, ho
 from torch.nn import functional as F
 
 import frozen_kernels as fk
-from frozen_kernels import format, reference
-from frozen_kernels.backends import triton
+from frozen_kernels import format
+from frozen_kernels.backends import reference, triton
 from frozen_kernels.backends.triton import scores as launchers
 
 # op: weight shape, input size, the op's arguments

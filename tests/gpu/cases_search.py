@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import frozen_kernels as fk
-from frozen_kernels import format, reference
-from frozen_kernels.backends import Unsupported, triton
+from frozen_kernels import format
+from frozen_kernels.backends import Unsupported, reference, triton
 
 NAN = math.nan
 SPECIAL = torch.tensor([0.0, -0.0, math.inf, -math.inf, NAN, -NAN, 1e-45, -1e-45, 3.4e38, 1.0, 1.0, -1.0])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from common import DEVICE, header, pack_of, small_integers
 
-from frozen_kernels import tune_tiles
 from frozen_kernels.backends import triton
 from frozen_kernels.backends.triton import product, tuning
 from frozen_kernels.backends.triton.tuning import Entry, Table, Tile
+from frozen_kernels.tune import tiles as tune_tiles
 
 SMALL = {
     "linear": tune_tiles._Layout(33, 0, None, True),

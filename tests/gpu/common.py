@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from frozen_kernels import format, reference
+from frozen_kernels import format
+from frozen_kernels.backends import reference
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETING else "cuda")

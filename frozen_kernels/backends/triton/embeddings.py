@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...format import chunks
-from .. import Unsupported
+from ..errors import Unsupported
 from .launch import WORDS, check_dtype, check_operand, check_size, decode_args, on
 from .scores import MAX_PIXELS, Scores, power_above
 

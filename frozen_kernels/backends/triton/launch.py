@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...format import CODES, HEADER_WORDS, NORMAL_UPPER_HALF, chunks, matrix_shape, words
-from .. import Unsupported
+from ..errors import Unsupported
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import ops
 from ...format import memory_format_of
-from .. import Unsupported
+from ..errors import Unsupported
 from .geometry import POINT, Side, flat_side, geometry, side
 from .launch import DTYPES, check_operand, check_size, check_tensor, decode_args
 from .product import Epilogue, product

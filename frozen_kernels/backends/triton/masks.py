@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...format import chunks, words
-from .. import Unsupported
+from ..errors import Unsupported
 from .launch import MAX_COLS, check_header, check_live, on, operand
 
 PLANE_WORDS = 512  # of a block that touches words alone

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...format import CODES, words
-from .. import Unsupported
+from ..errors import Unsupported
 from . import tuning
 from .generate import draw_plane
 from .geometry import POINT, Geometry, Side, side

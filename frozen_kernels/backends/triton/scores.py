@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ... import ops
 from ...format import CODES, chunks, words
-from .. import Unsupported
+from ..errors import Unsupported
 from .geometry import POINT, Geometry, Side, geometry, side
 from .launch import check_operand, check_size, check_tensor, generator_args, on
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import Unsupported
+from ..errors import Unsupported
 from .launch import check_live, on, operand
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # compared as float32

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...user_file import replace, user_file
+from ...files import replace, user_file
 
 SHIPPED = Path(__file__).with_name("tuning.json")
 VARIABLE = "FROZEN_KERNELS_TILES"

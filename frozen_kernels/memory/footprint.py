@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import distributed
-from .layer import FrozenLayer
-from .search import frozen_layers
-from .text import table
-from .ticket import save_ticket
+from ..nn.layer import FrozenLayer
+from ..nn.models import frozen_layers, has_sharded
+from ..text import table
+from ..tickets.model import save_ticket
 
 
 def storage_bytes(tensors: Iterable[Tensor | None]) -> int:
@@ -281,7 +280,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     Raises:
         ValueError: `fully_shard` holds the model's parameters.
     """
-    if distributed.has_sharded(model):
+    if has_sharded(model):
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
     layers = frozen_layers(model)
     seen: set[tuple[int, int]] = set()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ..config import DISTRIBUTIONS, RATIO_RULES
+
 Shape = Sequence[int]
 
 
@@ -62,13 +64,12 @@ def _igq(shapes: Sequence[Shape], density: float) -> list[float]:
     return [1 / (1 + low * n) for n in counts]
 
 
-DISTRIBUTIONS: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
+_DENSITIES: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
     "uniform": _uniform,
     "erk": _erk,
     "epl": _epl,
     "igq": _igq,
 }
-RATIO_RULES = ("sparsity_distribution", "density_distribution")
 
 
 def layer_densities(distribution: str, shapes: Sequence[Shape], density: float) -> list[float]:
@@ -85,7 +86,7 @@ def layer_densities(distribution: str, shapes: Sequence[Shape], density: float) 
         raise ValueError(f"distribution: one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
     if not 0 <= density <= 1:
         raise ValueError(f"density: a number in [0, 1], got {density!r}")
-    found = iter(DISTRIBUTIONS[distribution]([shape for shape in shapes if math.prod(shape)], density))
+    found = iter(_DENSITIES[distribution]([shape for shape in shapes if math.prod(shape)], density))
     return [next(found) if math.prod(shape) else density for shape in shapes]  # layers without weights have no say
 
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import format as fmt
-from .tensor import FrozenTensor
+from .. import format as fmt
+from ..tensor import FrozenTensor
 
 PREFIX = "frozen_kernels."
 KEYS = ("format", "requires", "tensors", "digest")

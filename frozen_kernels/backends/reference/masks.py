@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import format as fmt
+from ... import format as fmt
 from .generate import _bytes, _fill, _sign_bits, partition
 
 

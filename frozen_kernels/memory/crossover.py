@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .user_file import replace, user_file
+from ..files import replace, user_file
 
 SHIPPED = Path(__file__).with_name("residency_table.json")
 VARIABLE = "FROZEN_KERNELS_TABLE"
@@ -60,7 +60,7 @@ def nearest(cells: Iterable[Cell], kind: str, rows: int, cols: int, pixels: int)
 def active_level() -> str | None:
     """The instruction set that the kernels use now; None without the extension."""
     try:
-        from . import _C  # type: ignore[attr-defined]
+        from .. import _C  # type: ignore[attr-defined]
     except ImportError:
         return None
     return str(_C.isa())  # type: ignore[attr-defined]

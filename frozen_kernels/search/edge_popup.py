@@ -2,76 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from . import distributed
-from .layer import FrozenLayer, local_threshold, threshold_rank
-
-
-def frozen_layers(model: nn.Module) -> dict[str, FrozenLayer]:
-    """Frozen layers of a model by qualified name, each once, in traversal order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, FrozenLayer)}
-
-
-@torch.no_grad()
-def update_masks(layers: Iterable[FrozenLayer]) -> None:
-    """New thresholds and masks from the scores as they are: one for all global layers, one per local layer."""
-    layers = list(layers)
-    together = [layer for layer in layers if layer.config.scope == "global"]
-    groups = [together] if together else []
-    by_scores: dict[int, list[FrozenLayer]] = {}
-    for layer in layers:
-        if layer.config.scope == "local":
-            by_scores.setdefault(id(layer.scores), []).append(layer)
-    groups += by_scores.values()
-    if any(distributed.is_sharded(layer.scores) for layer in layers):
-        _update_sharded(groups)
-        return
-    for group in groups:
-        key = local_threshold(group)
-        for layer in group:
-            layer.apply_threshold(key)
-
-
-def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
-    """The same masks from sharded scores, in four collective calls for all groups together."""
-    asked = [threshold_rank(group) for group in groups]
-    searched: list[FrozenLayer] = []
-    place: list[int] = []
-    selections: list[tuple[list[Tensor], int]] = []
-    for group, (scores, rank) in zip(groups, asked, strict=True):
-        here = [layer for layer in group if rank and layer.scores is not None]
-        if here:
-            searched += here
-            place += [len(selections)] * len(here)
-            selections.append((scores, rank))
-        for layer in group:
-            if layer not in here:
-                layer.apply_threshold(None)
-    if searched:
-        device = searched[0].device
-        keys = distributed.select(selections, device)
-        held = [layer.scores for layer in searched if layer.scores is not None]
-        masks = distributed.pack_above(held, [keys[i] for i in place], device)
-        for layer, mask in zip(searched, masks, strict=True):
-            layer.adopt_supermask(mask)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
-
-
-def _check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
-    for name, layer in layers.items():
-        try:
-            layer.check_buffers()
-        except ValueError as why:
-            averaged = "averaging a model with use_buffers=True does this, use_buffers=False copies buffers"
-            raise ValueError(f"model: {name!r} is no longer the layer it was; {averaged}: {why}") from None
+from ..nn.layer import FrozenLayer
+from ..nn.models import frozen_layers, reshard
+from .rule import check_buffers, check_count, update_masks
 
 
 class EdgePopup:
@@ -94,11 +31,11 @@ class EdgePopup:
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
-        _check_count("refresh_every", refresh_every, 1)
+        check_count("refresh_every", refresh_every, 1)
         self.refresh_every, self.steps = refresh_every, 0
         self._model = model
         found = frozen_layers(model)
-        _check_buffers(found)
+        check_buffers(found)
         self._found = list(found.values())
         self._check()
 
@@ -116,7 +53,7 @@ class EdgePopup:
 
     def parameters(self) -> list[nn.Parameter]:
         """The scores, shared ones once, and nothing else of the model; this process's parts where they are sharded."""
-        distributed.reshard(self._model)
+        reshard(self._model)
         return list({id(layer.scores): layer.scores for layer in self.layers if layer.scores is not None}.values())
 
     def param_groups(self, **options: object) -> list[dict]:
@@ -150,5 +87,5 @@ class EdgePopup:
         """
         if set(state) != {"steps"}:
             raise ValueError(f"state: the key 'steps' and no other, got {sorted(map(str, state))}")
-        _check_count("steps", state["steps"], 0)
+        check_count("steps", state["steps"], 0)
         self.steps = state["steps"]

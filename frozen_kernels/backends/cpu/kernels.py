@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import format as fmt
-from . import Unsupported
+from ... import format as fmt
+from ..errors import Unsupported
 
 try:
-    from .. import _C  # type: ignore[attr-defined]
+    from ... import _C  # type: ignore[attr-defined]
 
     _missing = ""
 except ImportError as error:
@@ -342,29 +342,3 @@ def embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, *args) 
         _threads(),
     )
     return out
-
-
-# Last, since it builds on the helpers above.
-from .cpu_gemm import (  # noqa: E402, F401
-    conv1d,
-    conv1d_grad_input,
-    conv1d_grad_scores,
-    conv2d,
-    conv2d_grad_input,
-    conv2d_grad_scores,
-    conv3d,
-    conv3d_grad_input,
-    conv3d_grad_scores,
-    conv_transpose1d,
-    conv_transpose1d_grad_input,
-    conv_transpose1d_grad_scores,
-    conv_transpose2d,
-    conv_transpose2d_grad_input,
-    conv_transpose2d_grad_scores,
-    conv_transpose3d,
-    conv_transpose3d_grad_input,
-    conv_transpose3d_grad_scores,
-    linear,
-    linear_grad_input,
-    linear_grad_scores,
-)

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import __version__
-from .config import FreezeConfig
-from .crossover import Cell, Table
+from .. import __version__
+from ..config import FreezeConfig
+from ..memory.crossover import Cell, Table
+from ..memory.residency import kind_of
+from ..nn.layers import TWINS
 from .measure import interleaved
-from .nn import TWINS
-from .residency import kind_of
 
 ROUNDS, SECONDS = 9, 0.3  # of a cell
 CODES = ("sign", "uniform", "normal")
@@ -114,7 +114,7 @@ def measure_level(level: str, say: Callable[[str], object]) -> dict[str, dict[st
 def _in_a_process(level: str, threads: int, torch_too: bool) -> dict[str, dict[str, list[Cell]]]:
     """`measure_level` where this level is active from the start, and with `torch_too` the most that torch uses."""
     env = {**os.environ, "FROZEN_KERNELS_ISA": level, **(TORCH_AS[level] if torch_too else {})}
-    command = [sys.executable, "-m", "frozen_kernels.tune", level, str(threads)]
+    command = [sys.executable, "-m", "frozen_kernels.tune.table", level, str(threads)]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"measuring {level} ended with exit status {done.returncode}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from . import distributed
-from .config import FreezeConfig
+from ..config import FreezeConfig
+from ..nn.layer import FrozenLayer
+from ..nn.layers import TWINS
+from ..nn.models import frozen_layers, replace_module, reshard
+from ..search.rule import update_masks
+from ..select.sharded import is_sharded
 from .distribution import layer_ratios
-from .layer import FrozenLayer
-from .nn import TWINS, plain_twin
-from .search import frozen_layers, update_masks
 
 ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
 FilterFn = Callable[[nn.Module, str], bool]
@@ -82,7 +82,7 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
         return "its weight is recomputed by a hook of torch.nn.utils"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "lazy: run a batch through the model first"
-    if distributed.is_sharded(module.weight):  # type: ignore[arg-type]
+    if is_sharded(module.weight):  # type: ignore[arg-type]
         return "sharded: freeze the model before fully_shard"
     if type(module) not in TWINS:
         return f"subclass {type(module).__name__} of a torch layer"
@@ -137,14 +137,6 @@ def _share(layer: FrozenLayer, first: FrozenLayer) -> None:
     layer.scores = first.scores
     if layer.device.type != "meta":
         layer.set_supermask(first.packed_supermask())
-
-
-def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever the model holds `old`."""
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
 
 
 def _chosen_configs(
@@ -274,37 +266,9 @@ def finalize_(model: nn.Module) -> None:
 
     ValueError for a model without frozen layers, RuntimeError where `fully_shard` holds the scores.
     """
-    distributed.reshard(model)
+    reshard(model)
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers to finalize")
     for layer in layers.values():
         layer.finalize()
-
-
-@torch.no_grad()
-def to_dense(model: nn.Module) -> nn.Module:
-    """A copy of the model with torch's own layers, which hold the effective weights; the model itself is unchanged.
-
-    Of a model in `DistributedDataParallel`, the one inside; one under `fully_shard` cannot be copied, says torch.
-    A folded gain goes into the dense weight, rounded once more; a layer with a folded ReLU becomes
-    `Sequential(layer, ReLU)`, its hooks on the inner layer. Layers of one seed and stream share a Parameter where their
-    weights are equal. ValueError for a model without frozen layers, or on the meta device.
-    """
-    model = copy.deepcopy(distributed.unwrapped(model))
-    layers = frozen_layers(model)
-    if not layers:
-        raise ValueError("model: no frozen layers to make dense")
-    first_of: dict[tuple, nn.Parameter] = {}
-    for name, layer in layers.items():
-        if layer.device.type == "meta":
-            raise ValueError(f"model: {name!r} is on the meta device: it has no weight")
-        plain = plain_twin(layer)
-        first = first_of.setdefault((layer.seed, layer.stream, layer.device, layer.dtype), plain.weight)
-        if torch.equal(first, plain.weight):
-            plain.weight = first
-        new = nn.Sequential(plain, nn.ReLU()).train(layer.training) if layer.relu else plain
-        if layer is model:
-            return new
-        replace_module(model, layer, new)
-    return model

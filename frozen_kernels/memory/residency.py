@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.layer import FrozenLayer
+from ..nn.layers import FrozenEmbedding
+from ..nn.models import frozen_layers
+from ..tensor import RESIDENCIES
+from ..text import table as text_table
 from . import crossover
-from .layer import FrozenLayer
-from .nn import FrozenEmbedding
-from .search import frozen_layers
-from .tensor import RESIDENCIES
-from .text import table as text_table
 
 CHOICES = (*RESIDENCIES, "auto")
 FEW_ROWS = 16  # of a group: below, a grouped convolution is measured as a depthwise one

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import functional
-from .config import FreezeConfig
+from .. import functional
+from ..config import FreezeConfig
 from .layer import FrozenLayer
 
 Size = int | tuple[int, ...]
@@ -309,6 +309,3 @@ def plain_twin(layer: Any) -> Any:
         weight = layer._times_gain(exact, layer.gain).to(layer.dtype)
     plain.weight = nn.Parameter(weight)
     return _adopt(plain, layer)
-
-
-__all__ = ["FrozenLayer", *(twin.__name__ for twin in TWINS.values())]

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import __version__, reference
-from .backends import triton as backend
-from .backends.triton import tuning
-from .backends.triton.geometry import POINT, Side, flat_side, geometry, side
-from .backends.triton.launch import decode_args, interpreting
-from .backends.triton.product import product
-from .backends.triton.tuning import Entry, Tile
-from .format import make_header, matrix_shape
+from .. import __version__
+from ..backends import reference
+from ..backends import triton as backend
+from ..backends.triton import tuning
+from ..backends.triton.geometry import POINT, Side, flat_side, geometry, side
+from ..backends.triton.launch import decode_args, interpreting
+from ..backends.triton.product import product
+from ..backends.triton.tuning import Entry, Tile
+from ..format import make_header, matrix_shape
 
 SECONDS = 1800.0
 HALF = 32768  # of the weights, as a threshold

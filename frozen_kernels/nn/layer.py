@@ -11,11 +11,11 @@ import torch
 import torch.compiler.config
 from torch import Tensor, nn
 
-from . import distributed
-from . import format as fmt
-from .config import FreezeConfig
-from .functional import autocasting
-from .tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
+from .. import format as fmt
+from ..config import FreezeConfig
+from ..functional import autocasting
+from ..select import sharded, thresholds
+from ..tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
 # what seed and scores make again, the same in every process
@@ -168,6 +168,11 @@ class FrozenLayer(nn.Module):
         """How many weights are free; unlike `counts` this waits for no device."""
         return self._counts[2]
 
+    @property
+    def competitor(self) -> thresholds.Competitor:
+        """The layer as a threshold sees it."""
+        return thresholds.Competitor(self.scores, self.rows * self.cols, self.pruned, self.config.sparsity)
+
     def _count_kept(self) -> int:
         # counted when first asked for: a search changes masks at each step and must not wait for them
         if self._kept is None:
@@ -203,14 +208,14 @@ class FrozenLayer(nn.Module):
                 scores = torch.empty(free, device="meta", dtype=score_dtype)
             else:
                 scores = self._draw_scores(header).to(self.device, score_dtype)
-        if self.scores is not None and distributed.is_sharded(self.scores):
-            distributed.copy_part_(self.scores, scores)
+        if self.scores is not None and sharded.is_sharded(self.scores):
+            sharded.copy_part_(self.scores, scores)
         elif self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
             self.scores.copy_(scores)
         else:
             self.scores = nn.Parameter(scores) if free else None
         if self.device.type != "meta":
-            self.apply_threshold(local_threshold([self]))
+            self.apply_threshold(thresholds.threshold([self.competitor], self.device))
 
     @torch.no_grad()
     def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
@@ -271,10 +276,8 @@ class FrozenLayer(nn.Module):
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
         if key is None or self.scores is None:
             supermask = all_kept(self._counts[2], self.device)
-        elif distributed.is_sharded(self.scores):
-            (supermask,) = distributed.pack_above([self.scores], [key], self.device)
         else:
-            supermask = torch.ops.frozen_kernels.pack_above(self.scores.detach(), key.to(self.device))
+            supermask = thresholds.pack_above(self.scores, key, self.device)
         self.adopt_supermask(supermask)
 
     @torch.no_grad()
@@ -404,7 +407,7 @@ class FrozenLayer(nn.Module):
             self.offsets = None
 
     def _drop_scores(self) -> None:
-        if distributed.is_sharded(self.scores):
+        if sharded.is_sharded(self.scores):
             raise RuntimeError(
                 "scores: fully_shard holds them and would bring them back; save_ticket the model as it is and load the "
                 "ticket into one that is not sharded"
@@ -417,7 +420,7 @@ class FrozenLayer(nn.Module):
 
     def _cast_to(self, dtype: torch.dtype) -> bool:
         # mixed precision of fully_shard casts parameters for the time of a forward, and a layer without any follows x
-        narrower = distributed.may_shard() and dtype.itemsize < self.dtype.itemsize
+        narrower = sharded.may_shard() and dtype.itemsize < self.dtype.itemsize
         return narrower and all(p is None or p.dtype == dtype for p in self._parameters.values())
 
     def _apply(self, fn, recurse: bool = True):
@@ -513,34 +516,3 @@ def _all_but_scale(header: Tensor) -> list[int]:
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def threshold_rank(layers: list[FrozenLayer]) -> tuple[list[Tensor], int]:
-    """Scores of the layers that compete, and which of them in order of |score| is the highest that is dropped.
-
-    That is the `floor(n * sparsity)`-th smallest of all n weights: pruned ones count as -inf and locked ones as +inf.
-    The rank is 0 where it falls on no free weight and all are kept. Layers that share scores count once.
-    """
-    unique = list({id(layer.scores) if layer.scores is not None else id(layer): layer for layer in layers}.values())
-    sparsities = {layer.config.sparsity for layer in unique}
-    count = sum(layer.rows * layer.cols for layer in unique)
-    if len(sparsities) == 1:
-        rank = math.floor(count * sparsities.pop())
-    else:
-        rank = math.floor(math.fsum(layer.rows * layer.cols * layer.config.sparsity for layer in unique))
-    rank -= sum(layer.pruned for layer in unique)
-    scores = [layer.scores.detach() for layer in unique if layer.scores is not None]
-    return scores, min(max(rank, 0), sum(s.numel() for s in scores))
-
-
-def local_threshold(layers: list[FrozenLayer]) -> Tensor | None:
-    """int64 key over the layers that compete: a weight is kept iff its |score| orders strictly above it.
-
-    None where all free weights are kept. Collective where the scores are sharded.
-    """
-    scores, rank = threshold_rank(layers)
-    if rank == 0:
-        return None
-    if any(map(distributed.is_sharded, scores)):
-        return distributed.select([(scores, rank)], layers[0].device)[0]
-    return torch.ops.frozen_kernels.select(scores, rank)

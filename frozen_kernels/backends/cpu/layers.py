@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..format import memory_format_of
-from . import Unsupported
-from .cpu import _C, DTYPES, SHAPE, _dtype, _pack, _threads, with_offsets
+from ... import ops
+from ...format import memory_format_of
+from ..errors import Unsupported
+from .kernels import _C, DTYPES, SHAPE, _dtype, _pack, _threads, with_offsets
 
 LARGE_RESULT = 4 << 20  # bytes: malloc maps a block of this size anew at each call
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .. import format as fmt
+from ... import format as fmt
 
 _LOW = 0xFFFFFFFF
 _BLOCK = 1 << 20  # elements generated at once: int64 intermediates stay small

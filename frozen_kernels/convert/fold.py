@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .freeze import replace_module
-from .layer import FrozenLayer
-from .nn import TWINS
-from .search import frozen_layers
+from ..nn.layer import FrozenLayer
+from ..nn.layers import TWINS
+from ..nn.models import frozen_layers, replace_module
 
 # what may follow a layer: a batch norm that has its channels where the layer has them
 _NORM_AFTER: dict[type, type] = {

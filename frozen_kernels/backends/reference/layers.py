@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as nn_grad
 
-from .. import format as fmt
+from ... import format as fmt
 from .generate import codes, partition
 from .masks import from_planes, unpack
 

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import distributed
-from . import format as fmt
-from .config import FreezeConfig
-from .freeze import candidates, replace_module
-from .layer import FrozenLayer
-from .nn import TWINS
-from .search import frozen_layers
-from .ticket_file import (
+from .. import format as fmt
+from ..config import FreezeConfig
+from ..convert.freeze import candidates
+from ..nn.layer import FrozenLayer
+from ..nn.layers import TWINS
+from ..nn.models import frozen_layers, has_sharded, replace_module, reshard, unwrapped
+from ..select.sharded import whole
+from .file import (
     DTYPE_NAMES,
     DTYPES,
     PREFIX,
@@ -72,7 +72,7 @@ def _gathered(slots: Iterator[_Slot]) -> Iterator[_Slot]:
     found: dict[int, Tensor] = {}
     for slot in slots:
         if id(slot.tensor) not in found:
-            found[id(slot.tensor)] = distributed.whole(slot.tensor)
+            found[id(slot.tensor)] = whole(slot.tensor)
         yield slot._replace(tensor=found[id(slot.tensor)])
 
 
@@ -100,7 +100,7 @@ def _check_root(model: nn.Module) -> None:
 
 
 def _check_unwrapped(model: nn.Module) -> None:
-    if distributed.unwrapped(model) is not model or distributed.has_sharded(model):
+    if unwrapped(model) is not model or has_sharded(model):
         raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
@@ -150,9 +150,9 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
             safetensors lacks, or two layers that share seed and stream but not their state. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
     """
-    model = distributed.unwrapped(model)
+    model = unwrapped(model)
     _check_root(model)
-    distributed.reshard(model)
+    reshard(model)
     records, tensors = _frozen_state(model)
     shapes = {record.shape for record in records}
     for group in _tied(_gathered(_slots(model, set()))):

@@ -1,0 +1,69 @@
+"""What every search has in common: new masks from the scores as they are, and checks of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..nn.layer import FrozenLayer
+from ..select import sharded, thresholds
+
+
+@torch.no_grad()
+def update_masks(layers: Iterable[FrozenLayer]) -> None:
+    """New thresholds and masks from the scores as they are: one for all global layers, one per local layer."""
+    layers = list(layers)
+    together = [layer for layer in layers if layer.config.scope == "global"]
+    groups = [together] if together else []
+    by_scores: dict[int, list[FrozenLayer]] = {}
+    for layer in layers:
+        if layer.config.scope == "local":
+            by_scores.setdefault(id(layer.scores), []).append(layer)
+    groups += by_scores.values()
+    if any(sharded.is_sharded(layer.scores) for layer in layers):
+        _update_sharded(groups)
+        return
+    for group in groups:
+        key = thresholds.threshold([layer.competitor for layer in group], group[0].device)
+        for layer in group:
+            layer.apply_threshold(key)
+
+
+def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
+    """The same masks from sharded scores, in four collective calls for all groups together."""
+    asked = [thresholds.rank_of([layer.competitor for layer in group]) for group in groups]
+    searched: list[FrozenLayer] = []
+    place: list[int] = []
+    selections: list[tuple[list[Tensor], int]] = []
+    for group, (scores, rank) in zip(groups, asked, strict=True):
+        here = [layer for layer in group if rank and layer.scores is not None]
+        if here:
+            searched += here
+            place += [len(selections)] * len(here)
+            selections.append((scores, rank))
+        for layer in group:
+            if layer not in here:
+                layer.apply_threshold(None)
+    if searched:
+        device = searched[0].device
+        keys = sharded.select(selections, device)
+        held = [layer.scores for layer in searched if layer.scores is not None]
+        masks = sharded.pack_above(held, [keys[i] for i in place], device)
+        for layer, mask in zip(searched, masks, strict=True):
+            layer.adopt_supermask(mask)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
+
+
+def check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
+    for name, layer in layers.items():
+        try:
+            layer.check_buffers()
+        except ValueError as why:
+            averaged = "averaging a model with use_buffers=True does this, use_buffers=False copies buffers"
+            raise ValueError(f"model: {name!r} is no longer the layer it was; {averaged}: {why}") from None
