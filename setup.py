@@ -13,6 +13,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+CORE = CSRC / "cpu/core"
+SOURCES = sorted(CSRC.rglob("*.cpp"))
 CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
@@ -88,6 +91,7 @@ class Build(build_ext):
         variants = {name: options for name, options in VARIANTS.items() if name != "amx" or accepts(options)}
         define = ["-DFK_X86_VARIANTS"] if X86_64 else []
         define += ["-DFK_AMX_VARIANT"] if "amx" in variants else []
+        define.append(f"-I{escape(CSRC)}")
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
@@ -103,21 +107,20 @@ class Build(build_ext):
         ]
         objects = []
 
-        def compile_file(source: Path, folder: str, extra: list[str]) -> None:
-            target = f"{folder}/{source.stem}.o"
-            lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
-            objects.append(target)
+        def compile_files(sources: list[Path], folder: str, extra: list[str]) -> None:
+            for source in sources:
+                target = f"{folder}/{escape(source.relative_to(CSRC).with_suffix('.o'))}"
+                lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
+                objects.append(target)
 
-        for source in sorted((ROOT / "csrc/binding").glob("*.cpp")):
-            compile_file(source, "binding", system)
+        # Whatever is no kernel is built once, for every processor.
+        kernels = [source for source in SOURCES if CSRC / "cpu" in source.parents and CORE not in source.parents]
+        compile_files([source for source in SOURCES if source not in kernels], "once", system)
         for level, (name, instructions) in enumerate(variants.items()):
-            for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
-                compile_file(source, name, [f"-DFK_ISA_NS={name}", f"-DFK_ISA_LEVEL={level}", *instructions])
+            compile_files(kernels, name, [f"-DFK_ISA_NS={name}", f"-DFK_ISA_LEVEL={level}", *instructions])
         lines.append(f"build {escape(output)}: link {' '.join(objects)}")
         return "\n".join([*lines, f"default {escape(output)}", ""])
 
-
-SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
 
 setup(
     name="frozen-kernels",
@@ -149,7 +152,7 @@ setup(
         ],
         "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
     },
-    ext_modules=[Extension("frozen_kernels._C", SOURCES, optional=True)],
+    ext_modules=[Extension("frozen_kernels._C", [str(path.relative_to(ROOT)) for path in SOURCES], optional=True)],
     cmdclass={"build_ext": Build},
     zip_safe=False,
 )

@@ -1,9 +1,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../cpu/isa.h"
-#include "../frozen/format.h"
-#include "bind.h"
+#include "cpu/core/isa.h"
+#include "frozen/format.h"
+#include "binding/bind.h"
 
 namespace py = pybind11;
 

@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "binding/pack.h"
 
 #include <cstring>
 #include <stdexcept>

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/frozen.h"
+#include "frozen/weight.h"
 
 namespace fk {
 
