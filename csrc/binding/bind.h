@@ -6,5 +6,6 @@ namespace fk {
 
 void bind_format(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
+void bind_call(pybind11::module_& m);
 
 }  // namespace fk

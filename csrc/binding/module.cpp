@@ -48,4 +48,5 @@ PYBIND11_MODULE(_C, m) {
         py::arg("generation"), py::arg("code"), py::arg("tau"));
   fk::bind_format(m);
   fk::bind_gemm(m);
+  fk::bind_call(m);
 }

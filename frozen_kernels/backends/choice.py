@@ -15,6 +15,7 @@ from types import ModuleType
 
 import torch
 
+from .. import calls
 from ..ops import NAMESPACE, SCHEMAS, library
 from .errors import Unsupported
 
@@ -56,10 +57,13 @@ def use(name: str) -> Iterator[None]:
         raise RuntimeError(f"backend {name!r} is not live: {'; '.join(why)}")
     global _forced
     before, _forced = _forced, name
+    skipped = int(name != "cpu")  # what prepared calls run on
+    calls.skip(skipped)
     try:
         yield
     finally:
         _forced = before
+        calls.skip(-skipped)
 
 
 def _device_of(args: tuple) -> torch.device:

@@ -22,6 +22,8 @@ from .state import OWN_BUFFERS
 
 __all__ = ["OWN_BUFFERS", "FrozenLayer"]
 
+_gradients = torch.is_grad_enabled
+
 # dynamo fixes the sizes of parameters and buffers, and these differ from layer to layer: it would compile each anew
 _SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
 if hasattr(torch.compiler.config, "dynamic_sources"):
@@ -120,26 +122,28 @@ class FrozenLayer(FrozenLoading):
         return weight * gain.view(-1, *[1] * (weight.dim() - 1))
 
     def _call(self, x: Tensor) -> Tensor | None:
-        """The result of a call that nothing watches, None where the call takes the ordinary way through an op."""
+        """The result of a prepared call, None where the call takes the ordinary way through an op."""
         held = self._held
-        if held is None or held.call is None or type(x) is not Tensor or not calls.unwatched():
+        if held is None:
             return None
-        bias, scores, record = self._parameters["bias"], self._parameters["scores"], held.record
-        b = self._buffers
+        call, buffers, bias = held.call, self._buffers, self._parameters["bias"]
         if (
-            b["header"] is not record.header
-            or b["keep"] is not record.keep
-            or b["supermask"] is not record.supermask
+            call is None
+            or type(x) is not Tensor
+            or buffers["header"] is not held.header
+            or buffers[held.main] is not held.weight
             or bias is not held.bias
             or (bias is not None and bias.data_ptr() != held.bias_at)
         ):
             return None
-        if torch.is_grad_enabled():
-            if scores is not None:
-                check_recomputed(self)
-            if x.requires_grad or scores is not None or (bias is not None and bias.requires_grad):
-                return held.call.train(x, bias, scores)
-        return held.call.forward(x)
+        if not _gradients():
+            return call.forward(x)
+        scores = self._parameters["scores"]
+        if scores is not None:
+            check_recomputed(self)
+        elif not x.requires_grad and (bias is None or not bias.requires_grad):
+            return call.forward(x)
+        return call.train(x, bias, scores)
 
     def _traced(self, input: fx.Proxy, *others: Any) -> Any:
         """A call of this module in the graph that torch.fx makes of whatever holds it, as of torch's own layers."""

@@ -15,6 +15,7 @@ from ..config import FreezeConfig
 from .layer import FrozenLayer
 
 Size = int | tuple[int, ...]
+_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 
 
 def _adopt(new: nn.Module, module: nn.Module) -> Any:
@@ -64,7 +65,7 @@ class FrozenLinear(FrozenLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """`relu(gain * input @ weight.T + bias)` for input [..., in_features]; returns [..., out_features]."""
-        if not torch.compiler.is_dynamo_compiling():
+        if not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
                 return y
@@ -157,7 +158,7 @@ class _FrozenConv(_FrozenConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
-        if not torch.compiler.is_dynamo_compiling():
+        if not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
                 return y
@@ -223,7 +224,7 @@ class _FrozenConvTranspose(_FrozenConvBase):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
-        if output_size is None and not torch.compiler.is_dynamo_compiling():
+        if output_size is None and not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
                 return y

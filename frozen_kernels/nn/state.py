@@ -30,10 +30,14 @@ swapping = threading.RLock()
 class Held(NamedTuple):
     """One state of a layer, whole: what a forward reads, and what it needs to see that nobody else changed it.
 
-    `bias` is the parameter, `bias_values` its memory; `words` are the header's, None for a scale that a device knows.
+    `main` names the buffer that holds most of the weight, `weight` is that buffer. `bias` is the parameter,
+    `bias_values` its memory, at `bias_at`. `words` are the header's, None for a scale that only a device knows.
     """
 
     record: FrozenTensor
+    main: str
+    header: Tensor
+    weight: Tensor | None
     gain: Tensor | None
     relu: bool
     bias: nn.Parameter | None
@@ -241,7 +245,10 @@ class FrozenState(nn.Module):
         if geometry is not None:
             call = calls.prepare(record, geometry, values, gain, self.relu, self.dtype)
         at = 0 if values is None else values.data_ptr()
-        return Held(record, gain, self.relu, bias, values, at, self._words, call)
+        main = "dense" if record.dense is not None else "keep" if record.keep is not None else "supermask"
+        return Held(
+            record, main, record.header, getattr(record, main), gain, self.relu, bias, values, at, self._words, call
+        )
 
     def _hold(self) -> None:
         """Let the next forwards run on the buffers as they are now."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,12 +13,12 @@ from torch import Tensor
 from ... import format as fmt
 from ..errors import Unsupported
 
+_C: Any = None
 try:
-    from ... import _C  # type: ignore[attr-defined]
-
+    _C = importlib.import_module("frozen_kernels._C")
     _missing = ""
 except ImportError as error:
-    _C, _missing = None, f"the extension is not built ({error})"
+    _missing = f"the extension is not built ({error})"
 
 DEVICES = ("cpu",)
 OFFSETS, SHAPE = 2, 7  # places in the pack
