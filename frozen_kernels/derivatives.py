@@ -69,7 +69,7 @@ class _Rule:
         """Keep what `backward` reads."""
         raise NotImplementedError
 
-    def backward(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> Grads:
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], grad: Tensor) -> Grads:
         """Gradients of the first arguments; the rest have none."""
         raise NotImplementedError
 
@@ -96,8 +96,7 @@ def _save(ctx: Any, pack: Sequence, *tensors: Tensor | None) -> None:
     ctx.static = pack[_TENSORS:]
 
 
-def _restore(ctx: Any, count: int) -> tuple[tuple, tuple]:
-    saved = ctx.saved_tensors
+def _restore(ctx: Any, saved: tuple, count: int) -> tuple[tuple, tuple]:
     return saved[:count], (*saved[count:], *ctx.static)
 
 
@@ -158,8 +157,8 @@ class _Product(_Rule):
         # x is read by the score gradient alone, the result by the gradient of relu
         _save(ctx, rest[:PACK_ARGS], x if needs[2] else None, scores, gain, y if relu else None)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> Grads:
-        (x, scores, gain, y), pack = _restore(ctx, 4)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], grad: Tensor) -> Grads:
+        (x, scores, gain, y), pack = _restore(ctx, saved, 4)
         layer, geometry = self.layer, ctx.geometry
         if y is not None:
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
@@ -219,8 +218,8 @@ class _GradInput(_Rule):
         grad, scores = args[0], args[-1]
         _save(ctx, pack, grad if needs[-1] else None, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], v: Tensor) -> Grads:
-        (grad, scores), pack = _restore(ctx, 2)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], v: Tensor) -> Grads:
+        (grad, scores), pack = _restore(ctx, saved, 2)
         layer = self.layer
         grad_grad = layer.product(v, None, scores, *pack, *ctx.geometry) if needs[0] else None
         grad_scores = layer.grad_scores(grad, v, scores, *pack, *ctx.geometry) if needs[-1] else None
@@ -259,8 +258,8 @@ class _GradScores(_Rule):
         ctx.geometry, ctx.input_size = rest[PACK_ARGS:], x.shape
         _save(ctx, rest[:PACK_ARGS], grad if needs[1] else None, x if needs[0] else None, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], v: Tensor) -> Grads:
-        (grad, x, scores), pack = _restore(ctx, 3)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], v: Tensor) -> Grads:
+        (grad, x, scores), pack = _restore(ctx, saved, 3)
         weight = weight_change(v, scores, pack)
         grad_grad = self.layer.plain_product(x, weight, ctx.geometry) if needs[0] else None
         grad_x = self.layer.plain_grad_input(grad, ctx.input_size, weight, ctx.geometry) if needs[1] else None
@@ -282,8 +281,8 @@ class _Weight(_Rule):
         scores, *pack, _ = args
         _save(ctx, pack, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> Grads:
-        (scores,), pack = _restore(ctx, 1)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], grad: Tensor) -> Grads:
+        (scores,), pack = _restore(ctx, saved, 1)
         return (_op("weight_grad_scores")(grad, scores, *pack),)
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
@@ -301,8 +300,8 @@ class _WeightGradScores(_Rule):
         ctx.dtype = grad.dtype
         _save(ctx, pack, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], v: Tensor) -> Grads:
-        (scores,), pack = _restore(ctx, 1)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], v: Tensor) -> Grads:
+        (scores,), pack = _restore(ctx, saved, 1)
         return (weight_change(v, scores, pack).to(ctx.dtype) if needs[0] else None,)
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
@@ -324,8 +323,8 @@ class _Embedding(_Rule):
         indices, scores, *pack, _, ctx.padding_idx = args
         _save(ctx, pack, indices, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], grad: Tensor) -> Grads:
-        (indices, scores), pack = _restore(ctx, 2)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], grad: Tensor) -> Grads:
+        (indices, scores), pack = _restore(ctx, saved, 2)
         return None, _op("embedding_grad_scores")(grad, indices, scores, *pack, ctx.padding_idx)
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
@@ -347,8 +346,8 @@ class _EmbeddingGradScores(_Rule):
         ctx.dtype = grad.dtype
         _save(ctx, pack, indices, scores)
 
-    def backward(self, ctx: Any, needs: Sequence[bool], v: Tensor) -> Grads:
-        (indices, scores), pack = _restore(ctx, 2)
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], v: Tensor) -> Grads:
+        (indices, scores), pack = _restore(ctx, saved, 2)
         if not needs[0]:
             return ()
         return (_look_up(indices, weight_change(v, scores, pack).to(ctx.dtype), ctx.padding_idx),)
@@ -363,28 +362,38 @@ def _recording() -> Iterator[None]:
         yield
 
 
+def _differentiating() -> bool:
+    """Whether a call may be recorded or carry tangents."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def _below_autograd(op: Any, keys: Any, args: tuple) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
 
 def _function(rule: _Rule) -> Any:
-    """The autograd function of an op: it takes the dispatcher's keys before the op's arguments."""
+    """The autograd function of an op: before the op's arguments the dispatcher's keys, and what to save in their place.
 
-    def forward(ctx: Any, keys: Any, *args: Any) -> Tensor:
+    In forward mode the arguments carry no tangents, and what is saved does: a backward has tangents too.
+    """
+
+    def forward(ctx: Any, keys: Any, held: tuple, *args: Any) -> Tensor:
         # an outer transform of torch.func records the same call one level below
         with _recording() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext():
             y = _below_autograd(rule.op, keys, args)
         for name, a in zip(rule.names, args, strict=False):
             if name in ("gain", "dense") and a is not None and a.requires_grad:
                 raise ValueError(f"{name}: requires_grad, but it gets no gradient; pass {name}.detach()")
-        rule.save(ctx, ctx.needs_input_grad[1:], rule.whole(args), y)
+        rule.save(ctx, ctx.needs_input_grad[2:], rule.whole(held), y)
         return y
 
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        needs = ctx.needs_input_grad[1:]
-        grads = rule.backward(ctx, needs, grad)
-        return None, *grads, *[None] * (len(needs) - len(grads))
+        needs, saved = ctx.needs_input_grad[2:], ctx.saved_tensors
+        # an ordinary backward records nothing: its ops need not ask again
+        with contextlib.nullcontext() if _differentiating() else torch._C._AutoDispatchBelowAutograd():
+            grads = rule.backward(ctx, saved, needs, grad)
+        return None, None, *grads, *[None] * (len(needs) - len(grads))
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(f"FrozenKernels_{rule.name}_", (_SingleLevelFunction,), members)
@@ -403,25 +412,24 @@ def _unpack(rule: _Rule, args: tuple) -> tuple[tuple, Tangents]:
     return tuple(primals), tangents
 
 
-def _forward_mode(rule: _Rule, primals: tuple, tangents: Tangents) -> Tensor:
-    y = rule.op(*primals)
-    tangent = rule.tangent(rule.whole(primals), tangents, y)
-    return y if tangent is None else forward_ad.make_dual(y, tangent)
-
-
 def _register(rule: _Rule) -> None:
     function = _function(rule)
+
+    def record(keys: Any, args: tuple, held: tuple) -> Tensor:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            return _below_autograd(rule.op, keys, args)
+        transforming = torch._C._are_functorch_transforms_active()
+        with enable_single_level_autograd_function() if transforming else contextlib.nullcontext():
+            return function.apply(keys, held, *args)
 
     def differentiate(keys: Any, *args: Any) -> Tensor:
         if forward_ad._current_level >= 0:
             primals, tangents = _unpack(rule, args)
             if tangents:
-                return _forward_mode(rule, primals, tangents)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            transforming = torch._C._are_functorch_transforms_active()
-            with enable_single_level_autograd_function() if transforming else contextlib.nullcontext():
-                return function.apply(keys, *args)
-        return _below_autograd(rule.op, keys, args)
+                y = record(keys, primals, args)
+                tangent = rule.tangent(rule.whole(primals), tangents, y)
+                return y if tangent is None else forward_ad.make_dual(y, tangent)
+        return record(keys, args, args)
 
     def batch(info: Any, dims: tuple, *args: Any) -> tuple[Tensor, int]:
         for name, a, d in zip(rule.names, args, dims, strict=False):

@@ -68,7 +68,9 @@ SCHEMAS: dict[str, str] = {
 }
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
     SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
-    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, Tensor? scores=None) -> Tensor"
+    SCHEMAS[f"{_name}_grad_input"] = (
+        f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, Tensor? scores=None) -> Tensor"
+    )
     SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
 
 for _name, _schema in SCHEMAS.items():
