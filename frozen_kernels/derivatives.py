@@ -1,9 +1,10 @@
 """Derivatives of the ops of `ops`, registered with torch: backward and forward mode of any order, and `vmap`.
 
 A layer `y = relu(gain * W x + bias)` is linear in x, and each of its gradients is linear in what it is given: the
-formulas below are made of the same ops again. Scores take the straight-through gradient `sign(S) * dL/dW * code * scale`,
-and sign(S) counts as a constant. The derivative of a score gradient, and forward mode in the scores, need a product with
-a weight that changes with the scores: no kernel makes that weight, so it is materialised, dense.
+formulas below are made of the same ops again. Scores take the straight-through gradient
+`sign(S) * dL/dW * code * scale`, in which sign(S) counts as a constant. The derivative of a score gradient, and forward
+mode in the scores, need a product with a weight that changes with the scores. No kernel makes that weight: these two
+materialise it, dense.
 """
 
 from __future__ import annotations
@@ -435,7 +436,7 @@ def _register(rule: _Rule) -> None:
         for name, a, d in zip(rule.names, args, dims, strict=False):
             if isinstance(a, Tensor) and d is not None and name not in rule.batched:
                 raise RuntimeError(
-                    f"{name}: vmap gives {rule.name} a batch of them, and a call takes one; loop over the models instead"
+                    f"{name}: vmap gives {rule.name} a batch of them, but a call takes one; loop over the models"
                 )
         return rule.vmap(info.batch_size, dims, args), 0
 

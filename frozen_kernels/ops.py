@@ -24,6 +24,8 @@ PACK = (
 PACK_ARGS = 8
 # of a layer's result y = relu(gain * W x + bias), one gain per output channel; left out where the default
 _EPILOGUE = "Tensor? gain=None, bool relu=False"
+# for the derivative of a gradient of the input; backends do not read them
+_SCORES = "Tensor? scores=None"
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
 
@@ -61,16 +63,14 @@ SCHEMAS: dict[str, str] = {
     "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
     "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
     "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_EPILOGUE}) -> Tensor",
-    "linear_grad_input": f"(Tensor grad, {PACK}, Tensor? scores=None) -> Tensor",
+    "linear_grad_input": f"(Tensor grad, {PACK}, {_SCORES}) -> Tensor",
     "linear_grad_scores": f"(Tensor grad, Tensor x, Tensor scores, {PACK}) -> Tensor",
     "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
     "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
 }
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
     SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
-    SCHEMAS[f"{_name}_grad_input"] = (
-        f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, Tensor? scores=None) -> Tensor"
-    )
+    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, {_SCORES}) -> Tensor"
     SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
 
 for _name, _schema in SCHEMAS.items():

@@ -114,8 +114,8 @@ LAYERS = {
     "conv1d": ((2, 2, 5), (4, 1, 2), ([2], [1], [2], 2)),
     "conv2d": ((1, 2, 4, 3), (2, 2, 3, 2), ([1, 2], [1, 1], [1, 1], 1)),
     "conv_transpose1d": ((2, 2, 3), (2, 2, 3), ([2], [1], [1], [1], 2)),
-    # an output padding of more than the stride
-    "conv_transpose2d": ((1, 2, 3, 2), (2, 3, 2, 2), ([1, 2], [0, 1], [1, 1], [2, 1], 1)),
+    # an output padding of the stride and more, which a dilation allows
+    "conv_transpose2d": ((1, 2, 3, 2), (2, 3, 2, 2), ([1, 2], [0, 1], [2, 1], [3, 1], 1)),
 }
 EPILOGUES = {"plain": (False, False), "gain": (True, False), "relu": (False, True), "both": (True, True)}
 
