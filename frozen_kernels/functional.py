@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import derivatives, flops  # noqa: F401  (they register what torch asks about the ops)
 from .ops import conv_output_size, conv_transpose_output_size
 from .tensor import FrozenTensor
 

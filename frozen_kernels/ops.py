@@ -1,4 +1,4 @@
-"""The catalogue of ops: schemas, shape functions and autograd. No implementation lives here.
+"""The catalogue of ops: schemas and shape functions. Derivatives are in `derivatives`; no implementation lives here.
 
 Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [8] (see `format`), and of
 `supermask`, `offsets`, `keep`, `draw` and `dense` those that the tensor's residency holds. `backends` registers what
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .format import chunks, memory_format_of, words
 
@@ -25,6 +24,8 @@ PACK = (
 PACK_ARGS = 8
 # of a layer's result y = relu(gain * W x + bias), one gain per output channel; left out where the default
 _EPILOGUE = "Tensor? gain=None, bool relu=False"
+# for the derivative of a gradient of the input; backends do not read them
+_SCORES = "Tensor? scores=None"
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
 
@@ -62,22 +63,18 @@ SCHEMAS: dict[str, str] = {
     "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
     "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
     "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_EPILOGUE}) -> Tensor",
-    "linear_grad_input": f"(Tensor grad, {PACK}) -> Tensor",
+    "linear_grad_input": f"(Tensor grad, {PACK}, {_SCORES}) -> Tensor",
     "linear_grad_scores": f"(Tensor grad, Tensor x, Tensor scores, {PACK}) -> Tensor",
     "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
     "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
 }
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
     SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
-    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}) -> Tensor"
+    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, {_SCORES}) -> Tensor"
     SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
 
 for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema)
-
-
-def _op(name: str):
-    return getattr(getattr(torch.ops, NAMESPACE), name)
 
 
 def conv_output_size(x: Sequence, shape: Sequence, stride: Sequence, padding: Sequence, dilation: Sequence) -> list:
@@ -216,7 +213,7 @@ def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense,
 
 
 @_shape
-def shape_linear_grad_input(grad, header, supermask, offsets, keep, draw, dense, code, shape):
+def shape_linear_grad_input(grad, header, supermask, offsets, keep, draw, dense, code, shape, scores=None):
     return grad.new_empty(*grad.shape[:-1], shape[1])
 
 
@@ -263,116 +260,3 @@ for _name in CONVOLUTIONS:
     _shape_convolution(_name, 4, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
 for _name in TRANSPOSED_CONVOLUTIONS:
     _shape_convolution(_name, 5, conv_transpose_output_size)
-
-
-def _save(ctx, pack: Sequence, *tensors: Tensor | None) -> None:
-    ctx.save_for_backward(*tensors, *pack[: PACK_ARGS - 2])
-    ctx.static = pack[PACK_ARGS - 2 :]
-
-
-def _restore(ctx, count: int) -> tuple[list, list]:
-    saved = ctx.saved_tensors
-    return list(saved[:count]), [*saved[count:], *ctx.static]
-
-
-_NO_PACK = (None,) * PACK_ARGS
-
-
-def _weight_setup(ctx, inputs, output):
-    scores, *pack, ctx.dtype = inputs
-    _save(ctx, pack, scores)
-
-
-def _weight_backward(ctx, grad):
-    (scores,), pack = _restore(ctx, 1)
-    grad_scores = _op("weight_grad_scores")(grad, scores, *pack) if ctx.needs_input_grad[0] else None
-    return grad_scores, *_NO_PACK, None
-
-
-def _embedding_setup(ctx, inputs, output):
-    indices, scores, *rest = inputs
-    ctx.padding_idx = rest[PACK_ARGS + 1]
-    _save(ctx, rest[:PACK_ARGS], indices, scores)
-
-
-def _embedding_backward(ctx, grad):
-    (indices, scores), pack = _restore(ctx, 2)
-    grad_scores = None
-    if ctx.needs_input_grad[1]:
-        grad_scores = _op("embedding_grad_scores")(grad, indices, scores, *pack, ctx.padding_idx)
-    return None, grad_scores, *_NO_PACK, None, None
-
-
-def _layer_setup(ctx, inputs, output):
-    x, bias, scores, *rest, gain, relu = inputs
-    if gain is not None and gain.requires_grad:
-        raise ValueError("gain: requires_grad, but a folded gain gets no gradient; pass gain.detach()")
-    ctx.geometry = tuple(rest[PACK_ARGS:])
-    ctx.bias_dtype = bias.dtype if bias is not None else None
-    ctx.input_size = x.shape
-    # x is read by the score gradient alone, the result by the gradient of relu
-    read_x = scores is not None and scores.requires_grad
-    _save(ctx, rest[:PACK_ARGS], x if read_x else None, scores, gain, output if relu else None)
-
-
-def _grad_bias(ctx, grad: Tensor, channel: int) -> Tensor | None:
-    if not ctx.needs_input_grad[1]:
-        return None
-    dims = [d for d in range(grad.dim()) if d != channel]
-    return (grad.sum(dims) if dims else grad.clone()).to(ctx.bias_dtype)
-
-
-def _epilogue_backward(ctx, grad: Tensor, gain: Tensor | None, y: Tensor | None, channel: int):
-    """Gradients of the product of weight and input, and of the bias."""
-    if y is not None:
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    grad_bias = _grad_bias(ctx, grad, channel)
-    if gain is not None:
-        grad = (grad * gain.view(-1, *[1] * (grad.dim() - 1 - channel))).to(grad.dtype)
-    return grad, grad_bias
-
-
-def _linear_backward(ctx, grad):
-    (x, scores, gain, y), pack = _restore(ctx, 4)
-    grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, grad.dim() - 1)
-    grad_x = _op("linear_grad_input")(grad, *pack) if ctx.needs_input_grad[0] else None
-    grad_scores = _op("linear_grad_scores")(grad, x, scores, *pack) if ctx.needs_input_grad[2] else None
-    return grad_x, grad_bias, grad_scores, *_NO_PACK, None, None
-
-
-def _convolution_backward(name: str) -> Callable:
-    def backward(ctx, grad):
-        (x, scores, gain, y), pack = _restore(ctx, 4)
-        grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, 1)
-        grad_x = grad_scores = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _op(f"{name}_grad_input")(grad, ctx.input_size, *pack, *ctx.geometry)
-        if ctx.needs_input_grad[2]:
-            grad_scores = _op(f"{name}_grad_scores")(grad, x, scores, *pack, *ctx.geometry)
-        return grad_x, grad_bias, grad_scores, *_NO_PACK, *(None for _ in ctx.geometry), None, None
-
-    return backward
-
-
-def _not_differentiable(ctx, inputs, output):
-    ctx.mark_non_differentiable(output)
-
-
-def _no_second_derivative(ctx, grad):
-    raise RuntimeError("frozen layers have no second derivative")
-
-
-def _autograd(name: str, setup: Callable, backward: Callable) -> None:
-    # no formula for a second derivative: refused, for torch would only warn and give none
-    backward = once_differentiable(backward)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
-
-
-_autograd("weight", _weight_setup, _weight_backward)
-_autograd("embedding", _embedding_setup, _embedding_backward)
-_autograd("linear", _layer_setup, _linear_backward)
-for _name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS):
-    _autograd(_name, _layer_setup, _convolution_backward(_name))
-for _name in SCHEMAS:
-    if _name.endswith(("_grad_input", "_grad_scores")):
-        _autograd(_name, _not_differentiable, _no_second_derivative)

@@ -117,6 +117,8 @@ def _chooser(op: str) -> Callable:
         options = {}
         if len(args) > plain:  # implementations take what has a default by keyword
             args, options = args[:plain], dict(zip(arguments[plain:], args[plain:], strict=False))
+            if op.endswith("_grad_input"):
+                options = {}  # scores: read by derivatives alone
         if dense is None or args[dense] is None:
             return _choose(op, args, options)
         if op.endswith("_grad_scores"):  # reads codes and partition, never the weight
