@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,23 @@ NORMAL_UPPER_HALF = (
 # words of the int32 header that travels with a tensor; they mean uint32
 SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE, CODE = range(8)
 HEADER_WORDS = 8
+
+
+class Pack(NamedTuple):
+    """What an op takes of a frozen tensor, in the order of its arguments: header, what the residency holds, shape.
+
+    `header` int32 [8]; `supermask` uint8, `offsets` int64 [rows * chunks + 1], `keep` int32 [rows, words], `draw` int32
+    [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `shape` of the torch weight.
+    """
+
+    header: Tensor
+    supermask: Tensor | None
+    offsets: Tensor | None
+    keep: Tensor | None
+    draw: Tensor | None
+    dense: Tensor | None
+    code: str
+    shape: Sequence[int]
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -101,18 +101,10 @@ class FrozenTensor(NamedTuple):
             offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
         return torch.ops.frozen_kernels.pack_plane(self.header, self.keep, offsets, rows, cols)
 
-    def pack(self) -> tuple:
-        """The arguments that every op takes of a frozen tensor."""
-        return (
-            self.header,
-            self.supermask,
-            self.offsets,
-            self.keep,
-            self.draw,
-            self.dense,
-            self.code,
-            list(self.shape),
-        )
+    def pack(self) -> fmt.Pack:
+        """The arguments that every op takes of a frozen tensor, in the order of its schema."""
+        shape = list(self.shape)
+        return fmt.Pack(self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense, self.code, shape)
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""

@@ -9,7 +9,6 @@ import torch
 import torch.compiler.config
 from torch import Tensor, fx, nn
 
-from .. import calls
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..functional import autocasting

@@ -12,13 +12,13 @@ from ... import calls
 from ...calls import Geometry
 from ...format import memory_format_of
 from ...tensor import FrozenTensor
-from .kernels import _C, DTYPES, _pack
+from .extension import _C, DTYPES, pack_args
+from .product import LARGE_RESULT
 
 _threads = torch.get_num_threads
 _strided = torch.strided
 _linear = F.linear
 _unwatched = calls.unwatched
-LARGE_RESULT = 4 << 20  # bytes: malloc maps a block of this size anew at each call
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> bool:
@@ -74,7 +74,7 @@ class _Fused:
         relu: bool,
         dtype: torch.dtype,
     ) -> None:
-        packed, spatial = _pack(*record.pack()), len(record.shape) - 2
+        (args, packed), spatial = pack_args(record.pack()), len(record.shape) - 2
         self.record, self.geometry, self.dtype = record, geometry, dtype
         self.shape, self.spatial = record.shape, spatial
         self.tensors = (packed, bias, gain)  # the call points into their memory
@@ -84,7 +84,7 @@ class _Fused:
             (geometry.output_padding or (0,) * spatial, 0), (geometry.dilation, 1),
         )  # fmt: skip
         self.call = _C.Call(
-            packed.args,
+            args,
             DTYPES[dtype],
             geometry.op.startswith("conv_transpose"),
             spatial,

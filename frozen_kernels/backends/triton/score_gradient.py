@@ -7,17 +7,17 @@ many pixels: at most `PROGRAMS` tiles of float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ... import ops
-from ...format import CODES, chunks, words
+from ...format import CODES, Pack, chunks, words
+from ..checks import check_dtype, checked_scores
 from ..errors import Unsupported
-from .geometry import POINT, Geometry, Side, geometry, side
-from .launch import check_operand, check_size, check_tensor, generator_args, on
+from ..geometry import Geometry, Side, as_pixels, side
+from .launch import generator_args, on
+from .masks import offsets
 
 PROGRAMS = 264  # wanted where few tiles have many pixels: two for each multiprocessor of a large GPU
 PART_BLOCKS = 8  # blocks of pixels that a part sums at least
@@ -25,7 +25,6 @@ MAX_PIXELS = (1 << 31) - 1024  # pixels are counted in int32
 MAX_WORDS = (1 << 31) - 1024  # of the weight, counted in int32
 MAX_EXTENT = (1 << 31) - 1  # of a side whose offsets fit int32
 PLAN_ROWS, FINISH_BLOCK, FINISH_SUMS = 16, 128, 8
-WEIGHT_TILE = (16, 128)
 DEPTHWISE_TAPS = 16
 FEW_ROWS = 16  # of a group: under it, groups of one wide channel share tiles
 
@@ -33,22 +32,17 @@ FEW_ROWS = 16  # of a group: under it, groups of one wide channel share tiles
 class Scores:
     """Checked scores of a pack, their gradient to fill, and the arguments that every kernel filling it takes."""
 
-    def __init__(self, scores: Tensor, pack: Sequence) -> None:
-        header, _, offsets, _, draw, dense, code, shape = pack
-        if dense is not None:
-            raise Unsupported("the dense residency has nothing to decode")
-        args = generator_args(header, draw, code, shape)
-        rows, cols = args["rows"], args["cols"]
+    def __init__(self, scores: Tensor, pack: Pack) -> None:
+        args = generator_args(pack)
+        header, rows, cols = args["header"], args["rows"], args["cols"]
         if rows * words(cols) > MAX_WORDS:
             raise Unsupported(f"{rows} rows of {words(cols)} words are more than {MAX_WORDS}")
-        scores = scores.contiguous()
-        check_tensor("scores", scores, header, (torch.float32, torch.bfloat16), None)
-        if offsets is None:
-            offsets = torch.ops.frozen_kernels.offsets(header, rows, cols)
-        check_tensor("offsets", offsets, header, (torch.int64,), rows * chunks(cols) + 1)
+        scores = checked_scores(scores, header)
+        if args["offsets"] is None:
+            args["offsets"] = offsets(header, rows, cols)
         self.rows, self.cols, self.scores = rows, cols, scores
         self.out = torch.empty_like(scores)
-        self.args: dict[str, Any] = {**args, "offsets": offsets, "count": scores.numel()}
+        self.args: dict[str, Any] = {**args, "count": scores.numel()}
 
     def plan(self) -> dict[str, Any]:
         """Lays out the workspace that tiles read; inside `on(device)`."""
@@ -176,18 +170,22 @@ def parts_of(pixels: int, block: int, programs: int) -> tuple[int, int]:
     return max(1, -(-pixels // span)), span
 
 
-def score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence, g: Geometry) -> Tensor:
-    """Of any layer from its two sides [batch, channel, three spatial dimensions]."""
+def score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Pack, geometry: Geometry) -> Tensor:
+    """From the tensors on both sides of the layer."""
+    check_dtype("x or grad", wide.dtype)
+    check_dtype("x or grad", narrow.dtype)
     task = Scores(scores, pack)
-    sides = side(wide), side(narrow)
-    pixels = sides[1].pixels
+    if len(pack.shape) == 2:
+        (wide, wide_side), (narrow, narrow_side) = as_pixels(wide, narrow)
+    else:
+        wide_side, narrow_side = side(wide), side(narrow)
+    pixels = narrow_side.pixels
     if pixels > MAX_PIXELS:
         raise Unsupported(f"{pixels} pixels are more than {MAX_PIXELS}")
     if not task.rows or not task.cols or not scores.numel():
         return task.out
-    dims = pixel_dims(g, *sides)
-    args = place_args(dims, *sides)
-    channels, group_rows = wide.shape[1] // g.groups, task.rows // g.groups
+    args = place_args(pixel_dims(geometry, wide_side, narrow_side), wide_side, narrow_side)
+    channels, group_rows = wide_side.size[1] // geometry.groups, task.rows // geometry.groups
     narrow_last = args["narrow_stride"][3] <= args["narrow_stride"][0]
     wide_last = args["wide_stride"][3] <= args["wide_stride"][0] * args["steps"][0]
     args |= {"narrow": narrow, "wide": wide, "pixels": pixels, "channels": channels, "group_rows": group_rows}
@@ -195,7 +193,7 @@ def score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Sequence,
         if channels == 1 and group_rows < FEW_ROWS:
             _depthwise(task, pixels, wide_last, args)
         else:
-            _gemm(task, pixels, narrow_last, wide_last, g.groups, args)
+            _gemm(task, pixels, narrow_last, wide_last, geometry.groups, args)
     return task.out
 
 
@@ -227,80 +225,3 @@ def _depthwise(task: Scores, pixels: int, last: bool, args: dict[str, Any]) -> N
         score_depthwise_kernel, programs, parts, **args, span=span, LAST=last, ROWS=rows, COLS=DEPTHWISE_TAPS,
         PIXELS=block,
     )  # fmt: skip
-
-
-def _as_pixels(x: Tensor) -> Tensor:
-    """[..., K] as [batch, K, three spatial dimensions]; a copy only past five dimensions."""
-    flat = x.flatten(0, x.dim() - 5) if x.dim() > 5 else x
-    return flat[(None,) * (5 - flat.dim())].movedim(-1, 1)
-
-
-def linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *pack) -> Tensor:
-    header, shape = pack[0], pack[7]
-    if len(shape) != 2:
-        raise Unsupported(f"linear needs a weight of 2 dimensions, got shape {tuple(shape)}")
-    check_operand("grad", grad, header)
-    check_operand("x", x, header)
-    check_size("x", x.shape, [*x.shape[:-1], shape[1]])
-    check_size("grad", grad.shape, [*x.shape[:-1], shape[0]])
-    return score_gradient(_as_pixels(x), _as_pixels(grad), scores, pack, POINT)
-
-
-def _convolution(name: str) -> Callable:
-    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
-        *pack, stride, padding, dilation, groups = args
-        header, shape = pack[0], pack[7]
-        check_operand("grad", grad, header)
-        check_operand("x", x, header)
-        check_size("channels of x", x.shape[1:2], [shape[1] * groups])
-        check_size("grad", grad.shape, ops.conv_output_size(x.shape, shape, stride, padding, dilation))
-        return score_gradient(x, grad, scores, pack, geometry(shape, stride, padding, dilation, groups))
-
-    grad_scores.__name__ = f"{name}_grad_scores"
-    return grad_scores
-
-
-def _transposed(name: str) -> Callable:
-    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args) -> Tensor:
-        *pack, stride, padding, output_padding, dilation, groups = args
-        header, shape = pack[0], pack[7]
-        check_operand("grad", grad, header)
-        check_operand("x", x, header)
-        check_size("channels of x", x.shape[1:2], [shape[0]])
-        size = ops.conv_transpose_output_size(x.shape, shape, stride, padding, output_padding, dilation, groups)
-        check_size("grad", grad.shape, size)
-        return score_gradient(grad, x, scores, pack, geometry(shape, stride, padding, dilation, groups))
-
-    grad_scores.__name__ = f"{name}_grad_scores"
-    return grad_scores
-
-
-conv1d_grad_scores, conv2d_grad_scores, conv3d_grad_scores = (_convolution(n) for n in ops.CONVOLUTIONS)
-conv_transpose1d_grad_scores, conv_transpose2d_grad_scores, conv_transpose3d_grad_scores = (
-    _transposed(n) for n in ops.TRANSPOSED_CONVOLUTIONS
-)
-
-
-def weight_grad_scores(grad: Tensor, scores: Tensor, *pack) -> Tensor:
-    """From the gradient of a weight of torch's shape and any strides."""
-    header, shape = pack[0], pack[7]
-    check_operand("grad", grad, header)
-    check_size("grad", grad.shape, shape)
-    task = Scores(scores, pack)
-    if not task.rows or not task.cols or not scores.numel():
-        return task.out
-    from .kernels.scores import weight_scores_kernel
-
-    space = grad.dim() - 2
-    if space > 3:
-        grad, space = grad.flatten(2), 1
-    taps = (*[1] * (3 - space), *grad.shape[2:])
-    stride = (*[0] * (3 - space), *grad.stride()[2:], *grad.stride()[:2])
-    rows, cols = WEIGHT_TILE
-    programs = -(-task.rows // rows) * -(-task.cols // cols)
-    with on(scores.device):
-        task.run(
-            weight_scores_kernel, programs, 1, grad=grad, grad_stride=stride, taps=taps, channels=grad.shape[1],
-            ROWS=rows, COLS=cols,
-        )  # fmt: skip
-    return task.out
