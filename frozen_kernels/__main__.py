@@ -24,7 +24,8 @@ from .format import CODES
 from .memory import crossover
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
-from .tickets.file import Ticket, read_ticket, short, verify_ticket
+from .tickets.container import short
+from .tickets.file import Ticket, read_ticket, verify_ticket
 from .tune import tiles as tune_tiles
 from .tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tune.table import measure_table

@@ -24,8 +24,11 @@ Content = str | bytes | Callable[[IO[bytes]], object]
 NOWHERE = Path(os.devnull) / "frozen_kernels"  # no file can be here: a user without a home folder
 
 _KINDS = {
-    stat.S_IFCHR: "a character device", stat.S_IFBLK: "a block device", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket",
-}  # fmt: skip
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def write_whole(path: str | os.PathLike[str], content: Content) -> None:
@@ -80,7 +83,8 @@ def _mode(path: str) -> int | None:
     if stat.S_ISDIR(found):
         raise IsADirectoryError(f"{path}: is a directory")
     if not stat.S_ISREG(found):
-        raise OSError(f"{path}: is {_KINDS.get(stat.S_IFMT(found), 'no regular file')}, only a regular file is replaced")
+        kind = _KINDS.get(stat.S_IFMT(found), "no regular file")
+        raise OSError(f"{path}: is {kind}, only a regular file is replaced")
     return stat.S_IMODE(found)
 
 

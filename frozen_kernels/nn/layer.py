@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,6 +48,18 @@ def initial_scores(draws: Tensor, code_values: Tensor | None, kind: str, cols: i
     return out
 
 
+class Made(NamedTuple):
+    """A finalized weight made elsewhere, for a layer to hold as it is: nobody else may write to its tensors.
+
+    `frozen` holds what `residency` names, on the device where the layer is or, from the meta device, comes to be.
+    `counts`: pruned, locked and free weights of the header.
+    """
+
+    frozen: FrozenTensor
+    counts: tuple[int, int, int]
+    residency: str
+
+
 class FrozenLayer(nn.Module):
     """A layer whose weight is a seed, a partition and a supermask.
 
@@ -59,7 +71,7 @@ class FrozenLayer(nn.Module):
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
-    config's by default), and `state`, a header on the CPU and a supermask to hold without scores.
+    config's by default), and `state`, a header on the CPU and a supermask to hold without scores, or `Made` of them.
     """
 
     header: Tensor
@@ -84,7 +96,7 @@ class FrozenLayer(nn.Module):
         sigma: float | None = None,
         config: FreezeConfig | None = None,
         ratios: tuple[float, float] | None = None,
-        state: tuple[Tensor, Tensor] | None = None,
+        state: tuple[Tensor, Tensor] | Made | None = None,
         **settings,
     ) -> None:
         super().__init__()
@@ -117,6 +129,8 @@ class FrozenLayer(nn.Module):
             self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
         if state is None:
             self.reset_parameters()
+        elif isinstance(state, Made):
+            self.adopt(state, self.config, self.sigma)
         else:
             self.restore(*state, self.config, self.sigma)
 
@@ -229,6 +243,22 @@ class FrozenLayer(nn.Module):
         self.config, self.ratios, self.sigma = config, config.ratios, sigma
         self._adopt_header(header, counts)
         self.set_supermask(supermask, rescale=False)
+
+    @torch.no_grad()
+    def adopt(self, made: Made, config: FreezeConfig, sigma: float) -> None:
+        """Become the tensor made elsewhere, unchecked, with the settings that describe it; from meta, where that is."""
+        frozen = made.frozen
+        self._drop_scores()
+        self.config, self.ratios, self.sigma = config, config.ratios, sigma
+        if self.device.type == "meta":
+            self._like = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
+            self.header = torch.empty_like(frozen.header)
+        self._adopt_header(frozen.header.cpu(), made.counts)
+        self._kept = None
+        _masks_made[self] = _masks_made.get(self, 0) + 1
+        self.residency, self.supermask = made.residency, frozen.supermask
+        for name in _DERIVED:
+            setattr(self, name, getattr(frozen, name))
 
     def _draw_scores(self, header: Tensor) -> Tensor:
         ops = torch.ops.frozen_kernels
