@@ -16,10 +16,10 @@ from ..select import sharded
 from ..tensor import FrozenTensor
 from .effective import HOW, EffectiveWeight
 from .loading import FrozenLoading
-from .masks import check_recomputed
+from .masks import Made, check_recomputed
 from .state import OWN_BUFFERS
 
-__all__ = ["OWN_BUFFERS", "FrozenLayer"]
+__all__ = ["OWN_BUFFERS", "FrozenLayer", "Made"]
 
 _gradients = torch.is_grad_enabled
 
@@ -41,8 +41,8 @@ class FrozenLayer(FrozenLoading):
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
-    config's by default), `state`, a header on the CPU and a supermask to hold without scores, and `masks`: False keeps
-    every free weight until somebody makes the masks.
+    config's by default), `state`, a header on the CPU and a supermask to hold without scores, or `Made` of them, and
+    `masks`: False keeps every free weight until somebody makes the masks.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class FrozenLayer(FrozenLoading):
         sigma: float | None = None,
         config: FreezeConfig | None = None,
         ratios: tuple[float, float] | None = None,
-        state: tuple[Tensor, Tensor] | None = None,
+        state: tuple[Tensor, Tensor] | Made | None = None,
         masks: bool = True,
         **settings: Any,
     ) -> None:
@@ -79,6 +79,8 @@ class FrozenLayer(FrozenLoading):
             self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
         if state is None:
             self.reset_parameters(masks)
+        elif isinstance(state, Made):
+            self.adopt(state, self.config, self.sigma)
         else:
             self.restore(*state, self.config, self.sigma)
 

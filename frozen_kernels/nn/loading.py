@@ -86,7 +86,7 @@ class FrozenLoading(FrozenMasks):
                 dtype = self.dtype if self.bias is None else self.bias.dtype
                 self._buffers["_like"] = torch.empty(0, dtype=dtype, device=header.device)
             if header is None or supermask is None or "meta" in (self.device.type, header.device.type):
-                self._hold()
+                self.prepare_calls()
                 return
             header = header.detach().to("cpu", copy=True)
             self._become(header, self._partition_counts(header), supermask.to(self.device, copy=True), rescale=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,6 +36,18 @@ def initial_scores(draws: Tensor, code_values: Tensor | None, kind: str, cols: i
         probability = ((draws[block].to(torch.int64) & 0xFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-32
         out[block] = torch.special.ndtri(probability) * sigma
     return out
+
+
+class Made(NamedTuple):
+    """A finalized weight made elsewhere, for a layer to hold as it is: nobody else may write to its tensors.
+
+    `frozen` holds what `residency` names, on the device where the layer is or, from the meta device, comes to be.
+    `counts`: pruned, locked and free weights of the header.
+    """
+
+    frozen: FrozenTensor
+    counts: tuple[int, int, int]
+    residency: str
 
 
 def check_recomputed(layer: nn.Module) -> None:
@@ -94,32 +107,35 @@ class FrozenMasks(FrozenState):
             self.scores = nn.Parameter(scores) if scores.numel() else None
 
     @torch.no_grad()
-    def restore(
-        self,
-        header: Tensor,
-        supermask: Tensor,
-        config: FreezeConfig,
-        sigma: float,
-        *,
-        counts: tuple[int, ...] | None = None,
-        offsets: Tensor | None = None,
-        keep: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> None:
+    def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
         """Become the finalized tensor of a header (on the CPU) and a supermask, with the settings that describe it.
 
-        `counts`, `offsets` and `keep` are the partition's and the mask's where the caller has made them already; `bias`
-        replaces the values of the layer's bias in the same moment.
         ValueError where the supermask does not fit the header; the layer is then unchanged.
         """
-        counts = self._partition_counts(header) if counts is None else counts
+        counts = self._partition_counts(header)
         fmt.check_supermask(supermask, counts[2])
         with swapping:
             self._drop_scores()
             self.config, self.ratios, self.sigma = config, config.ratios, sigma
+            self._become(header, counts, supermask.to(self.device), rescale=False)
+
+    @torch.no_grad()
+    def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:
+        """Become the tensor made elsewhere, unchecked, with the settings that describe it; from meta, where that is.
+
+        `bias` replaces the values of the layer's bias in the same moment.
+        """
+        frozen = made.frozen
+        with swapping:
+            self._drop_scores()
+            self.config, self.ratios, self.sigma = config, config.ratios, sigma
+            if self.device.type == "meta":
+                self._buffers["_like"] = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
             if bias is not None:
                 self._replace_bias(bias)
-            self._become(header, counts, supermask.to(self.device), rescale=False, offsets=offsets, keep=keep)
+            self._describe(frozen.header.cpu(), made.counts)
+            self._note_mask()
+            self._put(frozen, made.residency)
 
     def _replace_bias(self, bias: Tensor) -> None:
         assert self.bias is not None
@@ -147,28 +163,23 @@ class FrozenMasks(FrozenState):
         self._counts, self._words, self._kept = counts, header.tolist(), counts[1] + counts[2]
         self._start = {name: fields[name] for name in ("seed", "stream", "generation")}
 
-    def _become(
-        self,
-        header: Tensor,
-        counts: tuple[int, ...],
-        supermask: Tensor,
-        rescale: bool,
-        offsets: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> None:
-        """Be another tensor from now on: `header` is on the CPU, the rest on the layer's device, or None to be made."""
+    def _become(self, header: Tensor, counts: tuple[int, ...], supermask: Tensor, rescale: bool) -> None:
+        """Be another tensor from now on: `header` is on the CPU, `supermask` on the layer's device."""
         self._describe(header, counts)
-        self._adopt(FrozenTensor(self.shape, self.code, header.to(self.device), supermask, offsets, keep), rescale)
+        self._adopt(FrozenTensor(self.shape, self.code, header.to(self.device), supermask), rescale)
 
     def _adopt(self, record: FrozenTensor, rescale: bool) -> None:
-        self._kept = None
-        if not torch.compiler.is_compiling():
-            _masks_made[self] = _masks_made.get(self, 0) + 1
-            self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
+        self._note_mask()
         if rescale:
             assert record.supermask is not None
             record = record._replace(header=self._rescaled(record.header, record.supermask))
         self._take(record, self.residency)
+
+    def _note_mask(self) -> None:
+        self._kept = None
+        if not torch.compiler.is_compiling():
+            _masks_made[self] = _masks_made.get(self, 0) + 1
+            self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
 
     def _rescaled(self, header: Tensor, supermask: Tensor) -> Tensor:
         """The header with the scale that the settings ask for: a new tensor, or the same one written in place."""

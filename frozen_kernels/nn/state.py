@@ -250,13 +250,16 @@ class FrozenState(nn.Module):
             record, main, record.header, getattr(record, main), gain, self.relu, bias, values, at, self._words, call
         )
 
-    def _hold(self) -> None:
-        """Let the next forwards run on the buffers as they are now."""
+    def prepare_calls(self) -> None:
+        """Let the next calls run on the layer's tensors as they are now, whoever put them there."""
         self._held = None if torch.compiler.is_compiling() else self._now()
 
     def _take(self, record: FrozenTensor, residency: str) -> None:
         """Become a record in a residency: on a CPU with tensors of its own, and all of it at once."""
-        held = record.hold(residency, self.dtype, with_offsets=self.scores is not None)
+        self._put(record.hold(residency, self.dtype, with_offsets=self.scores is not None), residency)
+
+    def _put(self, held: FrozenTensor, residency: str) -> None:
+        """Hold a record that is in its residency already."""
         if self.in_place:
             self._write(held, residency)
             self._held = None
@@ -267,7 +270,7 @@ class FrozenState(nn.Module):
             old = [t for name, t in self._buffers.items() if name in new and t is not None and t is not new[name]]
             self._buffers.update(new)
             self.__dict__["residency"] = residency
-            self._hold()
+            self.prepare_calls()
         # a backward that saved them must not go on with a mask that is gone
         increment_version([t for t in old if not t.is_inference()])
 
@@ -293,7 +296,7 @@ class FrozenState(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in _PREPARED_FROM and self.__dict__.get("_held") is not None:
-            self._hold()
+            self.prepare_calls()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenState:
         before, held, stale = self.dtype, dict(self._buffers), self.masks_are_stale
@@ -313,7 +316,7 @@ class FrozenState(nn.Module):
             # rounded once from the format, not twice through the old dtype
             self._take(self._record()._replace(dense=None), "dense")
         else:
-            self._hold()
+            self.prepare_calls()
         if self._seen is not None and self.scores is not None and not stale:
             self._seen = (id(self.scores), self.scores._version)
         return self
@@ -323,7 +326,7 @@ class FrozenState(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._hold()
+        self.prepare_calls()
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
