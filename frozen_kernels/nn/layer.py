@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..functional import autocasting
-from ..select import sharded, thresholds
+from ..select import initial, sharded, thresholds
 from ..tensor import RESIDENCIES, FrozenTensor, all_kept, calibrated
 
 _DERIVED = ("offsets", "keep", "draw", "dense")
@@ -28,24 +27,6 @@ if hasattr(torch.compiler.config, "dynamic_sources"):
 # how often a layer's mask was made, and that number at its last forward: of this process, so neither copied nor pickled
 _masks_made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _mask_seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
-
-
-def initial_scores(draws: Tensor, code_values: Tensor | None, kind: str, cols: int) -> Tensor:
-    """float32 scores from int32 SCORE draws, computed in float64 and rounded once (format section 3)."""
-    sigma = fmt.kaiming_sigma(cols)
-    if kind == "magnitude":
-        assert code_values is not None
-        return code_values.abs().to(torch.float32)
-    if kind == "kaiming_uniform":
-        bound = torch.tensor(math.sqrt(3.0) * sigma, dtype=torch.float32)
-        return (draws >> 8).to(torch.float32) * 2.0**-23 * bound
-    out = torch.empty(draws.numel(), dtype=torch.float32)
-    for start in range(0, draws.numel(), _SCORE_BLOCK):
-        block = slice(start, start + _SCORE_BLOCK)
-        probability = ((draws[block].to(torch.int64) & 0xFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-32
-        out[block] = torch.special.ndtri(probability) * sigma
-    return out
 
 
 class FrozenLayer(nn.Module):
@@ -59,7 +40,8 @@ class FrozenLayer(nn.Module):
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
-    config's by default), and `state`, a header on the CPU and a supermask to hold without scores.
+    config's by default), `state`, a header on the CPU and a supermask to hold without scores, and `masks`, False where
+    the caller makes the masks of many layers together: until then there is none and no forward.
     """
 
     header: Tensor
@@ -85,6 +67,7 @@ class FrozenLayer(nn.Module):
         config: FreezeConfig | None = None,
         ratios: tuple[float, float] | None = None,
         state: tuple[Tensor, Tensor] | None = None,
+        masks: bool = True,
         **settings,
     ) -> None:
         super().__init__()
@@ -116,7 +99,7 @@ class FrozenLayer(nn.Module):
         else:
             self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
         if state is None:
-            self.reset_parameters()
+            self.reset_parameters(masks)
         else:
             self.restore(*state, self.config, self.sigma)
 
@@ -184,14 +167,16 @@ class FrozenLayer(nn.Module):
         return self._kept
 
     @torch.no_grad()
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, masks: bool = True) -> None:
         """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias."""
         self.gain, self.relu = None, False
         config, on_cpu = self.config, torch.device("cpu")
         score_dtype = getattr(torch, config.score_dtype)
         with on_cpu:
             seed, stream = self._identity["seed"], self._identity["stream"]
-            tau_prune, tau_freeze = calibrated(self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits)
+            tau_prune, tau_freeze, counts = calibrated(
+                self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits
+            )
             header = fmt.make_header(
                 seed,
                 stream,
@@ -200,21 +185,26 @@ class FrozenLayer(nn.Module):
                 tau_freeze=tau_freeze,
                 code=self.code,
             )
-            self._adopt_header(header, self._partition_counts(header))
+            self._adopt_header(header, counts)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
-            free = self._counts[2]
+            free = counts[2]
             if self.device.type == "meta":
                 scores = torch.empty(free, device="meta", dtype=score_dtype)
             else:
-                scores = self._draw_scores(header).to(self.device, score_dtype)
+                offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
+                scale = fmt.scale_of(self.code, self.sigma)
+                scores = initial.initial_scores(
+                    header, offsets, self.code, self.rows, self.cols, free, config.score_init, scale
+                ).to(self.device, score_dtype)
+                self.offsets = offsets.to(self.device)
         if self.scores is not None and sharded.is_sharded(self.scores):
             sharded.copy_part_(self.scores, scores)
         elif self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
             self.scores.copy_(scores)
         else:
             self.scores = nn.Parameter(scores) if free else None
-        if self.device.type != "meta":
+        if masks and self.device.type != "meta":
             self.apply_threshold(thresholds.threshold([self.competitor], self.device))
 
     @torch.no_grad()
@@ -229,17 +219,6 @@ class FrozenLayer(nn.Module):
         self.config, self.ratios, self.sigma = config, config.ratios, sigma
         self._adopt_header(header, counts)
         self.set_supermask(supermask, rescale=False)
-
-    def _draw_scores(self, header: Tensor) -> Tensor:
-        ops = torch.ops.frozen_kernels
-        offsets = ops.offsets(header, self.rows, self.cols)
-        values = None
-        if self.config.score_init == "magnitude":
-            part = ops.partition(header, self.rows, self.cols, 0, 0)
-            codes = ops.codes(header, self.code, self.rows, self.cols, 0, 0)
-            values = fmt.stream_order(codes)[fmt.stream_order(part == 0)] * fmt.scale_of(self.code, self.sigma)
-        draws = ops.free_draws(header, offsets, self.rows, self.cols)
-        return initial_scores(draws, values, self.config.score_init, self.cols)
 
     def _partition_counts(self, header: Tensor) -> tuple[int, ...]:
         """Pruned, locked and free weights that a header on the CPU gives."""
