@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import format as fmt
 
-RESIDENCIES = ("seed", "mask", "planes", "dense")
+Residency = Literal["seed", "mask", "planes", "dense"]
+RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 class FrozenTensor(NamedTuple):
@@ -55,9 +56,7 @@ class FrozenTensor(NamedTuple):
         ValueError for ratios, seeds or a supermask that do not fit.
         """
         rows, cols = fmt.matrix_shape(shape)
-        tau_prune, tau_freeze, counts = calibrated(
-            rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits
-        )
+        tau_prune, tau_freeze, counts = calibrated(rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits)
         scale = fmt.scale_of(code, fmt.kaiming_sigma(cols)) if scale is None else scale
         header = fmt.make_header(
             seed, stream, generation=generation, tau_prune=tau_prune, tau_freeze=tau_freeze, scale=scale, code=code
