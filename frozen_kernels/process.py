@@ -1,20 +1,28 @@
-"""What the process holds beside the tensors in use."""
+"""The memory of this process, as the system sees it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
+import functools
+from collections.abc import Callable
 
 
-def release_memory() -> bool:
-    """Give freed memory back to the system; False where nothing is known that does.
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of that name; None in a process with another allocator."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        trim = ctypes.CDLL(None).malloc_trim
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+        return trim  # type: ignore[no-any-return]
+    return None
 
-    glibc keeps what was freed for its next allocations, and after one large block was freed it keeps blocks of up to
-    32 MB too: without this call a process goes on holding the weights that it dropped.
+
+def release_memory() -> None:
+    """Give freed blocks back to the system: glibc keeps them, since a large one that is freed raises its threshold.
+
+    Without it a process that has dropped dense weights holds their memory to its end. Nothing happens elsewhere.
     """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
-            return True
-    return False
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
+from ..nn.models import named_modules
 from ..select.sharded import is_sharded, loaded_class
 from .report import listed
 
@@ -41,15 +42,7 @@ def _reads(readers: list[tuple[str, str]], name: str) -> str | None:
 
 
 def _readers(model: nn.Module) -> list[tuple[str, str]]:
-    return [(name, type(m).__name__) for name, m in model.named_modules() if isinstance(m, _READERS)]
-
-
-def _compiled_alone(model: nn.Module) -> set[int]:
-    """Ids of modules that `torch.compile` wraps each by itself: its wrapper calls the one that it was given."""
-    wrapper = loaded_class("torch._dynamo.eval_frame", "OptimizedModule")
-    if wrapper is None:
-        return set()
-    return {id(m._modules["_orig_mod"]) for m in model.modules() if isinstance(m, wrapper)}
+    return [(name, type(m).__name__) for name, m in named_modules(model) if isinstance(m, _READERS)]
 
 
 def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str) -> str | None:
@@ -83,15 +76,13 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
 
 def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
     """Layers that can be converted by name, and (name, reason) of those that are not."""
-    readers, compiled = _readers(model), _compiled_alone(model)
+    readers = _readers(model)
     chosen: dict[str, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if not isinstance(module, _LAYERS):
             continue
         why = _reason_to_skip(module, readers, name)
-        if why is None and id(module) in compiled:
-            why = "compiled by itself: freeze the model before torch.compile"
         if why is None and filter_fn is None and isinstance(module, nn.Embedding):
             why = "embeddings are converted where filter_fn says so"
         if why is None and filter_fn is not None and not filter_fn(module, name):
@@ -103,7 +94,7 @@ def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, 
     converted = {id(m) for m in chosen.values()}
     kept = {
         id(p): name or type(m).__name__
-        for name, m in model.named_modules()
+        for name, m in named_modules(model)
         if id(m) not in converted
         for p in m._parameters.values()
     }
@@ -122,7 +113,7 @@ def passed_over(model: nn.Module) -> tuple[list[tuple[str, str]], list[tuple[str
     readers = _readers(model)
     matrices: list[tuple[str, str]] = []
     vectors: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         held = {n: p for n, p in module._parameters.items() if p is not None}
         if isinstance(module, _LAYERS) or not held:
             continue

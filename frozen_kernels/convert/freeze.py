@@ -13,7 +13,7 @@ from torch import nn
 from ..config import FreezeConfig
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, reshard, unwrapped
+from ..nn.models import frozen_layers, replace_module, reshard, unwrapped
 from ..process import release_memory
 from ..search.rule import update_masks
 from .choose import FilterFn, candidates, check_wrappers, model_bytes, passed_over
@@ -100,17 +100,6 @@ def _planned_streams(
     return found
 
 
-def _places(model: nn.Module, chosen: dict[str, nn.Module]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Where the model holds each chosen module: its parents, and its name there."""
-    names = {id(module): name for name, module in chosen.items()}
-    found: dict[str, list[tuple[nn.Module, str]]] = {name: [] for name in chosen}
-    for parent in model.modules():
-        for own, child in parent._modules.items():
-            if id(child) in names:
-                found[names[id(child)]].append((parent, own))
-    return found
-
-
 def _convert(
     model: nn.Module, chosen: dict[str, nn.Module], configs: dict[str, FreezeConfig]
 ) -> dict[str, FrozenLayer]:
@@ -120,7 +109,6 @@ def _convert(
     """
     ratios = _spread_ratios(configs, chosen)
     streams = _planned_streams(configs, chosen, _next_streams(model))
-    places = _places(model, chosen)
     weight_of = {name: id(chosen[name].weight) for name in configs}
     built: dict[str, FrozenLayer] = {}
     first_of: dict[int, FrozenLayer] = {}
@@ -130,8 +118,7 @@ def _convert(
         layer = twin.from_module(module, config, stream=streams[name], ratios=ratios[name], masks=False)
         # layers of one torch Parameter are one tensor
         layer.scores = first_of.setdefault(weight_of[name], layer).scores
-        for parent, own in places[name]:
-            parent._modules[own] = layer
+        replace_module(model, module, layer)
         built[name] = layer
     return built
 
@@ -195,7 +182,6 @@ def finalize_(model: nn.Module) -> None:
     Warns where scores changed since the masks were made of them: the last search step is then not in the masks.
     ValueError for a model without frozen layers, RuntimeError where `fully_shard` holds the scores.
     """
-    model = unwrapped(model)
     reshard(model)
     layers = frozen_layers(model)
     if not layers:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..nn.models import frozen_layers
+from ..nn.models import frozen_layers, named_modules
 
 _BATCHES = 10  # fewer batches through a batch norm may only have been a look at shapes
 _WRITES = 30  # in place since a weight was made: more than any initialization, fewer than a training
@@ -76,7 +76,7 @@ def signs_of_training(model: nn.Module, chosen: dict[str, nn.Module]) -> list[st
     }
     # of a model that has frozen layers, its norms tell nothing of the others
     if not frozen_layers(model):
-        norms = {name: _norm_sign(m) for name, m in model.named_modules() if isinstance(m, _NORMS)}
+        norms = {name: _norm_sign(m) for name, m in named_modules(model) if isinstance(m, _NORMS)}
         found += [f"{name}: {sign}" for name, sign in norms.items() if sign][:1]
     written = [(n, w._version) for n, w in weights.items() if not w.is_inference() and w._version > _WRITES]
     found += [f"{name}: written in place {count} times" for name, count in written[:1]]
