@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..nn.models import frozen_layers, named_modules
 
 _BATCHES = 10  # fewer batches through a batch norm may only have been a look at shapes
-_WRITES = 30  # in place since a weight was made: more than any initialization, fewer than a training
+_WRITES = 30  # in place since a weight and its bias were made: more than an initialization, fewer than a training
 _SAMPLE = (64, 1024)  # rows and columns of a weight that are looked at
 _LEAST = 16  # of both, to tell anything
 _UNEVEN = 8.0  # standard deviations from what chance gives
@@ -44,6 +44,11 @@ def _norm_sign(norm: nn.Module) -> str | None:
     if _varies(learned if learned is not None else norm._parameters.get("weight")):
         return "the parameters of a norm vary"
     return None
+
+
+def _writes(layer: nn.Module) -> int:
+    """How often a layer's parameters were written in place, the least of weight and bias."""
+    return min(0 if p.is_inference() else p._version for p in layer._parameters.values() if p is not None)
 
 
 def unevenness(weight: Tensor) -> float | None:
@@ -78,8 +83,8 @@ def signs_of_training(model: nn.Module, chosen: dict[str, nn.Module]) -> list[st
     if not frozen_layers(model):
         norms = {name: _norm_sign(m) for name, m in named_modules(model) if isinstance(m, _NORMS)}
         found += [f"{name}: {sign}" for name, sign in norms.items() if sign][:1]
-    written = [(n, w._version) for n, w in weights.items() if not w.is_inference() and w._version > _WRITES]
-    found += [f"{name}: written in place {count} times" for name, count in written[:1]]
+    written = {name: _writes(chosen[name]) for name in weights}
+    found += [f"{name}: written in place {count} times" for name, count in written.items() if count > _WRITES][:1]
     measured = {name: z for name, w in weights.items() if (z := unevenness(w)) is not None}
     uneven = [name for name, z in measured.items() if z > _UNEVEN]
     if 2 * len(uneven) > len(measured):
