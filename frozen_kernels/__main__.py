@@ -103,7 +103,7 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
-    out = []
+    out: list[tuple[str, int, str]] = []
     for residency in RESIDENCIES:
         size = sum(resident_bytes(r.shape, r.code, r.free, residency) for r in ticket.records)
         out.append((residency, size, _bits(size, weights)))

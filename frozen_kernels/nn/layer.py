@@ -42,7 +42,7 @@ class FrozenLayer(FrozenLoading):
     (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
     `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
     config's by default), `state`, a header on the CPU and a supermask to hold without scores, or `Made` of them, and
-    `masks`: False keeps every free weight until somebody makes the masks.
+    `masks`: False where the caller makes the masks of many layers together, until when there is no forward.
     """
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,31 +10,13 @@ from torch import Tensor, nn
 
 from .. import format as fmt
 from ..config import FreezeConfig
-from ..select import sharded, thresholds
+from ..select import initial, sharded, thresholds
 from ..tensor import FrozenTensor, all_kept, calibrated
 from .state import FrozenState, swapping
 
 # how often a layer's mask was made, and that number at its last forward: of this process, so neither copied nor pickled
 _masks_made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 _mask_seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-_SCORE_BLOCK = 1 << 20  # free weights whose scores are drawn at once in float64
-
-
-def initial_scores(draws: Tensor, code_values: Tensor | None, kind: str, cols: int) -> Tensor:
-    """float32 scores from int32 SCORE draws, computed in float64 and rounded once (format section 3)."""
-    sigma = fmt.kaiming_sigma(cols)
-    if kind == "magnitude":
-        assert code_values is not None
-        return code_values.abs().to(torch.float32)
-    if kind == "kaiming_uniform":
-        bound = torch.tensor(math.sqrt(3.0) * sigma, dtype=torch.float32)
-        return (draws >> 8).to(torch.float32) * 2.0**-23 * bound
-    out = torch.empty(draws.numel(), dtype=torch.float32)
-    for start in range(0, draws.numel(), _SCORE_BLOCK):
-        block = slice(start, start + _SCORE_BLOCK)
-        probability = ((draws[block].to(torch.int64) & 0xFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-32
-        out[block] = torch.special.ndtri(probability) * sigma
-    return out
 
 
 class Made(NamedTuple):
@@ -75,28 +56,38 @@ class FrozenMasks(FrozenState):
     def reset_parameters(self, masks: bool = True) -> None:
         """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias.
 
-        Without `masks` every free weight is kept, for a caller that makes the masks of several layers together.
+        Without `masks` there is none and no forward, until a caller makes the masks of several layers together.
         """
         self.gain, self.relu = None, False
         config = self.config
         score_dtype = getattr(torch, config.score_dtype)
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
             seed, stream = self._start["seed"], self._start["stream"]
-            tau_prune, tau_freeze = calibrated(self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits)
+            tau_prune, tau_freeze, counts = calibrated(
+                self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits
+            )
             header = fmt.make_header(
                 seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
                 code=self.code,
             )  # fmt: skip
-            counts = self._partition_counts(header)
             self._describe(header, counts)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
             if self.device.type == "meta":
                 self._start_scores(torch.empty(self.free, device="meta", dtype=score_dtype))
                 return
-            self._start_scores(self._draw_scores(header).to(self.device, score_dtype))
-        key = thresholds.threshold([self.competitor], self.device) if masks else None
-        self._become(header, counts, self._above(key), rescale=True)
+            offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
+            scale = fmt.scale_of(self.code, self.sigma)
+            scores = initial.initial_scores(
+                header, offsets, self.code, self.rows, self.cols, self.free, config.score_init, scale
+            )
+            self._start_scores(scores.to(self.device, score_dtype))
+        record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
+        if masks:
+            key = thresholds.threshold([self.competitor], self.device)
+            self._adopt(record._replace(supermask=self._above(key)), rescale=True)
+        else:
+            self._put(record, self.residency)
 
     def _start_scores(self, scores: Tensor) -> None:
         if self.scores is not None and sharded.is_sharded(self.scores):
@@ -145,17 +136,6 @@ class FrozenMasks(FrozenState):
                 self.bias.data = bias.clone()
         else:
             self.bias.copy_(bias)
-
-    def _draw_scores(self, header: Tensor) -> Tensor:
-        ops = torch.ops.frozen_kernels
-        offsets = ops.offsets(header, self.rows, self.cols)
-        values = None
-        if self.config.score_init == "magnitude":
-            part = ops.partition(header, self.rows, self.cols, 0, 0)
-            codes = ops.codes(header, self.code, self.rows, self.cols, 0, 0)
-            values = fmt.stream_order(codes)[fmt.stream_order(part == 0)] * fmt.scale_of(self.code, self.sigma)
-        draws = ops.free_draws(header, offsets, self.rows, self.cols)
-        return initial_scores(draws, values, self.config.score_init, self.cols)
 
     def _describe(self, header: Tensor, counts: tuple[int, ...]) -> None:
         """Note the numbers of a header on the CPU and of its partition."""

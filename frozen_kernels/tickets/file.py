@@ -48,7 +48,7 @@ class TensorRecord:
     shape: tuple[int, ...]
     seed: int
     stream: int
-    code: str
+    code: fmt.Code
     generation: int
     scale: float
     tau_prune: int
