@@ -137,12 +137,12 @@ class FrozenLayer(FrozenLoading):
             or (bias is not None and bias.data_ptr() != held.bias_at)
         ):
             return None
-        if not _gradients():
-            return call.forward(x)
         scores = self._parameters["scores"]
         if scores is not None:
             check_recomputed(self)
-        elif not x.requires_grad and (bias is None or not bias.requires_grad):
+        if not _gradients():
+            return call.forward(x)
+        if scores is None and not x.requires_grad and (bias is None or not bias.requires_grad):
             return call.forward(x)
         return call.train(x, bias, scores)
 

@@ -171,15 +171,10 @@ class FrozenMasks(FrozenState):
             bits = fmt.float32_bits(fmt.scale_of(self.code, self.sigma, self.config.factor(weights, weights)))
         if self.in_place:
             header[fmt.SCALE] = bits
-            known = None if isinstance(bits, Tensor) else bits
-        else:
-            known = int(bits)
-        if torch.compiler.is_compiling():
             return header
-        if known != self._words[fmt.SCALE]:
-            self._words = [*self._words[: fmt.SCALE], known, *self._words[fmt.SCALE + 1 :]]
-        if self.in_place or known == int(header[fmt.SCALE]):
+        if int(bits) == int(header[fmt.SCALE]):
             return header
+        self._words = [*self._words[: fmt.SCALE], int(bits), *self._words[fmt.SCALE + 1 :]]
         return torch.tensor(self._words, dtype=torch.int32)
 
     def _above(self, key: Tensor | None) -> Tensor:

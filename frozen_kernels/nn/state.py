@@ -31,7 +31,7 @@ class Held(NamedTuple):
     """One state of a layer, whole: what a forward reads, and what it needs to see that nobody else changed it.
 
     `main` names the buffer that holds most of the weight, `weight` is that buffer. `bias` is the parameter,
-    `bias_values` its memory, at `bias_at`. `words` are the header's, None for a scale that only a device knows.
+    `bias_values` its memory, at `bias_at`. `words` are those that the header had.
     """
 
     record: FrozenTensor
@@ -43,7 +43,7 @@ class Held(NamedTuple):
     bias: nn.Parameter | None
     bias_values: Tensor | None
     bias_at: int
-    words: list[int | None]
+    words: list[int]
     call: calls.Prepared | None
 
 
@@ -87,7 +87,7 @@ class FrozenState(nn.Module):
         self.residency = "mask"
         self._kept: int | None = None
         self._counts: tuple[int, ...] = (0, 0, 0)
-        self._words: list[int | None] = []
+        self._words: list[int] = []
         self._held: Held | None = None
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
@@ -199,7 +199,8 @@ class FrozenState(nn.Module):
             raise ValueError(f"offsets: {int(self.offsets[-1])} free weights in a layer that has {self.free}")
 
     def _check_header(self, found: list[int]) -> None:
-        if any(word is not None and word != now for word, now in zip(self._words, found, strict=True)):
+        # a scale moves with the mask: who copies both, as an average of scores does, has a whole tensor
+        if found[: fmt.SCALE] != self._words[: fmt.SCALE] or found[fmt.CODE] != self._words[fmt.CODE]:
             raise ValueError(
                 f"header: {found} of a layer made with {self._words}: something else wrote it, as an average over a "
                 "state does, or to_empty left it unfilled; load a state or a ticket, or call reset_parameters()"
@@ -295,7 +296,7 @@ class FrozenState(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _PREPARED_FROM and self.__dict__.get("_held") is not None:
+        if name in _PREPARED_FROM and not torch.compiler.is_compiling() and self.__dict__.get("_held") is not None:
             self.prepare_calls()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenState:
