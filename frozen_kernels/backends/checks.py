@@ -51,7 +51,7 @@ def operand(
         raise ValueError(f"{name}: {dtype} expected, got {t.dtype}")
     if shape is not None and t.shape != shape:
         raise ValueError(f"{name}: shape {shape} expected, got {tuple(t.shape)}")
-    return t.contiguous()
+    return t if t.is_contiguous() else t.contiguous()
 
 
 def matrix(name: str, t: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -70,12 +70,14 @@ def side(x: Tensor) -> Side:
 
 def as_pixels(*tensors: Tensor) -> list[tuple[Tensor, Side]]:
     """Each [..., K] with its side; all number their pixels alike. A copy only past five dimensions."""
-    if all(x.is_contiguous() and x.shape[-1] for x in tensors):
-        found = []
-        for x in tensors:
-            count, channels = x.numel(), x.shape[-1]
-            size = (1, channels, 1, 1, count // channels)
-            found.append((x, Side(size, (count, 1, count, count, channels))))
+    found = []
+    for x in tensors:
+        channels = x.shape[-1]
+        if not channels or not x.is_contiguous():
+            break
+        count = x.numel()
+        found.append((x, Side((1, channels, 1, 1, count // channels), (count, 1, count, count, channels))))
+    else:
         return found
     flat = [x.flatten(0, x.dim() - 5) if x.dim() > 5 else x for x in tensors]
     return [(x, side(x[(None,) * (5 - x.dim())].movedim(-1, 1))) for x in flat]

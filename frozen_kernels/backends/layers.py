@@ -1,7 +1,8 @@
 """The ops on a frozen tensor, derived once for every backend.
 
 Linear layers and convolutions of one to three dimensions, transposed or not, with the gradients of their inputs and
-scores are 21 ops of one geometry. A backend holds two primitives for all of them, each in a file of its name:
+scores (`conv2d`, `conv2d_grad_input`, `conv2d_grad_scores`, ...) are 21 ops of one geometry. A backend holds two
+primitives for all of them, each in a file of its name:
 
     product(x, pack, geometry, size, back, bias=None, gain=None, relu=False) -> y of that size
         `relu(gain * W x + bias)` for an input of the layer; with `back` the product of the transposed layer, which
@@ -14,8 +15,10 @@ and the ops of `weights` and `embeddings`, which take a `Pack` too.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -29,15 +32,13 @@ from .geometry import POINT, Geometry, geometry
 Describe = Callable[..., tuple[Sequence[int], Geometry]]
 
 
-def _check_dimensions(name: str, x: Sequence[int], shape: Sequence[int], dims: int) -> None:
+def _check_dimensions(name: str, shape: Sequence[int], dims: int) -> None:
     if len(shape) != dims + 2:
         raise Unsupported(f"{name} needs a weight of {dims + 2} dimensions, got shape {tuple(shape)}")
-    if dims and len(x) != dims + 2:
-        raise ValueError(f"x: {dims + 2} dimensions expected, got size {list(x)}")
 
 
 def _linear(x: Sequence[int], shape: Sequence[int]) -> tuple[Sequence[int], Geometry]:
-    _check_dimensions("linear", x, shape, 0)
+    _check_dimensions("linear", shape, 0)
     rows, cols = shape
     check_size("last dimension of x", x[-1:], (cols,))
     return (*x[:-1], rows), POINT
@@ -46,8 +47,14 @@ def _linear(x: Sequence[int], shape: Sequence[int]) -> tuple[Sequence[int], Geom
 def _convolution(name: str) -> Describe:
     dims, transposed = int(name[-2]), name in TRANSPOSED_CONVOLUTIONS
 
-    def describe(x: Sequence[int], shape: Sequence[int], stride, padding, *rest) -> tuple[Sequence[int], Geometry]:
-        _check_dimensions(name, x, shape, dims)
+    # the same few layers and sizes are asked for over and over
+    @functools.lru_cache(maxsize=1024)
+    def describe(
+        x: Sequence[int], shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], *rest: Any
+    ) -> tuple[Sequence[int], Geometry]:
+        _check_dimensions(name, shape, dims)
+        if len(x) != dims + 2:
+            raise ValueError(f"x: {dims + 2} dimensions expected, got size {list(x)}")
         dilation, groups = rest[-2:]
         if groups < 1 or shape[0] % groups:
             raise ValueError(f"groups = {groups} does not divide rows = {shape[0]}")
@@ -56,9 +63,12 @@ def _convolution(name: str) -> Describe:
             size = conv_transpose_output_size(x, shape, stride, padding, rest[0], dilation, groups)
         else:
             size = conv_output_size(x, shape, stride, padding, dilation)
-        return size, geometry(shape, stride, padding, dilation, groups, transposed)
+        return tuple(size), geometry(shape, stride, padding, dilation, groups, transposed)
 
-    return describe
+    def described(x: Sequence[int], shape: Sequence[int], *spatial: Any) -> tuple[Sequence[int], Geometry]:
+        return describe(tuple(x), tuple(shape), *map(tuple, spatial[:-1]), spatial[-1])
+
+    return described
 
 
 def _layer(
@@ -67,18 +77,20 @@ def _layer(
     """The op of a layer with so many spatial arguments, the gradient of its input and that of its scores."""
     product, score_gradient = backend.product.product, backend.score_gradient.score_gradient
 
-    def forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, pack: Pack, *rest, **epilogue) -> Tensor:
+    def forward(
+        x: Tensor, bias: Tensor | None, scores: Tensor | None, pack: Pack, *rest: Any, **epilogue: Any
+    ) -> Tensor:
         check_operand("x", x, pack.header)
         size, at = describe(x.shape, pack.shape, *rest[:spatial])
         return product(x, pack, at, size, False, bias, *rest[spatial:], **epilogue)
 
-    def grad_input(grad: Tensor, input_size: Sequence[int], pack: Pack, *rest) -> Tensor:
+    def grad_input(grad: Tensor, input_size: Sequence[int], pack: Pack, *rest: Any) -> Tensor:
         check_operand("grad", grad, pack.header)
         size, at = describe(input_size, pack.shape, *rest)
         check_size("grad", grad.shape, size)
         return product(grad, pack, at, input_size, True)
 
-    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, pack: Pack, *rest) -> Tensor:
+    def grad_scores(grad: Tensor, x: Tensor, scores: Tensor, pack: Pack, *rest: Any) -> Tensor:
         check_operand("grad", grad, pack.header)
         check_operand("x", x, pack.header)
         size, at = describe(x.shape, pack.shape, *rest)
@@ -93,8 +105,9 @@ def _op(name: str, function: Callable[..., Tensor], at: int) -> Callable[..., Te
     """A function that takes a `Pack` after `at` arguments as an op, which takes its fields one by one."""
     end = at + len(Pack._fields)
 
-    def op(*args, **options) -> Tensor:
-        return function(*args[:at], Pack(*args[at:end]), *args[end:], **options)
+    def op(*args: Any, **options: Any) -> Tensor:
+        # Pack(*fields) takes four times as long
+        return function(*args[:at], tuple.__new__(Pack, args[at:end]), *args[end:], **options)
 
     op.__name__ = op.__qualname__ = name
     return op

@@ -43,7 +43,7 @@ def _linear(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Any, size: Sequ
 
 def _convolution(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Any, size: Sequence[int], back: bool) -> Tensor:
     dims, groups = w.dim() - 2, geometry.groups
-    stride, padding, dilation = (g[-dims:] for g in (geometry.stride, geometry.padding, geometry.dilation))
+    stride, padding, dilation = geometry.stride[-dims:], geometry.padding[-dims:], geometry.dilation[-dims:]
     if geometry.transposed == back:
         y = getattr(F, f"conv{dims}d")(x, w, bias, stride, padding, dilation, groups)
         # an output padding of a stride or more makes this result longer than a transposed layer's input

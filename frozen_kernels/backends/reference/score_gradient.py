@@ -27,7 +27,7 @@ def score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Pack, geo
 
 def _convolution(wide: Tensor, narrow: Tensor, shape: Sequence[int], geometry: Any) -> Tensor:
     dims = len(shape) - 2
-    stride, padding, dilation = (g[-dims:] for g in (geometry.stride, geometry.padding, geometry.dilation))
+    stride, padding, dilation = geometry.stride[-dims:], geometry.padding[-dims:], geometry.dilation[-dims:]
     along = zip(wide.shape[2:], narrow.shape[2:], shape[2:], stride, padding, dilation, strict=True)
     # an output padding of a stride or more makes a convolution of the wide side longer than the narrow one
     missing = [(n + 2 * p - d * (k - 1) - 1) // s + 1 - m for n, m, k, s, p, d in along]

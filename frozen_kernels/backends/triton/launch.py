@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, NORMAL_UPPER_HALF, Pack
+from ...format import CODES, NORMAL_UPPER_HALF, Pack, matrix_shape
 from ..checks import checked_header, checked_pack
 from ..errors import Unsupported
 
@@ -69,8 +69,8 @@ def check_cols(cols: int) -> None:
 
 def _checked(pack: Pack) -> tuple[Pack, dict[str, Any]]:
     check_live(pack.header)
+    check_cols(matrix_shape(pack.shape)[1])
     held, rows, cols = checked_pack(pack)
-    check_cols(cols)
     return held, {
         "header": held.header,
         "draw": held.draw,
