@@ -103,13 +103,22 @@ def linear(
     return _linear_op(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
 
-def _per_dimension(name: str, value: Integers, dims: int, least: int) -> tuple[int, ...]:
+_INTEGERS = (int, torch.SymInt)  # a symbolic integer of a compiler is left symbolic
+
+
+def _integer(value: Any) -> Any:
+    return value if isinstance(value, _INTEGERS) else index(value)
+
+
+def _per_dimension(name: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
     """One integer for each spatial dimension."""
+    single = isinstance(value, _INTEGERS) or hasattr(value, "__index__")
     try:
-        given = (value,) * dims if hasattr(value, "__index__") else tuple(value)  # type: ignore[arg-type]
-        values = tuple(map(index, given * dims if len(given) == 1 else given))  # type: ignore[arg-type]
+        values = tuple([_integer(v) for v in ((value,) if single else value)])
     except TypeError:
         values = ()
+    if len(values) == 1:
+        values *= dims
     if len(values) != dims or min(values) < least:
         raise ValueError(f"{name}: {dims} integers >= {least}, got {value!r}")
     return values
@@ -164,7 +173,7 @@ def _convolution(
         settings = (bias, stride, padding, dilation, groups)
         return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
     x, bias = _autocast(x, bias)
-    batched, groups = x.dim() != dims + 1, index(groups)
+    batched, groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
     _check_convolution(x, frozen, dims, frozen.shape[1] * groups, groups)
     _check(x, frozen, bias, gain, frozen.shape[0])
@@ -263,7 +272,7 @@ def _transposed(
         settings = (bias, stride, padding, output_padding, groups, dilation)
         return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
     x, bias = _autocast(x, bias)
-    batched, groups = x.dim() != dims + 1, index(groups)
+    batched, groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
     _check_convolution(x, frozen, dims, frozen.shape[0], groups, transposed=True)
     _check(x, frozen, bias, gain, frozen.shape[1] * groups)
