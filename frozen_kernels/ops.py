@@ -8,6 +8,7 @@ runs; `reference` is the default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -114,137 +115,141 @@ def _shape(function: Callable) -> Callable:
 
 
 @_shape
-def shape_codes(header, code, rows, cols, row0, col0):
+def shape_codes(header: Tensor, code: str, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int16)
 
 
 @_shape
-def shape_draws(header, rows, cols, row0, col0):
+def shape_draws(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int32)
 
 
 @_shape
-def shape_partition(header, rows, cols, row0, col0):
+def shape_partition(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int8)
 
 
 @_shape
-def shape_uniform_scores(header, bound, rows, cols, row0, col0):
+def shape_uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.float32)
 
 
 @_shape
-def shape_histogram(header, rows, cols):
+def shape_histogram(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(65536, dtype=torch.int64)
 
 
 @_shape
-def shape_partition_counts(header, rows, cols):
+def shape_partition_counts(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(3, dtype=torch.int64)
 
 
 @_shape
-def shape_offsets(header, rows, cols):
+def shape_offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(rows * chunks(cols) + 1, dtype=torch.int64)
 
 
 @_shape
-def shape_free_draws(header, offsets, rows, cols):
+def shape_free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(_free_count(), dtype=torch.int32)
 
 
 @_shape
-def shape_pack(keep, partition):
+def shape_pack(keep: Tensor, partition: Tensor) -> Tensor:
     return keep.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape
-def shape_unpack(stream, partition):
+def shape_unpack(stream: Tensor, partition: Tensor) -> Tensor:
     return partition.new_empty(partition.shape, dtype=torch.bool)
 
 
 @_shape
-def shape_planes(keep):
+def shape_planes(keep: Tensor) -> Tensor:
     return keep.new_empty(keep.shape[0], (keep.shape[1] + 31) // 32, dtype=torch.int32)
 
 
 @_shape
-def shape_keep_plane(header, supermask, offsets, rows, cols):
+def shape_keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(rows, words(cols), dtype=torch.int32)
 
 
 @_shape
-def shape_pack_plane(header, keep, offsets, rows, cols):
+def shape_pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape
-def shape_draw_plane(header, code, rows, cols):
+def shape_draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
     if code == "sign":
         return header.new_empty(rows, words(cols), dtype=torch.int32)
     return header.new_empty(rows, cols, dtype=torch.uint8)
 
 
 @_shape
-def shape_popcount(bits):
+def shape_popcount(bits: Tensor) -> Tensor:
     return bits.new_empty((), dtype=torch.int64)
 
 
 @_shape
-def shape_select(scores, rank):
+def shape_select(scores: list[Tensor], rank: int) -> Tensor:
     return scores[0].new_empty((), dtype=torch.int64)
 
 
 @_shape
-def shape_pack_above(scores, key):
+def shape_pack_above(scores: Tensor, key: Tensor) -> Tensor:
     return scores.new_empty((scores.shape[0] + 7) // 8, dtype=torch.uint8)
 
 
+# `args` begin with the pack, or with what follows its header
 @_shape
-def shape_weight(scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype):
+def shape_weight(scores: Tensor | None, header: Tensor, *args: Any) -> Tensor:
+    shape, dtype = args[-2:]
     return header.new_empty(shape, dtype=dtype)
 
 
 @_shape
-def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense, code, shape, gain=None, relu=False):
-    torch._check(x.shape[-1] == shape[1], lambda: f"x: last dimension {x.shape[-1]}, the weight has {shape[1]}")
-    return x.new_empty(*x.shape[:-1], shape[0])
+def shape_linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args: Any) -> Tensor:
+    rows, cols = args[PACK_ARGS - 1]
+    torch._check(x.shape[-1] == cols, lambda: f"x: last dimension {x.shape[-1]}, the weight has {cols}")
+    return x.new_empty(*x.shape[:-1], rows)
 
 
 @_shape
-def shape_linear_grad_input(grad, header, supermask, offsets, keep, draw, dense, code, shape, scores=None):
-    return grad.new_empty(*grad.shape[:-1], shape[1])
+def shape_linear_grad_input(grad: Tensor, *args: Any) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], args[PACK_ARGS - 1][1])
 
 
 @_shape
-def shape_embedding(indices, scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype, padding_idx):
+def shape_embedding(indices: Tensor, scores: Tensor | None, header: Tensor, *args: Any) -> Tensor:
+    shape, dtype, _ = args[-3:]
     return header.new_empty(*indices.shape, shape[1], dtype=dtype)
 
 
 @_shape
-def shape_embedding_grad_scores(grad, indices, scores, *args):
+def shape_embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_shape
-def shape_weight_grad_scores(grad, scores, *args):
+def shape_weight_grad_scores(grad: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_shape
-def shape_linear_grad_scores(grad, x, scores, *args):
+def shape_linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 def _shape_convolution(name: str, geometry_args: int, output_size: Callable) -> None:
-    def shape_forward(x, bias, scores, *args):
+    def shape_forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args: Any) -> Tensor:
         shape, geometry = args[PACK_ARGS - 1], args[PACK_ARGS : PACK_ARGS + geometry_args]
         return x.new_empty(output_size(x.shape, shape, *geometry)).to(memory_format=memory_format_of(x))
 
-    def shape_grad_input(grad, input_size, *args):
+    def shape_grad_input(grad: Tensor, input_size: Sequence, *args: Any) -> Tensor:
         return grad.new_empty(input_size).to(memory_format=memory_format_of(grad))
 
-    def shape_grad_scores(grad, x, scores, *args):
+    def shape_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args: Any) -> Tensor:
         return torch.empty_like(scores)
 
     for suffix, function in (
