@@ -1,4 +1,4 @@
-"""Weight format, version 1: constants, and the generators as functions of torch tensors.
+"""Weight format, version 1 (docs/format.md): constants, and the generators as functions of torch tensors.
 
 A weight is a pure function of (seed, stream, row, column); `csrc/frozen/format.h` states the same facts for kernels and
 a test compares the two. Matrices are `[rows, cols]` with `row = d0 index` and `column = tap * d1 + d1 index` of a

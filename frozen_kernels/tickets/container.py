@@ -132,7 +132,7 @@ def parse_header(text: bytes, body: int) -> tuple[dict[str, str], list[_Entry]]:
 
 
 def _read_into(file: IO[bytes], target: np.ndarray) -> None:
-    rest = memoryview(target)
+    rest = target.data
     while rest:
         count = file.readinto(rest)  # type: ignore[attr-defined]
         if not count:

@@ -226,13 +226,8 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         if kept != record.kept:
             raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
     for name, tensor in tensors.items():
-        check_bool(name, tensor)
-
-
-def check_bool(name: str, tensor: Tensor) -> None:
-    """ValueError where a bool is neither 0 nor 1."""
-    if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
-        raise ValueError(f"{short(name)}: a bool that is neither 0 nor 1, got {bytes_of(tensor).max()}")
+        if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
+            raise ValueError(f"{short(name)}: a bool that is neither 0 nor 1, got {bytes_of(tensor).max()}")
 
 
 def read_ticket(path: str | os.PathLike[str]) -> Ticket:

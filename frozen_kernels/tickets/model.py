@@ -33,7 +33,6 @@ from .file import (
     TensorRecord,
     Ticket,
     TicketError,
-    check_bool,
     check_regenerated,
     content_digest,
     read_ticket,
@@ -169,7 +168,6 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
-                check_bool(f"model: {slot.name}", tensors[slot.name])
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
         PREFIX + "requires": "[]",
@@ -409,7 +407,7 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, place: _P
 
 def _copied(made: Made) -> Made:
     """The same in memory of its own."""
-    copies = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
+    copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
     return made._replace(frozen=made.frozen._replace(**copies))
 
 
