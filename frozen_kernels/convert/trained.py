@@ -76,9 +76,8 @@ def signs_of_training(model: nn.Module, chosen: dict[str, nn.Module]) -> list[st
     initialization does; and weights whose rows or columns are more uneven than numbers drawn alike are, in most layers.
     """
     found = []
-    weights = {
-        n: m.weight for n, m in chosen.items() if isinstance(m.weight, Tensor) and m.weight.device.type != "meta"
-    }
+    # of another kind of tensor nobody knows what it can do
+    weights = {n: w for n, m in chosen.items() if type(w := m.weight) is nn.Parameter and w.device.type != "meta"}
     # of a model that has frozen layers, its norms tell nothing of the others
     if not frozen_layers(model):
         norms = {name: _norm_sign(m) for name, m in named_modules(model) if isinstance(m, _NORMS)}

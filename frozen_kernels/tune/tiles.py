@@ -223,7 +223,7 @@ def choices(
 
             what = f"{key} {_sizes(entry)}"
 
-            def price(tile: Tile, found=found, what=what) -> float:
+            def price(tile: Tile, found: list[Case] = found, what: str = what) -> float:
                 try:
                     return cost(found, tile, timer)
                 except ValueError as why:
