@@ -1,8 +1,8 @@
-"""Process memory of many layers after each way to them: `python -m benchmarks.process_memory WAY LAYERS ROWS COLS FILE`.
+"""Process memory of many layers, by the way to them.
 
-To be run in a fresh process with malloc as the system sets it, for that is what a user sees in `top`. WAY is freeze
-(and writes a ticket to FILE), ticket (loads FILE) or search. Prints JSON: bytes over what the process held before, with
-a small model's forwards behind it.
+`python -m benchmarks.process_memory WAY LAYERS ROWS COLS FILE`, a fresh process with malloc as the system sets it, for
+that is what a user sees in `top`. WAY is freeze (and writes a ticket to FILE), ticket (loads FILE) or search. Prints
+JSON: bytes over what the process held when it had served a small model, and digests of results.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def ticket(layers: int, rows: int, cols: int, path: Path, base: int) -> dict[str
     for residency in RESIDENCIES:
         with torch.device("meta"):
             model = _stack(layers, rows, cols)
-        peak = _at_peak(lambda m=model, r=residency: fk.load_ticket(m, path, residency=r))  # type: ignore[misc]
+        peak = _at_peak(partial(fk.load_ticket, model, path, residency=residency))
         digest = _forwards(model, cols)
         gc.collect()
         held = _resident() - base
@@ -134,4 +135,5 @@ def measure(way: str, layers: int, rows: int, cols: int, path: Path) -> dict[str
 
 if __name__ == "__main__":
     chosen, *sizes, file = sys.argv[1:]
-    print(json.dumps(measure(chosen, *map(int, sizes), Path(file))))  # type: ignore[arg-type, misc]
+    layers, rows, cols = map(int, sizes)
+    print(json.dumps(measure(chosen, layers, rows, cols, Path(file))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import repeat
@@ -39,10 +40,11 @@ def plain_layer(case: Case) -> nn.Module:
     if not case.geometry:
         return nn.Linear(case.shape[1], case.shape[0])
     stride, padding, dilation, groups = case.geometry
+    kernel: Any = case.shape[2:]
     if case.op == "conv_transpose2d":
         inputs, outputs = case.shape[0], case.shape[1] * groups
-        return nn.ConvTranspose2d(inputs, outputs, case.shape[2:], stride, padding, 0, groups, True, dilation)
-    return nn.Conv2d(case.shape[1] * groups, case.shape[0], case.shape[2:], stride, padding, dilation, groups)
+        return nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, 0, groups, True, dilation)
+    return nn.Conv2d(case.shape[1] * groups, case.shape[0], kernel, stride, padding, dilation, groups)
 
 
 def _in_a_loop(call: Call, times: int, mode: Callable[[], Any] = contextlib.nullcontext) -> Call:
