@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import sys
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, has_sharded, unwrapped
+from ..process import release_memory
 from ..text import table
 from ..tickets.model import save_ticket
 
@@ -189,9 +189,7 @@ def _status(field: str) -> int | None:
 def trim() -> None:
     """Give freed heap back to the system, so that memory used again shows as a rise."""
     gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    release_memory()
 
 
 def reset_peak() -> bool:
