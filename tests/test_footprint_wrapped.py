@@ -21,9 +21,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "DataParallel": nn.DataParallel,
     "DistributedDataParallel": nn.parallel.DistributedDataParallel,
-    "compiled DistributedDataParallel": lambda model: torch.compile(
-        nn.parallel.DistributedDataParallel(model), backend="eager"
-    ),
+    "compiled DataParallel": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
 }
 
 
