@@ -47,6 +47,16 @@ def _forwards(model: nn.Module, cols: int) -> str:
     return hashlib.sha256(y.numpy().tobytes()).hexdigest()
 
 
+def _of_activations(layers: int, cols: int) -> int:
+    """What malloc keeps of the activations of as many layers that have no weights; given back in the end."""
+    before = _resident()
+    _forwards(nn.Sequential(*(nn.ReLU() for _ in range(layers))), cols)
+    gc.collect()
+    kept = _resident() - before
+    trim()
+    return kept
+
+
 def _resident() -> int:
     found = _status("VmRSS")
     if found is None:
@@ -130,7 +140,9 @@ def measure(way: str, layers: int, rows: int, cols: int, path: Path) -> dict[str
     WAYS["freeze"](2, SMALL, SMALL, small, 0)
     WAYS[way](2, SMALL, SMALL, small, 0)
     trim()
-    return {"weights": layers * rows * cols, **WAYS[way](layers, rows, cols, path, _resident())}
+    alone = _of_activations(layers, cols)
+    base = _resident()
+    return {"weights": layers * rows * cols, "activations": alone, **WAYS[way](layers, rows, cols, path, base)}
 
 
 if __name__ == "__main__":
