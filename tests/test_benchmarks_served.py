@@ -1,4 +1,4 @@
-"""The benchmarks of small calls, of `auto` and of process memory: what they measure, and that a wrong result gets none."""
+"""The benchmarks of small calls, of `auto` and of process memory: a figure is of what it says, or there is none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_case_is_right_and_leaves_the_process_as_it_was(name):
 
 def test_a_time_is_that_of_one_call(monkeypatch):
     """As the clock says it: a turn of 8 calls takes 8 ms."""
-    monkeypatch.setattr(run, "interleaved", lambda sides, *_: dict.fromkeys(sides, [8.0, 16.0]))
+    monkeypatch.setattr(run, "interleaved", lambda sides, *_: {name: [8.0, 16.0] for name in sides})
     setup = served.Setup({}, {}, lambda name: None, calls_of_a_turn=8)
     assert run._timed(setup, {"torch": lambda: None}, 1.0) == {"torch": [1.0, 2.0]}
 
