@@ -20,7 +20,7 @@ from .registry import Case
 from .sides import SEED, Call, Setup, score_gradient, spread
 from .verify import Verdict, judge
 
-TURN = 2.5e-3  # seconds of a turn: calls that take less are timed in a loop
+TURN = 0.5e-3  # seconds: calls that take less are timed in a loop, short enough to fit between interruptions
 MOST_CALLS = 400  # of a turn
 TRIED = 5  # calls to see how long one takes
 JUDGED = 4096  # outputs, so that errors of few do not decide by chance
