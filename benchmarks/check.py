@@ -57,7 +57,7 @@ def compare(old: Row, new: Row) -> Comparison | None:
     elif unit == "of dense":  # a share near 0, where only the difference means anything
         change, allowed = (1 + was) / (1 + now), FLOOR
     else:
-        change, allowed = was / now, FLOOR if old["group"] == "memory" else COUNTED
+        change, allowed = was / now, FLOOR if old["group"] in ("memory", "load") else COUNTED
     verdict = "worse" if change * (1 + allowed) < 1 else "better" if change > 1 + allowed else ""
     return Comparison(old["name"], was, now, unit, change, allowed, verdict)
 
