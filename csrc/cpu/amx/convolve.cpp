@@ -4,7 +4,7 @@
 // parts of the inputs inside a word.
 #include "cpu/conv/layer.h"
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 
 #include "cpu/amx/columns.h"
 #include "cpu/amx/product.h"

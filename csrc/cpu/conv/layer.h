@@ -80,7 +80,7 @@ struct Result {
   }
 };
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 // Tile registers (amx/convolve.cpp).
 bool tiles_serve(const Layer& layer, int64_t pixels);
 void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,

@@ -133,9 +133,9 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, epilogue, threads);
 
   const Result result{narrow, f.scale, epilogue, out, Position{}};
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
   if (tiles_serve(layer, pixels)) return convolve_tiles(f, g, wide, result, grid, threads);
-#elif FK_ISA_LEVEL == 2
+#elif FK_HAS_AVX512
   if (lookup_serves(f, g)) return convolve_lookup(f, g, wide, result, grid, threads);
 #endif
 

@@ -178,7 +178,7 @@ void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activa
   const Layer layer(f, g);
   if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, epilogue, threads);
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
   if (transposed_tiles_serve(g, layer, wide_pixels)) {
     return convolve_transposed_tiles(f, g, narrow, wide, epilogue, threads);
   }

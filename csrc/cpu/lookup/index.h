@@ -5,7 +5,7 @@
 #include "cpu/lookup/micro.h"
 #include "cpu/words/row_block.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 namespace fk::FK_ISA_NS {
 
 // How the columns of a layer become tables and indices. The channels of a tap, three by three, are `groups` tables;

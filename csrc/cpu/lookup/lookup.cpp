@@ -4,7 +4,7 @@
 
 namespace fk::FK_ISA_NS {
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 #include "cpu/simd/simd.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 namespace fk::FK_ISA_NS {
 
 constexpr int64_t TRIPLE = 3;        // weights per table entry

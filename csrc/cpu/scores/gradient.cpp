@@ -5,7 +5,7 @@
 #include "cpu/fma/micro.h"
 #include "cpu/scores/writer.h"
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 #include <optional>
 
 #include "cpu/amx/gradient.h"
@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t TILE_FLOATS = 1 << 16;  // dL/dW held by a task
 constexpr int64_t EMIT_WORDS = DEPTH / 32;
 constexpr int64_t DOT_ROWS = VL / 4;  // groups of at most so many rows sum along pixels instead
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 // Where tile registers pay for cutting both sides into parts, which each tap and each block of rows does anew.
 bool tiles_pay(const Frozen& f, const Layer& layer, int64_t pixels, bool one_part) {
   return pixels >= 64 && f.cols >= 32 && layer.rows >= (one_part ? 16 : 96);
@@ -71,7 +71,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       !along_pixels && wide.stride[CHANNEL] == 1 && grid.step[2] * wide.stride[SPATIAL + 2] != 1;
   int64_t bytes = 4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
                   2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span));
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
   const bool one_part = wide.dtype == BFLOAT16 && narrow.dtype == BFLOAT16;
   const bool on_tiles = tiles_pay(f, layer, pixels, one_part);
   if (on_tiles) bytes += GradientTiles::scratch_bytes();
@@ -85,7 +85,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   float* const gradient = scratch.take<float>(32 * words * ld);
   Run* const runs = scratch.take<Run>(DEPTH);
   Span* const spans = scratch.take<Span>(DEPTH);
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
   std::optional<GradientTiles> tiles;
   if (on_tiles) tiles.emplace(one_part ? 1 : 3, scratch);
 #endif
@@ -107,7 +107,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       pack_lanes(narrow, direct, spans, span_count, width, narrow_channel, rows, lanes, LD);
       if (!along_pixels) transpose(staging, LD, rows, depth, y, LD);
     }
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
     const bool finite = tiles && tiles->take_rows(y, rows, depth);
 #endif
     for (int64_t k0 = 0; k0 < columns; k0 += DEPTH) {
@@ -125,7 +125,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
         k += channels;
       }
       float* const sums = gradient + k0 * ld;
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
       if (finite && tiles->add(x, wide_by_channel, count, depth, sums, ld)) continue;
 #endif
       if (along_pixels) {
@@ -151,7 +151,7 @@ void store_signed(const float* value, const typename Element<DTYPE>::Type* score
 
 // The values at the set bits of `mask`, in order; up to 32 floats of `out` are written.
 FK_INLINE int64_t compress(uint32_t mask, const float* values, float* out) {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   const int low = __builtin_popcount(mask & 0xFFFFu);
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(values)));
   _mm512_storeu_ps(out + low,

@@ -1,14 +1,14 @@
 #include "cpu/small_batch/vector.h"
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 #include "cpu/small_batch/digits.h"
-#elif FK_ISA_LEVEL == 2
+#elif FK_HAS_AVX512
 #include "cpu/small_batch/tables.h"
 #endif
 
 namespace fk::FK_ISA_NS {
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 namespace {
 
 // Calls sums(row0, rows, out) for all rows, ROWS at a time, and stores what comes out.
@@ -36,7 +36,7 @@ void run_blocks(const Frozen& f, const Input& input, const Result& result, const
 
 bool convolve_vector(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
                      const Epilogue& epilogue, int threads) {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   const Grid grid = narrow_grid(g);
   const int64_t pixels = grid.pixels();
   if (g.groups != 1 || !pixels || pixels > VectorSums::PIXELS || !VectorSums::serves(f)) return false;
