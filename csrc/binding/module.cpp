@@ -43,5 +43,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("position", &position, py::arg("row"), py::arg("col"), py::arg("seed"), py::arg("stream"),
         py::arg("generation"), py::arg("code"), py::arg("tau"));
   fk::bind_format(m);
-  fk::bind_gemm(m);
+  fk::bind_conv(m);
+  fk::bind_memory(m);
 }
