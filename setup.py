@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
 SOURCES = sorted(CSRC.rglob("*.cpp"))
-CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-DNDEBUG"]
+CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+CFLAGS += ["-Werror=undef", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
@@ -24,8 +25,9 @@ AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mgfni"]
 AMX += ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-# In the order they are linked: where files share an inline function, the first copy is kept, so it must be one
-# that every machine can run.
+# Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
+# whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
+# kept, so it must be one that every machine can run.
 VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_64 else {"portable": []}
 
 
@@ -88,10 +90,9 @@ class Build(build_ext):
 
     def ninja_script(self, output: Path, includes: list[str]) -> str:
         system = [f"-isystem {escape(path)}" for path in includes]
-        variants = {name: options for name, options in VARIANTS.items() if name != "amx" or accepts(options)}
-        define = ["-DFK_X86_VARIANTS"] if X86_64 else []
-        define += ["-DFK_AMX_VARIANT"] if "amx" in variants else []
-        define.append(f"-I{escape(CSRC)}")
+        variants = {name: options for name, options in VARIANTS.items() if accepts(options)}
+        each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
+        define = [f"'-DFK_EACH_VARIANT(DO, ...)={each}'", f"-I{escape(CSRC)}"]
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
@@ -116,8 +117,8 @@ class Build(build_ext):
         # Whatever is no kernel is built once, for every processor.
         kernels = [source for source in SOURCES if CSRC / "cpu" in source.parents and CORE not in source.parents]
         compile_files([source for source in SOURCES if source not in kernels], "once", system)
-        for level, (name, instructions) in enumerate(variants.items()):
-            compile_files(kernels, name, [f"-DFK_ISA_NS={name}", f"-DFK_ISA_LEVEL={level}", *instructions])
+        for name, instructions in variants.items():
+            compile_files(kernels, name, [f"-DFK_ISA_NS={name}", *instructions])
         lines.append(f"build {escape(output)}: link {' '.join(objects)}")
         return "\n".join([*lines, f"default {escape(output)}", ""])
 

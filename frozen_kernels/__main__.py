@@ -41,8 +41,11 @@ SECONDS = 5.0  # a layer gets no further rounds after this
 BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
 
 
-def info(_: argparse.Namespace) -> None:
-    """Versions, live backends, instruction set, threads."""
+def info(options: argparse.Namespace) -> None:
+    """Versions, live backends, instruction set, threads; with --kernels what each CPU kernel serves."""
+    if options.kernels:
+        print_kernels()
+        return
     print(f"frozen_kernels {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors")))
     try:
@@ -59,6 +62,16 @@ def info(_: argparse.Namespace) -> None:
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
+
+
+def print_kernels() -> None:
+    """The kernels of the CPU's instruction set in use; the first that serves a call does it."""
+    try:
+        from . import _C  # type: ignore[attr-defined]
+    except ImportError as why:
+        raise RuntimeError(f"--kernels: the extension is missing ({why})") from None
+    print(f"instruction set {_C.isa()}\n")
+    print(table(("operation", "kernel", "serves"), _C.kernels()))
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -244,7 +257,9 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     root = argparse.ArgumentParser(prog="python -m frozen_kernels", description="Frozen networks and their tickets.")
     commands = root.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help=info.__doc__).set_defaults(run=info)
+    sub = commands.add_parser("info", help=info.__doc__)
+    sub.add_argument("--kernels", action="store_true", help="the CPU kernels by operation, in the order they are asked")
+    sub.set_defaults(run=info)
     for command in (inspect, verify, footprint):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.add_argument("file", metavar="FILE", help="a ticket")

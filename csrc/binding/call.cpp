@@ -8,13 +8,16 @@
 #include "binding/pack.h"
 #include "cpu/conv/kernels.h"
 
+FK_KERNEL_TABLE(fk::ConvKernels, conv_kernels)
+
 namespace py = pybind11;
 
 namespace fk {
 
 namespace {
 
-constexpr int64_t SMALL = 1 << 18;  // multiply-adds: a shorter call ends before another thread could use the interpreter
+constexpr int64_t SMALL =
+    1 << 18;  // multiply-adds: a shorter call ends before another thread could use the interpreter
 constexpr int MOST_DIMS = 5;
 
 // Sizes or strides of a tensor, from the tuple that Python has of them.
@@ -54,8 +57,12 @@ class Call {
     require_equal("taps x channels", taps * columns, frozen_.cols);
     channels_ = transposed ? frozen_.rows : columns * groups;
     results_ = transposed ? columns * groups : frozen_.rows;
-    epilogue_ = {pointer<const void>(bias[0]), to_dtype(static_cast<int>(bias[1])), bias[2],
-                 pointer<const float>(gain[0]), gain[1], relu};
+    epilogue_ = {pointer<const void>(bias[0]),
+                 to_dtype(static_cast<int>(bias[1])),
+                 bias[2],
+                 pointer<const float>(gain[0]),
+                 gain[1],
+                 relu};
     std::memcpy(words_, header_, sizeof words_);
   }
 
@@ -163,7 +170,7 @@ class Call {
   // `to_wide`: from the narrow side to the wide one.
   void run(bool to_wide, const Place& place, const Activations& from, const Activations& to, const Epilogue& epilogue,
            int threads) const {
-    const auto kernel = to_wide ? active_gemm_kernels().convolve_transposed : active_gemm_kernels().convolve;
+    const auto kernel = to_wide ? active_conv_kernels().convolve_transposed : active_conv_kernels().convolve;
     if (place.work <= SMALL) return kernel(frozen_, place.geometry, from, to, epilogue, threads);
     const py::gil_scoped_release unlocked;
     kernel(frozen_, place.geometry, from, to, epilogue, threads);
@@ -174,13 +181,13 @@ class Call {
     require_equal("scores", count, free_count(frozen_));
     const DType dtype = to_dtype(scores_dtype);
     const py::gil_scoped_release unlocked;
-    active_gemm_kernels().score_gradient(frozen_, place.geometry, wide, narrow, pointer<const void>(scores),
+    active_conv_kernels().score_gradient(frozen_, place.geometry, wide, narrow, pointer<const void>(scores),
                                          pointer<void>(out), dtype, threads);
   }
 
   Frozen frozen_;
   const uint32_t* header_;
-  uint32_t words_[8];
+  uint32_t words_[HEADER_WORDS];
   DType dtype_;
   bool transposed_;
   int spatial_;

@@ -4,8 +4,6 @@
 
 namespace fk {
 
-constexpr int64_t CHUNK_WORDS = 32;  // words between two entries of `offsets`
-
 struct Frozen {
   int64_t rows, cols, words;  // words = ceil(cols / 32)
   int code;

@@ -2,12 +2,13 @@
 // are transposed, wide = W^T narrow, where every stride is 1.
 // Every result is a sum, in order, over chains of words of its row; in a chain one sum takes words in order and the
 // parts of the inputs inside a word.
-#include "cpu/conv/layer.h"
+#include "cpu/amx/amx.h"
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 
 #include "cpu/amx/columns.h"
 #include "cpu/amx/product.h"
+#include "cpu/core/parallel.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -154,36 +155,39 @@ void run_plan(TilePlan& plan, int threads) {
 
 }  // namespace
 
-bool tiles_serve(const Layer& layer, int64_t pixels) { return layer.rows >= LEAST_ROWS && pixels > 1; }
+bool tiles_serve(const Call& c) { return c.layer.rows >= LEAST_ROWS && c.pixels > 1; }
 
-void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
-                    int threads) {
-  TilePlan plan{f, g, Layer(f, g), false, wide, grid, result, f.words, 0, 0, 0, 2 * TILE, false};
-  run_plan(plan, threads);
+void convolve_tiles(const Call& call) {
+  const Grid grid = narrow_grid(call.g);
+  const Result result = narrow_result(call);
+  TilePlan plan{call.f, call.g, call.layer, false, call.wide, grid, result, call.f.words, 0, 0, 0, 2 * TILE, false};
+  run_plan(plan, call.threads);
 }
 
-bool transposed_tiles_serve(const Geometry& g, const Layer& layer, int64_t pixels) {
-  const bool steps = g.stride[0] == 1 && g.stride[1] == 1 && g.stride[2] == 1;
+bool transposed_tiles_serve(const Call& c) {
+  const Layer& layer = c.layer;
+  const bool steps = c.g.stride[0] == 1 && c.g.stride[1] == 1 && c.g.stride[2] == 1;
   const bool full =
       layer.taps == 1 ? std::min(layer.rows, layer.channels) >= LEAST_ROWS : layer.rows * layer.channels >= LEAST_CODES;
-  return steps && full && pixels > 1;
+  return steps && full && c.pixels > 1;
 }
 
-void convolve_transposed_tiles(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                               const Epilogue& epilogue, int threads) {
+void convolve_transposed_tiles(const Call& call) {
+  const Frozen& f = call.f;
+  const Geometry& g = call.g;
   Geometry flipped = g;
   for (int d = 0; d < 3; ++d) {
     flipped.wide[d] = g.narrow[d];
     flipped.narrow[d] = g.wide[d];
     flipped.padding[d] = (g.taps[d] - 1) * g.dilation[d] - g.padding[d];
   }
-  Layer layer(f, g);
+  Layer layer = call.layer;
   std::swap(layer.rows, layer.channels);
   const Grid grid = narrow_grid(flipped);
-  const Result result{wide, f.scale, epilogue, grid, Position{}};
+  const Result result{call.wide, f.scale, call.epilogue, grid, Position{}};
   const int64_t words = layer.taps * divide_up(layer.channels, 32);
-  TilePlan plan{f, flipped, layer, true, narrow, grid, result, words, 0, 0, 0, 2 * TILE, false};
-  run_plan(plan, threads);
+  TilePlan plan{f, flipped, layer, true, call.narrow, grid, result, words, 0, 0, 0, 2 * TILE, false};
+  run_plan(plan, call.threads);
 }
 
 }  // namespace fk::FK_ISA_NS

@@ -44,9 +44,9 @@ struct NormalTable {
 inline constexpr NormalTable NORMAL_TABLE{};
 
 FK_INLINE vf32 normal_value(vu32 byte) {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   return {_mm512_i32gather_ps(byte.v, NORMAL_TABLE.value, 4)};
-#elif FK_ISA_LEVEL == 1
+#elif FK_HAS_AVX2
   return {_mm256_i32gather_ps(NORMAL_TABLE.value, byte.v, 4)};
 #else
   uint32_t index[VL];

@@ -1,8 +1,6 @@
 // What the products share: sizes of a layer, its blocks, and the way a block of sums becomes a result.
 #pragma once
-#include "cpu/conv/kernels.h"
 #include "cpu/conv/pixels.h"
-#include "cpu/core/parallel.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -18,13 +16,6 @@ struct Layer {
 inline Position tap_position(const Geometry& g, int64_t tap) {
   return {{tap / (g.taps[1] * g.taps[2]), tap / g.taps[2] % g.taps[1], tap % g.taps[2]}};
 }
-
-void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-              const Epilogue& epilogue, int threads);
-void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                         const Epilogue& epilogue, int threads);
-void score_gradient(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-                    const void* scores, void* out, int scores_dtype, int threads);
 
 // Where pixels map one to one, dimensions that are contiguous on both sides become one: longer runs.
 void merge_pixels(Geometry& g, Activations& a, Activations& b);
@@ -51,7 +42,7 @@ struct Result {
   const Activations& side;
   float scale;
   const Epilogue& epilogue;
-  const Grid& grid;  // result pixel = q * step + shift, all inside
+  Grid grid;  // result pixel = q * step + shift, all inside
   Position shift;
 
   // Sums [channel][pixel].
@@ -80,15 +71,23 @@ struct Result {
   }
 };
 
-#if FK_ISA_LEVEL >= 3
-// Tile registers (amx/convolve.cpp).
-bool tiles_serve(const Layer& layer, int64_t pixels);
-void convolve_tiles(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result, const Grid& grid,
-                    int threads);
-bool transposed_tiles_serve(const Geometry& g, const Layer& layer, int64_t pixels);
-void convolve_transposed_tiles(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                               const Epilogue& epilogue, int threads);
-#endif
+// A product that a kernel is asked for, its pixels merged where they can be.
+struct Call {
+  const Frozen& f;
+  const Geometry& g;
+  const Activations &wide, &narrow;
+  const Epilogue& epilogue;
+  const int threads;
+  const Layer layer;
+  const int64_t pixels;  // of the result
+};
+
+// What becomes of the sums of narrow = W wide.
+inline Result narrow_result(const Call& c) {
+  Grid grid = narrow_grid(c.g);
+  for (int d = 0; d < 3; ++d) grid.step[d] = 1;
+  return {c.narrow, c.f.scale, c.epilogue, grid, Position{}};
+}
 
 // Pixels of a task: few enough to keep every thread busy, many enough to pay for decoding the codes.
 inline int64_t pixels_per_task(int64_t pixels, int64_t channels, int64_t other_tasks, int threads, bool seed) {

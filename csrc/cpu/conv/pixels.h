@@ -114,9 +114,9 @@ FK_INLINE void store_vector(typename Element<DTYPE>::Type* p, vf32 x) {
 // The first `count` < VL lanes.
 template <int DTYPE>
 FK_INLINE void store_first(typename Element<DTYPE>::Type* p, vf32 x, int64_t count) {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   if constexpr (DTYPE == FLOAT32) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1u), x.v);
-#elif FK_ISA_LEVEL == 1
+#elif FK_HAS_AVX2
   if constexpr (DTYPE == FLOAT32) {
     const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), vu32::iota().v);
     return _mm256_maskstore_ps(p, lanes, x.v);
@@ -124,7 +124,7 @@ FK_INLINE void store_first(typename Element<DTYPE>::Type* p, vf32 x, int64_t cou
 #endif
   alignas(64) typename Element<DTYPE>::Type all[VL];
   store_vector<DTYPE>(all, x);
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   if constexpr (DTYPE != FLOAT32) {
     const __m256i halves = _mm256_load_si256(reinterpret_cast<const __m256i*>(all));
     return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << count) - 1u), halves);
@@ -147,7 +147,7 @@ FK_INLINE void read(const typename Element<DTYPE>::Type* from, int64_t step, int
   int64_t i = 0;
   if (step == 1) {
     for (; i + VL <= count; i += VL) load_vector<DTYPE>(from + i).store(to + i);
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
     if (i < count) {
       const __mmask16 rest = static_cast<__mmask16>((1u << (count - i)) - 1u);
       if constexpr (DTYPE == FLOAT32) {
@@ -162,7 +162,7 @@ FK_INLINE void read(const typename Element<DTYPE>::Type* from, int64_t step, int
     return;
 #endif
   }
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   if constexpr (DTYPE == FLOAT32) {
     if (step > -(1 << 24) && step < 1 << 24) {
       const __m512i index = _mm512_mullo_epi32(vu32::iota().v, _mm512_set1_epi32(static_cast<int>(step)));

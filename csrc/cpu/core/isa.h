@@ -3,61 +3,37 @@
 #include <string>
 #include <vector>
 
+// The variants of setup.py that the compiler could build, each better than those before it.
+#ifndef FK_EACH_VARIANT
+#error "compile with -DFK_EACH_VARIANT(DO, ...)=DO(portable, __VA_ARGS__) and so on"
+#endif
+
 namespace fk {
 
-// amx: AVX-512 with VBMI, VNNI, GFNI and BF16, and the tile registers (Intel since Sapphire Rapids).
-enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
-constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avx512", "amx"};
+// Places in the list of variants.
+#define FK_NAME(variant, ...) #variant,
+constexpr const char* ISA_NAMES[] = {FK_EACH_VARIANT(FK_NAME)};
+#undef FK_NAME
 
 // Throws std::runtime_error when FROZEN_KERNELS_ISA names a variant that this machine or this build lacks.
-Isa active_isa();
+int active_isa();
 void set_isa(const std::string& name);
 std::vector<std::string> available_isas();
 
 }  // namespace fk
 
-// Compilers before GCC 11 know no tiles; the build then leaves that variant out.
-#ifdef FK_AMX_VARIANT
-#define FK_IF_AMX(yes, no) yes
-#else
-#define FK_IF_AMX(yes, no) no
-#endif
+#define FK_DECLARE_TABLE(variant, Table, name) \
+  namespace fk::variant {                      \
+  extern const Table name;                     \
+  }
+#define FK_TABLE_OF(variant, name) &fk::variant::name,
 
 // Declares `extern const Table name` for each variant, and fk::active_<name>(), which returns the one in use.
-#ifdef FK_X86_VARIANTS
-#define FK_KERNEL_TABLE(Table, name)                 \
-  namespace fk::portable {                           \
-  extern const Table name;                           \
-  }                                                  \
-  namespace fk::avx2 {                               \
-  extern const Table name;                           \
-  }                                                  \
-  namespace fk::avx512 {                             \
-  extern const Table name;                           \
-  }                                                  \
-  namespace fk::amx {                                \
-  extern const Table name;                           \
-  }                                                  \
-  namespace fk {                                     \
-  inline const Table& active_##name() {              \
-    switch (active_isa()) {                          \
-      case AMX:                                      \
-        return FK_IF_AMX(amx::name, portable::name); \
-      case AVX512:                                   \
-        return avx512::name;                         \
-      case AVX2:                                     \
-        return avx2::name;                           \
-      default:                                       \
-        return portable::name;                       \
-    }                                                \
-  }                                                  \
+#define FK_KERNEL_TABLE(Table, name)                                               \
+  FK_EACH_VARIANT(FK_DECLARE_TABLE, Table, name)                                   \
+  namespace fk {                                                                   \
+  inline const Table& active_##name() {                                            \
+    static constexpr const Table* tables[] = {FK_EACH_VARIANT(FK_TABLE_OF, name)}; \
+    return *tables[active_isa()];                                                  \
+  }                                                                                \
   }
-#else
-#define FK_KERNEL_TABLE(Table, name)                                           \
-  namespace fk::portable {                                                     \
-  extern const Table name;                                                     \
-  }                                                                            \
-  namespace fk {                                                               \
-  inline const Table& active_##name() { return active_isa(), portable::name; } \
-  }
-#endif

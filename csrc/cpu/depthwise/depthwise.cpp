@@ -1,8 +1,10 @@
 // Cuts depthwise layers into patches.
 #include "cpu/depthwise/depthwise.h"
 
-#include <deque>
 #include <numeric>
+#include <vector>
+
+#include "cpu/core/parallel.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -59,7 +61,7 @@ Cut make_cut(const Slide& s, int threads) {
   return c;
 }
 
-void run(const std::deque<Slide>& slides, int threads) {
+void run(const std::vector<Slide>& slides, int threads) {
   std::vector<Cut> cuts;
   int64_t tasks = 0;
   for (const Slide& s : slides) {
@@ -93,33 +95,29 @@ Axis residue_axis(const Geometry& g, int d, int64_t at) {
 
 }  // namespace
 
-void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-               const Epilogue& epilogue, int threads) {
-  const Grid grid = narrow_grid(g);
-  Grid out = grid;
-  std::deque<Slide> slides{
-      {f, wide, f.rows / g.groups, grid, {}, {}, Result{narrow, f.scale, epilogue, out, Position{}}}};
+void depthwise(const Call& call) {
+  const Geometry& g = call.g;
+  std::vector<Slide> slides{{call.f, call.wide, call.f.rows / g.groups, narrow_grid(g), {}, {}, narrow_result(call)}};
   for (int d = 0; d < 3; ++d) {
-    out.step[d] = 1;
     slides[0].taps[d] = g.taps[d];
     slides[0].axis[d] = {g.taps[d], 0, 1, -g.padding[d], g.dilation[d]};
   }
-  run(slides, threads);
+  run(slides, call.threads);
 }
 
-void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                          const Epilogue& epilogue, int threads) {
-  std::deque<Grid> outs;
-  std::deque<Slide> slides;
+void depthwise_transposed(const Call& call) {
+  const Geometry& g = call.g;
+  std::vector<Slide> slides;
   Position at;
   for (at.x[0] = 0; at.x[0] < std::min(g.stride[0], g.wide[0]); ++at.x[0]) {
     for (at.x[1] = 0; at.x[1] < std::min(g.stride[1], g.wide[1]); ++at.x[1]) {
       for (at.x[2] = 0; at.x[2] < std::min(g.stride[2], g.wide[2]); ++at.x[2]) {
         Grid grid{g.batch, {}, {1, 1, 1}, {g.narrow[0], g.narrow[1], g.narrow[2]}};
         for (int d = 0; d < 3; ++d) grid.size[d] = divide_up(g.wide[d] - at.x[d], g.stride[d]);
-        outs.push_back(grid);
-        for (int d = 0; d < 3; ++d) outs.back().step[d] = g.stride[d];
-        slides.push_back({f, narrow, 1, grid, {}, {}, Result{wide, f.scale, epilogue, outs.back(), at}});
+        Grid out = grid;
+        for (int d = 0; d < 3; ++d) out.step[d] = g.stride[d];
+        slides.push_back(
+            {call.f, call.narrow, 1, grid, {}, {}, Result{call.wide, call.f.scale, call.epilogue, out, at}});
         for (int d = 0; d < 3; ++d) {
           slides.back().taps[d] = g.taps[d];
           slides.back().axis[d] = residue_axis(g, d, at.x[d]);
@@ -127,7 +125,7 @@ void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations&
       }
     }
   }
-  run(slides, threads);
+  run(slides, call.threads);
 }
 
 }  // namespace fk::FK_ISA_NS

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/conv/codes.h"
 #include "cpu/conv/layer.h"
+#include "cpu/core/scratch.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -60,12 +61,12 @@ inline float* slide_codes(const Frozen& f, const Patch& p, Scratch& scratch) {
 void slide_channels(const Slide& s, const Patch& p);
 void slide_pixels(const Slide& s, const Patch& p);
 
-inline bool depthwise_serves(const Layer& layer) { return layer.channels == 1 && layer.groups > 1; }
-void depthwise(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-               const Epilogue& epilogue, int threads);
+// narrow = W wide
+inline bool depthwise_serves(const Call& c) { return c.layer.channels == 1 && c.layer.groups > 1; }
+void depthwise(const Call& call);
 
-inline bool depthwise_transposed_serves(const Layer& layer) { return depthwise_serves(layer) && layer.rows == 1; }
-void depthwise_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
-                          const Epilogue& epilogue, int threads);
+// wide = W^T narrow
+inline bool depthwise_transposed_serves(const Call& c) { return depthwise_serves(c) && c.layer.rows == 1; }
+void depthwise_transposed(const Call& call);
 
 }  // namespace fk::FK_ISA_NS

@@ -112,7 +112,7 @@ class Planes {
   }
 
   void split(float* even, float* odd) const {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
     const vu32 first = vu32::iota() + vu32::iota(), second = first + vu32::set(1);
     for (int64_t i = 0; i < ld_; i += VL) {
       const vf32 low = vf32::load(line_ + 2 * i), high = vf32::load(line_ + 2 * i + VL);

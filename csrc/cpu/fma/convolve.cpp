@@ -1,10 +1,9 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
 // Every result is a sum over chunks of DEPTH columns, in order, of one chain each.
 #include "cpu/conv/codes.h"
-#include "cpu/depthwise/depthwise.h"
+#include "cpu/core/parallel.h"
+#include "cpu/fma/fma.h"
 #include "cpu/fma/micro.h"
-#include "cpu/lookup/lookup.h"
-#include "cpu/small_batch/vector.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -19,9 +18,6 @@ struct Task {
   const Activations& wide;
   const Grid grid;
   const Result result;
-  int64_t row_block;  // rows of a task: part of a group, or whole groups
-  int64_t pixel_block;
-  bool pixel_lanes;  // vectors run over pixels, else over rows
 
   // Calls fn(tap, column of the chunk, channel, channels) for each tap's part of columns [k0, k0 + depth).
   template <class Fn>
@@ -118,27 +114,12 @@ void Task::over_rows(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels)
 
 }  // namespace
 
-void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide_side, const Activations& narrow_side,
-              const Epilogue& epilogue, int threads) {
-  Geometry g = geometry;
-  Activations wide = wide_side, narrow = narrow_side;
-  merge_pixels(g, wide, narrow);
-  Grid out = narrow_grid(g);
-  const Grid grid = out;
-  for (int d = 0; d < 3; ++d) out.step[d] = 1;
-  const int64_t pixels = grid.pixels();
-  if (!pixels || !f.rows) return;
-  if (convolve_vector(f, g, wide, narrow, epilogue, threads)) return;
-  const Layer layer(f, g);
-  if (depthwise_serves(layer)) return depthwise(f, g, wide, narrow, epilogue, threads);
-
-  const Result result{narrow, f.scale, epilogue, out, Position{}};
-#if FK_ISA_LEVEL >= 3
-  if (tiles_serve(layer, pixels)) return convolve_tiles(f, g, wide, result, grid, threads);
-#elif FK_ISA_LEVEL == 2
-  if (lookup_serves(f, g)) return convolve_lookup(f, g, wide, result, grid, threads);
-#endif
-
+void convolve_panels(const Call& call) {
+  const Frozen& f = call.f;
+  const Activations& narrow = call.narrow;
+  const Layer& layer = call.layer;
+  const int64_t pixels = call.pixels;
+  const int threads = call.threads;
   const bool small_groups = layer.rows < VL;
   const bool pixel_lanes =
       small_groups || (narrow.stride[CHANNEL] != 1 && narrow.stride[SPATIAL + 2] == 1 && pixels >= VL);
@@ -153,7 +134,7 @@ void convolve(const Frozen& f, const Geometry& geometry, const Activations& wide
   const bool seed = !f.keep;
   const int64_t pixel_block = pixels_per_task(pixels, row_block, blocks(), threads, seed);
   const int64_t per_unit = (unit + row_block - 1) / row_block, pixel_blocks = (pixels + pixel_block - 1) / pixel_block;
-  const Task task{f, g, layer, wide, grid, result, row_block, pixel_block, pixel_lanes};
+  const Task task{f, call.g, layer, call.wide, narrow_grid(call.g), narrow_result(call)};
   parallel_for(threads, units * per_unit * pixel_blocks, [&](int64_t i) {
     const int64_t block = i / pixel_blocks, pixel0 = i % pixel_blocks * pixel_block;
     const int64_t start = block % per_unit * row_block, row0 = block / per_unit * unit + start;

@@ -3,7 +3,8 @@
 #include <vector>
 
 #include "cpu/conv/codes.h"
-#include "cpu/depthwise/depthwise.h"
+#include "cpu/core/parallel.h"
+#include "cpu/fma/fma.h"
 #include "cpu/fma/micro.h"
 
 namespace fk::FK_ISA_NS {
@@ -168,23 +169,13 @@ void Task::over_channels(int64_t group, int64_t channel, int64_t channels, int64
 
 }  // namespace
 
-void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activations& narrow_side,
-                         const Activations& wide_side, const Epilogue& epilogue, int threads) {
-  Geometry g = geometry;
-  Activations narrow = narrow_side, wide = wide_side;
-  merge_pixels(g, narrow, wide);
-  const int64_t wide_pixels = g.batch * g.wide[0] * g.wide[1] * g.wide[2];
-  if (!wide_pixels || !f.cols) return;
-  const Layer layer(f, g);
-  if (depthwise_transposed_serves(layer)) return depthwise_transposed(f, g, narrow, wide, epilogue, threads);
-
-#if FK_ISA_LEVEL >= 3
-  if (transposed_tiles_serve(g, layer, wide_pixels)) {
-    return convolve_transposed_tiles(f, g, narrow, wide, epilogue, threads);
-  }
-#endif
-
-  const int64_t residue_pixels = wide_pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
+void convolve_transposed_panels(const Call& call) {
+  const Frozen& f = call.f;
+  const Geometry& g = call.g;
+  const Activations& wide = call.wide;
+  const Layer& layer = call.layer;
+  const int threads = call.threads;
+  const int64_t residue_pixels = call.pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
   const bool few_channels = layer.channels < VL;
   const bool pixel_lanes = few_channels || (wide.stride[CHANNEL] != 1 && residue_pixels >= VL);
   const bool seed = !f.keep;
@@ -227,7 +218,7 @@ void convolve_transposed(const Frozen& f, const Geometry& geometry, const Activa
     const int64_t pixels = std::min(r.pixel_block, r.grid.pixels() - pixel0);
     const int64_t group = block / channel_blocks() * group_block, channel = block % channel_blocks() * channel_block;
     const int64_t channels = std::min(channel_block, layer.channels - channel);
-    const Task task{f, layer, narrow, r, Result{wide, f.scale, epilogue, r.out, r.at}};
+    const Task task{f, layer, call.narrow, r, Result{wide, f.scale, call.epilogue, r.out, r.at}};
     if (pixel_lanes) {
       task.over_pixels(group, std::min(group_block, layer.groups - group), channel, channels, pixel0, pixels);
     } else {

@@ -11,9 +11,9 @@ namespace fk::FK_ISA_NS {
 constexpr int NARROW = 2, MIDDLE = 4, BROAD = 8;  // vectors per tile
 static_assert(TILE_LANES == NARROW * VL);
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 constexpr int MAX_M = 14, MIDDLE_M = 4, BROAD_M = 2;
-#elif FK_ISA_LEVEL == 1
+#elif FK_HAS_AVX2
 constexpr int MAX_M = 6, MIDDLE_M = 2, BROAD_M = 1;
 #else
 constexpr int MAX_M = 4, MIDDLE_M = 2, BROAD_M = 1;

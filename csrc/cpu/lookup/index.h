@@ -1,11 +1,10 @@
 // Words of the format turned into table indices: three ternary weights to a byte.
 #pragma once
-#include "cpu/conv/layer.h"
 #include "cpu/core/scratch.h"
 #include "cpu/lookup/micro.h"
 #include "cpu/words/row_block.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
 
 // How the columns of a layer become tables and indices. The channels of a tap, three by three, are `groups` tables;

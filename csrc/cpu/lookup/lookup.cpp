@@ -1,10 +1,10 @@
 #include "cpu/lookup/lookup.h"
 
+#include "cpu/core/parallel.h"
 #include "cpu/lookup/plan.h"
 
+#if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
-
-#if FK_ISA_LEVEL >= 2
 
 namespace {
 
@@ -18,8 +18,8 @@ struct Job {
   const Geometry& g;
   const Layer layer;
   const Activations& wide;
-  const Result& result;
-  const Grid& grid;
+  const Result result;
+  const Grid grid;
   const LookupPlan plan;
 
   void run(int threads) const;
@@ -302,11 +302,11 @@ void Job::run(int threads) const {
 
 }  // namespace
 
-bool lookup_serves(const Frozen& f, const Geometry& g) {
-  if (f.code != SIGN_CODE && f.code != CONSTANT_CODE) return false;
-  const Layer layer(f, g);
-  const int64_t pixels = narrow_grid(g).pixels();
-  if (layer.rows < VL || !layer.channels || pixels < TILE_PIXELS) return false;
+bool lookup_serves(const Call& c) {
+  if (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) return false;
+  const Layer& layer = c.layer;
+  const Geometry& g = c.g;
+  if (layer.rows < VL || !layer.channels || c.pixels < TILE_PIXELS) return false;
   const int64_t vectors = divide_up(layer.rows, VL);
   if (!taps_slide(g)) return vectors >= LEAST_REUSE;
   const int64_t lines = std::min<int64_t>(g.narrow[1], 8), columns = std::min<int64_t>(g.narrow[2], 16);
@@ -315,18 +315,11 @@ bool lookup_serves(const Frozen& f, const Geometry& g) {
          lines * columns * layer.taps * vectors >= LEAST_REUSE * window.pixels();
 }
 
-void convolve_lookup(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result,
-                     const Grid& grid, int threads) {
-  const Layer layer(f, g);
-  Job{f, g, layer, wide, result, grid, LookupPlan(g, layer, threads)}.run(threads);
+void convolve_lookup(const Call& c) {
+  const LookupPlan plan(c.g, c.layer, c.threads);
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan}.run(c.threads);
 }
 
-#else
-
-bool lookup_serves(const Frozen&, const Geometry&) { return false; }
-
-void convolve_lookup(const Frozen&, const Geometry&, const Activations&, const Result&, const Grid&, int) {}
+}  // namespace fk::FK_ISA_NS
 
 #endif
-
-}  // namespace fk::FK_ISA_NS

@@ -3,13 +3,15 @@
 #pragma once
 #include "cpu/conv/layer.h"
 
+// Tile registers are faster where there are any.
+#define FK_USES_LOOKUP (FK_HAS_AVX512 && !FK_HAS_TILES)
+
 namespace fk::FK_ISA_NS {
 
 // Whether this is faster than multiplying. Knows shapes alone: results must not depend on residency or threads.
-bool lookup_serves(const Frozen& f, const Geometry& g);
+bool lookup_serves(const Call& call);
 
-// narrow = W wide; `grid` is the narrow side's, and pixels are merged already where they can be.
-void convolve_lookup(const Frozen& f, const Geometry& g, const Activations& wide, const Result& result,
-                     const Grid& grid, int threads);
+// narrow = W wide
+void convolve_lookup(const Call& call);
 
 }  // namespace fk::FK_ISA_NS

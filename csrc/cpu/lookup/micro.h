@@ -4,9 +4,9 @@
 #include <array>
 #include <utility>
 
-#include "cpu/simd/simd.h"
+#include "cpu/lookup/lookup.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
 
 constexpr int64_t TRIPLE = 3;        // weights per table entry

@@ -1,6 +1,6 @@
 #include "cpu/lookup/plan.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
 
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 #include "cpu/lookup/index.h"
 
-#if FK_ISA_LEVEL >= 2
+#if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
 
 constexpr int64_t BLOCK_ROWS = TILE_ROW_VECTORS * VL;

@@ -1,11 +1,12 @@
 // Gradient of the scores of free weights from both sides of a layer. dL/dW exists for one tile at a time.
 // Every element is a sum over blocks of DEPTH pixels, in order.
 #include "cpu/conv/codes.h"
-#include "cpu/conv/layer.h"
+#include "cpu/core/parallel.h"
 #include "cpu/fma/micro.h"
+#include "cpu/scores/scores.h"
 #include "cpu/scores/writer.h"
 
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
 #include <optional>
 
 #include "cpu/amx/gradient.h"
@@ -18,26 +19,20 @@ namespace {
 constexpr int64_t TILE_FLOATS = 1 << 16;  // dL/dW held by a task
 constexpr int64_t EMIT_WORDS = DEPTH / 32;
 constexpr int64_t DOT_ROWS = VL / 4;  // groups of at most so many rows sum along pixels instead
-#if FK_ISA_LEVEL >= 3
-// Where tile registers pay for cutting both sides into parts, which each tap and each block of rows does anew.
-bool tiles_pay(const Frozen& f, const Layer& layer, int64_t pixels, bool one_part) {
-  return pixels >= 64 && f.cols >= 32 && layer.rows >= (one_part ? 16 : 96);
-}
+
+enum Method { TILES, ALONG_PIXELS, PANELS };
+
+#if FK_HAS_TILES
+bool both_bf16(const ScoreCall& c) { return c.wide.dtype == BFLOAT16 && c.narrow.dtype == BFLOAT16; }
 #endif
 
 struct Buffers {
   float *panel, *x, *y, *gradient;
 };
 
-struct Task {
-  const Frozen& f;
-  const Geometry& g;
-  const Layer layer;
-  const Activations &wide, &narrow;
+struct Task : ScoreCall {
   const Grid grid;
-  const void* scores;
-  void* out;
-  int scores_dtype;
+  const Method method;
 
   void run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t words) const;
   void emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, int64_t words) const;
@@ -65,16 +60,14 @@ void multiply_along_pixels(int64_t columns, int64_t rows, int64_t pixels, const 
 void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t words) const {
   const int64_t first_column = 32 * word, columns = std::min(32 * words, f.cols - first_column);
   const int64_t ld = round_up(rows, TILE_LANES), pixels = grid.pixels();
-  const bool along_pixels = layer.rows <= DOT_ROWS;
+  const bool along_pixels = method == ALONG_PIXELS;
   const bool narrow_by_channel = !along_pixels && narrow.stride[CHANNEL] == 1;
   const bool wide_by_channel =
       !along_pixels && wide.stride[CHANNEL] == 1 && grid.step[2] * wide.stride[SPATIAL + 2] != 1;
   int64_t bytes = 4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
                   2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span));
-#if FK_ISA_LEVEL >= 3
-  const bool one_part = wide.dtype == BFLOAT16 && narrow.dtype == BFLOAT16;
-  const bool on_tiles = tiles_pay(f, layer, pixels, one_part);
-  if (on_tiles) bytes += GradientTiles::scratch_bytes();
+#if FK_HAS_TILES
+  if (method == TILES) bytes += GradientTiles::scratch_bytes();
 #endif
   Scratch scratch(bytes);
   Codes codes(f, scratch);
@@ -85,9 +78,9 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   float* const gradient = scratch.take<float>(32 * words * ld);
   Run* const runs = scratch.take<Run>(DEPTH);
   Span* const spans = scratch.take<Span>(DEPTH);
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
   std::optional<GradientTiles> tiles;
-  if (on_tiles) tiles.emplace(one_part ? 1 : 3, scratch);
+  if (method == TILES) tiles.emplace(both_bf16(*this) ? 1 : 3, scratch);
 #endif
   clear(gradient, 32 * words * ld);
   clear(y, DEPTH * LD);
@@ -107,7 +100,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       pack_lanes(narrow, direct, spans, span_count, width, narrow_channel, rows, lanes, LD);
       if (!along_pixels) transpose(staging, LD, rows, depth, y, LD);
     }
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
     const bool finite = tiles && tiles->take_rows(y, rows, depth);
 #endif
     for (int64_t k0 = 0; k0 < columns; k0 += DEPTH) {
@@ -125,7 +118,7 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
         k += channels;
       }
       float* const sums = gradient + k0 * ld;
-#if FK_ISA_LEVEL >= 3
+#if FK_HAS_TILES
       if (finite && tiles->add(x, wide_by_channel, count, depth, sums, ld)) continue;
 #endif
       if (along_pixels) {
@@ -151,7 +144,7 @@ void store_signed(const float* value, const typename Element<DTYPE>::Type* score
 
 // The values at the set bits of `mask`, in order; up to 32 floats of `out` are written.
 FK_INLINE int64_t compress(uint32_t mask, const float* values, float* out) {
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
   const int low = __builtin_popcount(mask & 0xFFFFu);
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(values)));
   _mm512_storeu_ps(out + low,
@@ -199,17 +192,11 @@ void Task::emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, 
   }
 }
 
-}  // namespace
-
-void score_gradient(const Frozen& f, const Geometry& geometry, const Activations& wide_side,
-                    const Activations& narrow_side, const void* scores, void* out, int scores_dtype, int threads) {
-  Geometry g = geometry;
-  Activations wide = wide_side, narrow = narrow_side;
-  if (!f.rows || !f.cols) return;
-  merge_pixels(g, wide, narrow);
-  const Layer layer(f, g);
-  const Task task{f, g, layer, wide, narrow, narrow_grid(g), scores, out, scores_dtype};
-
+void run(const ScoreCall& call, Method method) {
+  const Frozen& f = call.f;
+  const Layer& layer = call.layer;
+  const int threads = call.threads;
+  const Task task{call, narrow_grid(call.g), method};
   int64_t row_block = std::min(layer.rows, DEPTH);
   const auto row_blocks = [&] { return (layer.rows + row_block - 1) / row_block; };
   int64_t word_block = std::min(f.words, TILE_FLOATS / round_up(row_block, TILE_LANES) / 32);
@@ -221,8 +208,23 @@ void score_gradient(const Frozen& f, const Geometry& geometry, const Activations
   parallel_for(threads, tasks(), [&](int64_t i) {
     const int64_t word = i % word_blocks() * word_block, row = i / word_blocks() % row_blocks() * row_block;
     const int64_t group = i / word_blocks() / row_blocks();
-    task.run(group, row, std::min(row_block, layer.rows - row), word, std::min(word_block, f.words - word));
+    const int64_t rows = std::min(row_block, layer.rows - row), words = std::min(word_block, f.words - word);
+    task.run(group, row, rows, word, words);
   });
 }
+
+}  // namespace
+
+#if FK_HAS_TILES
+bool score_tiles_serve(const ScoreCall& c) {
+  return narrow_grid(c.g).pixels() >= 64 && c.f.cols >= 32 && c.layer.rows >= (both_bf16(c) ? 16 : 96);
+}
+void score_gradient_tiles(const ScoreCall& call) { run(call, TILES); }
+#endif
+
+bool score_along_pixels_serves(const ScoreCall& c) { return c.layer.rows <= DOT_ROWS; }
+void score_gradient_along_pixels(const ScoreCall& call) { run(call, ALONG_PIXELS); }
+
+void score_gradient_panels(const ScoreCall& call) { run(call, PANELS); }
 
 }  // namespace fk::FK_ISA_NS

@@ -3,11 +3,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cpu/simd/features.h"
 #include "frozen/format.h"
-
-#ifndef FK_ISA_NS
-#error "compile with -DFK_ISA_NS=portable|avx2|avx512|amx and -DFK_ISA_LEVEL=0|1|2|3"
-#endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the format's byte streams are read in place");
 
@@ -53,9 +50,9 @@ FK_INLINE uint16_t soft_float_to_f16(float x) {
 
 }  // namespace fk::FK_ISA_NS
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 #include "cpu/simd/avx512.h"
-#elif FK_ISA_LEVEL == 1
+#elif FK_HAS_AVX2
 #include "cpu/simd/avx2.h"
 #else
 #include "cpu/simd/portable.h"
@@ -66,7 +63,7 @@ namespace fk::FK_ISA_NS {
 FK_INLINE vu32& operator^=(vu32& a, vu32 b) { return a = a ^ b; }
 
 FK_INLINE vf32 multiply_add(vf32 a, vf32 b, vf32 c) {
-#if FK_ISA_LEVEL > 0
+#if FK_HAS_AVX2
   return fma(a, b, c);
 #else
   return a * b + c;

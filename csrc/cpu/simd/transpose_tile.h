@@ -4,7 +4,7 @@
 
 namespace fk::FK_ISA_NS {
 
-#if FK_ISA_LEVEL >= 2
+#if FK_HAS_AVX512
 // 16 bytes to each quarter of a vector: loads with a mask, which do not need the one port that shuffles.
 FK_INLINE __m512i load_quarters(const char* from, int64_t stride) {
   const auto quarter = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + row * stride)); };
@@ -31,7 +31,7 @@ FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, i
     _mm512_storeu_si512(out + 3 * stride_to, _mm512_unpackhi_epi64(high0, high1));
   }
 }
-#elif FK_ISA_LEVEL == 1
+#elif FK_HAS_AVX2
 inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
   const auto row = [&](int i) {
     return reinterpret_cast<const float*>(static_cast<const char*>(from) + i * stride_from);

@@ -1,14 +1,17 @@
-#include "cpu/small_batch/vector.h"
+#include "cpu/small_batch/small_batch.h"
 
-#if FK_ISA_LEVEL >= 3
+#include "cpu/core/parallel.h"
+
+#if FK_HAS_TILES
 #include "cpu/small_batch/digits.h"
-#elif FK_ISA_LEVEL == 2
+#elif FK_HAS_AVX512
 #include "cpu/small_batch/tables.h"
 #endif
 
+#if FK_HAS_AVX512
+
 namespace fk::FK_ISA_NS {
 
-#if FK_ISA_LEVEL >= 2
 namespace {
 
 // Calls sums(row0, rows, out) for all rows, ROWS at a time, and stores what comes out.
@@ -32,27 +35,21 @@ void run_blocks(const Frozen& f, const Input& input, const Result& result, const
 }
 
 }  // namespace
-#endif
 
-bool convolve_vector(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
-                     const Epilogue& epilogue, int threads) {
-#if FK_ISA_LEVEL >= 2
-  const Grid grid = narrow_grid(g);
-  const int64_t pixels = grid.pixels();
-  if (g.groups != 1 || !pixels || pixels > VectorSums::PIXELS || !VectorSums::serves(f)) return false;
-  Grid out = grid;
-  for (int d = 0; d < 3; ++d) out.step[d] = 1;
+bool small_batch_serves(const Call& c) {
+  return c.layer.groups == 1 && c.pixels <= VectorSums::PIXELS && VectorSums::serves(c.f);
+}
+
+bool convolve_small_batch(const Call& call) {
+  const Grid grid = narrow_grid(call.g);
   Run runs[VectorSums::PIXELS];
-  const int64_t run_count = find_runs(grid, 0, pixels, runs);
-  const VectorInput input(f, g, wide, grid, runs, run_count);
-  if (!VectorSums::Input::serves(input, f)) return false;
-  run_blocks<VectorSums>(f, VectorSums::Input(input, f), Result{narrow, f.scale, epilogue, out, Position{}}, runs,
-                         run_count, threads);
+  const int64_t run_count = find_runs(grid, 0, call.pixels, runs);
+  const VectorInput input(call.f, call.g, call.wide, grid, runs, run_count);
+  if (!VectorSums::Input::serves(input, call.f)) return false;
+  run_blocks<VectorSums>(call.f, VectorSums::Input(input, call.f), narrow_result(call), runs, run_count, call.threads);
   return true;
-#else
-  (void)f, (void)g, (void)wide, (void)narrow, (void)epilogue, (void)threads;
-  return false;
-#endif
 }
 
 }  // namespace fk::FK_ISA_NS
+
+#endif
