@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from frozen_kernels.tensor import resident_bytes
 
@@ -237,7 +238,7 @@ def _training_cases() -> Iterator[Case]:
                      line="training-memory")  # fmt: skip
 
 
-def _plain(name: str, group: str, op: str, **fields) -> Case:
+def _plain(name: str, group: str, op: str, **fields: Any) -> Case:
     """A case that is about one thing: its own setting, and defaults for what says nothing of it."""
     blank = {"shape": (), "input": (), "dtype": "float32", "code": "sign", "residency": "", "batch": 0}
     return Case(name=name, group=group, op=op, **{"setting": name, "baseline": "", **blank, **fields})

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from frozen_kernels.tensor import resident_bytes
 
@@ -39,7 +40,7 @@ class GpuCase(Case):
         return next((t.goal for t in TARGETS if t.line == self.line), None)
 
 
-def _layer(setting: str, group: str, op: str, shape: tuple[int, ...], input: tuple[int, ...], **fields) -> GpuCase:
+def _layer(setting: str, group: str, op: str, shape: tuple[int, ...], input: tuple[int, ...], **fields: Any) -> GpuCase:
     code, residency, bits = fields.pop("kind", ("sign", "planes", 16))
     dtype = fields.get("dtype", "bfloat16")
     itemsize = 2 if dtype == "bfloat16" else 4
@@ -57,7 +58,13 @@ def _layer(setting: str, group: str, op: str, shape: tuple[int, ...], input: tup
     )  # fmt: skip
 
 
-def _linear(batch: int, dtype: str = "bfloat16", kinds=(("sign", "planes", 16),), line="", other="") -> Iterator[Case]:
+def _linear(
+    batch: int,
+    dtype: str = "bfloat16",
+    kinds: tuple[tuple[str, str, int], ...] = (("sign", "planes", 16),),
+    line: str = "",
+    other: str = "",
+) -> Iterator[Case]:
     setting = f"gpu/linear/{SQUARE[0]}x{SQUARE[1]}/b{batch}/{SHORT[dtype]}"
     for kind in kinds:
         _, residency, bits = kind

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 
-def unit(inputs: int, outputs: int, kernel: int, stride: int, affine: bool, act: nn.Module | None, groups: int = 1):
+def unit(
+    inputs: int, outputs: int, kernel: int, stride: int, affine: bool, act: nn.Module | None, groups: int = 1
+) -> nn.Sequential:
     """A convolution that keeps the size but for its stride, batch norm, and the activation if there is one."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     parts: list[nn.Module] = [conv, nn.BatchNorm2d(outputs, affine=affine)]
