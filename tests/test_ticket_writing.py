@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from subprocess import PIPE
 
 import pytest
 from torch import nn
@@ -48,20 +49,26 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
+# one process imports torch, and a fork of it dies at each place
 KILLED = """
 import os, signal, sys
 import torch, frozen_kernels as fk
 from torch import nn
-path, when = sys.argv[1:]
+path = sys.argv[1]
 model = nn.Sequential(fk.nn.FrozenLinear(64, 64, seed=1), nn.Linear(64, 30000))
-if when == "loop":
-    print("ready", flush=True)
-    while True:
-        fk.save_ticket(model, path)
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(os, when, die)
-fk.save_ticket(model, path)
+for place in ("fsync", "replace"):
+    child = os.fork()
+    if child == 0:
+        setattr(os, place, die)
+        fk.save_ticket(model, path)
+        os._exit(0)
+    print(place, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sys.stdin.readline()
+print("ready", flush=True)
+while True:
+    fk.save_ticket(model, path)
 """
 
 
@@ -71,17 +78,18 @@ def test_killed_writer_leaves_the_old_file(tmp_path):
     old_model = nn.Sequential(fk.nn.FrozenLinear(64, 64), nn.Linear(64, 30000))
     fk.save_ticket(old_model, path)
     old = path.read_bytes()
-    for when in ("fsync", "replace"):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(path), when], check=False)
-        assert done.returncode == -signal.SIGKILL and path.read_bytes() == old
-    left = [p.name for p in tmp_path.iterdir() if p != path]
-    assert len(left) == 2 and all(n.startswith(".ticket-") and n.endswith(".tmp") for n in left)
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(path), "loop"], stdout=subprocess.PIPE)
-    assert child.stdout.readline() == b"ready\n"
-    time.sleep(0.3 + random.random() / 5)
-    child.kill()
-    child.wait()
-    child.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdin=PIPE, stdout=PIPE, text=True) as child:
+        try:
+            for place in ("fsync", "replace"):
+                assert child.stdout.readline() == f"{place} {-signal.SIGKILL}\n" and path.read_bytes() == old
+            left = [p.name for p in tmp_path.iterdir() if p != path]
+            assert len(left) == 2 and all(n.startswith(".ticket-") and n.endswith(".tmp") for n in left)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(0.3 + random.random() / 5)
+        finally:
+            child.kill()
     assert read_ticket(path).records[0].seed in (0, 1)
     fk.save_ticket(old_model, path)
     assert path.read_bytes() == old
