@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
 # worksteal: the longest tests stand together, and one worker must not keep them all
-PYTEST_ARGS ?= -q -n 2 --dist worksteal
+PYTEST_ARGS ?= -q -n 2 --dist worksteal --durations=25
 
 # Linux wheels of torch on PyPI carry CUDA; the CPU build has a version of its own
 LOCAL := $(if $(filter Linux,$(shell uname -s)),+cpu,)
@@ -36,6 +36,7 @@ gpu-suite:
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -13,6 +15,20 @@ from frozen_kernels import format as fmt
 RESIDENCIES = ("seed", "mask", "planes", "dense")
 FUSED = RESIDENCIES[:3]
 CODES = ("sign", "uniform", "normal", "constant")
+
+
+def pairwise(*axes: Iterable) -> list[tuple]:
+    """Rows, one value of each axis, that hold every pair of values of any two axes: far fewer than all products."""
+    rows = list(itertools.product(*axes))
+
+    def pairs(row: tuple) -> set:
+        return set(itertools.combinations(enumerate(row), 2))
+
+    left, found = set().union(*map(pairs, rows)), []
+    while left:
+        found.append(max(rows, key=lambda row: len(left & pairs(row))))
+        left -= pairs(found[-1])
+    return found
 
 
 def stream_positions(partition: Tensor) -> list[tuple[int, int]]:

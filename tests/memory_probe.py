@@ -1,7 +1,8 @@
 """Run in a fresh process by `test_memory`: measures one case and prints it as JSON.
 
 `memory_probe.py peak linear|conv2d seed|mask|planes forward|backward|step` gives the rise of process memory over the
-state that exists between steps; `memory_probe.py rest seed|mask` gives resident bytes per 4096 x 4096 layer;
+state that exists between steps, `memory_probe.py peaks linear|conv2d` those of all nine and of a step of the dense
+residency, one after the other; `memory_probe.py rest seed|mask` gives resident bytes per 4096 x 4096 layer;
 `memory_probe.py training resnet18|stack [default|for-loop|foreach|fused [RESIDENCY [SCORE_DTYPE]]]` gives bytes per
 weight at the peak of a whole training step.
 """
@@ -79,6 +80,12 @@ def peak(op: str, residency: str, mode: str) -> dict:
     return {"rise": rise, "activations": live * x.numel() * 4, "dense": 4 * weights}
 
 
+def peaks(op: str) -> dict:
+    """By residency and mode; the dense one last, so that it tells whether the blocks of the others hide a weight."""
+    cases = [(residency, mode) for residency in ("seed", "mask", "planes") for mode in ("forward", "backward", "step")]
+    return {" ".join(case): peak(op, *case) for case in [*cases, ("dense", "step")]}
+
+
 def rest(residency: str) -> dict:
     layers = [nn.Sequential(build("linear", residency))]
     fk.finalize_(layers[0])
@@ -100,5 +107,5 @@ def training(*case: str) -> dict:
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    measure = {"peak": peak, "rest": rest, "training": training}[sys.argv[1]]
+    measure = {"peak": peak, "peaks": peaks, "rest": rest, "training": training}[sys.argv[1]]
     print(json.dumps(measure(*sys.argv[2:])))

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format as fmt
@@ -91,22 +92,20 @@ def test_transposed_is_exact_on_integers(isa, last):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", fmt.CODES)
-def test_bits_do_not_depend_on_threads_residency_or_layout(isa, code):
+def test_bits_do_not_depend_on_threads_residency_or_layout(isa):
     extension.set_isa(isa)
     generator = torch.Generator().manual_seed(0)
     for channels, stride in ((144, 1), (37, 2)):
-        f = Frozen((channels, 1, 3, 3), code)
+        weights = {code: Frozen((channels, 1, 3, 3), code) for code in fmt.CODES}
         x = torch.randn(3, channels, 29, 31, generator=generator)
-        wanted = None
-        for threads, residency in itertools.product(THREADS, RESIDENCIES):
+        wanted = {}
+        for code, threads, residency, layout in pairwise(fmt.CODES, THREADS, RESIDENCIES, range(3)):
             torch.set_num_threads(threads)
-            for values in layouts(x):
-                args = (*f.pack(residency), [stride] * 2, [1, 1], [1, 1], channels)
-                y = cpu.conv2d(values, None, None, *args)
-                got = y, cpu.conv2d_grad_input(y, list(x.shape), *args)
-                wanted = wanted or got
-                assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True)), (threads, residency)
+            args = (*weights[code].pack(residency), [stride] * 2, [1, 1], [1, 1], channels)
+            y = cpu.conv2d(list(layouts(x))[layout], None, None, *args)
+            got = y, cpu.conv2d_grad_input(list(layouts(y))[layout], list(x.shape), *args)
+            for pair in zip(got, wanted.setdefault(code, got), strict=True):
+                assert torch.equal(*pair), (code, threads, residency, layout)
 
 
 @pytest.mark.parametrize("isa", ISAS)

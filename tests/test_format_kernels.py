@@ -20,7 +20,8 @@ from frozen_kernels.backends import Unsupported, cpu
 if cpu.reasons():
     pytest.skip("; ".join(cpu.reasons()), allow_module_level=True)
 
-_C = cpu._C
+from frozen_kernels import _C
+
 CASES = ref.VECTORS["cases"]
 NAN = math.nan
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format as fmt
@@ -84,17 +85,17 @@ LINEAR_SIZES = [1, 3, 31, 33, 127, 129]
 @pytest.mark.parametrize("code", fmt.CODES)
 def test_linear_is_exact_on_integers(isa, code):
     extension.set_isa(isa)
+    turns = itertools.cycle(RESIDENCIES)
     for rows, cols in itertools.product(LINEAR_SIZES, LINEAR_SIZES):
         f = Frozen((rows, cols), code)
         for batch in (0, 1, 2, 5, 33):
+            residency = next(turns)
             x, grad = integers((batch, cols), batch), integers((batch, rows), batch + 1)
-            bias = integers((rows,), 5)
-            for residency in RESIDENCIES:
-                pack = f.pack(residency)
-                assert torch.equal(cpu.linear(x, bias, None, *pack), F.linear(x, f.weight, bias))
-                assert torch.equal(cpu.linear_grad_input(grad, *pack), grad @ f.weight)
-                got = cpu.linear_grad_scores(grad, x, f.scores, *pack)
-                assert torch.equal(got, f.grad_scores(grad.T @ x))
+            bias, pack = integers((rows,), 5), f.pack(residency)
+            assert torch.equal(cpu.linear(x, bias, None, *pack), F.linear(x, f.weight, bias))
+            assert torch.equal(cpu.linear_grad_input(grad, *pack), grad @ f.weight)
+            got = cpu.linear_grad_scores(grad, x, f.scores, *pack)
+            assert torch.equal(got, f.grad_scores(grad.T @ x))
 
 
 CONVOLUTIONS = [
@@ -255,17 +256,18 @@ def test_error_is_at_most_twice_torchs_own(isa, dtype):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", fmt.CODES)
-def test_bits_do_not_depend_on_threads_or_residency(isa, code):
+def test_bits_do_not_depend_on_threads_or_residency(isa):
     extension.set_isa(isa)
     generator = torch.Generator().manual_seed(0)
-    conv, dense, depthwise = Frozen((96, 40, 3, 3), code), Frozen((300, 1500), code), Frozen((48, 1, 3, 3), code)
+    shapes = (96, 40, 3, 3), (300, 1500), (48, 1, 3, 3)
+    weights = {code: [Frozen(shape, code) for shape in shapes] for code in fmt.CODES}
     x = torch.randn(3, 40, 15, 14, generator=generator)
     rows = torch.randn(70, 1500, generator=generator)
     thin = torch.randn(2, 48, 15, 14, generator=generator)
     geometry, thin_geometry = ([2, 1], [1, 1], [1, 1], 1), ([1, 1], [1, 1], [1, 1], 48)
 
-    def everything(residency):
+    def everything(code, residency):
+        conv, dense, depthwise = weights[code]
         pack = conv.pack(residency)
         y = cpu.conv2d(x, None, None, *pack, *geometry)
         yield y
@@ -285,13 +287,13 @@ def test_bits_do_not_depend_on_threads_or_residency(isa, code):
         yield cpu.conv2d_grad_input(y, list(thin.shape), *depthwise.pack(residency), *thin_geometry)
         yield cpu.conv2d_grad_scores(y, thin, depthwise.scores, *depthwise.pack(residency), *thin_geometry)
 
-    torch.set_num_threads(1)
-    wanted = list(everything("planes"))
-    assert torch.equal(wanted[0], wanted[1]) and torch.equal(wanted[2], wanted[3])  # nor on the memory layout
-    for threads, residency in itertools.product(THREADS, RESIDENCIES):
+    found = {}
+    for code, threads, residency in pairwise(fmt.CODES, THREADS, RESIDENCIES):
         torch.set_num_threads(threads)
-        for got, want in zip(everything(residency), wanted, strict=True):
-            assert torch.equal(got, want), (threads, residency)
+        got = list(everything(code, residency))
+        assert torch.equal(got[0], got[1]) and torch.equal(got[2], got[3])  # nor on the memory layout
+        for mine, first in zip(got, found.setdefault(code, got), strict=True):
+            assert torch.equal(mine, first), (code, threads, residency)
 
 
 def test_rows_of_a_batch_do_not_depend_on_the_batch():

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from helpers import pairwise
 from torch.nn import functional as F
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
@@ -58,15 +59,15 @@ CONVOLUTIONS = [
 def test_conv2d_is_exact_on_integers(case, code):
     batch, cin, cout, size, kernel, (stride, padding, dilation), groups = geometry(case)
     f = Frozen((cout, cin // groups, *kernel), code)
-    for last, dtype in itertools.product((False, True), (torch.float32, torch.bfloat16, torch.float16)):
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    for last, dtype, threads, residency in pairwise((False, True), dtypes, THREADS, RESIDENCIES):
         high = 4 if dtype == torch.float32 else 1
         x = integers((batch, cin, *size), 1, high, dtype=dtype, channels_last=last)
         bias = integers((cout,), 2, dtype=dtype)
         want = F.conv2d(x.float(), f.weight, bias.float(), stride, padding, dilation, groups).to(dtype)
-        for threads, residency in itertools.product(THREADS, RESIDENCIES):
-            torch.set_num_threads(threads)
-            got = cpu.conv2d(x, bias, None, *f.pack(residency), stride, padding, dilation, groups)
-            assert torch.equal(got, want), (last, dtype, threads, residency)
+        torch.set_num_threads(threads)
+        got = cpu.conv2d(x, bias, None, *f.pack(residency), stride, padding, dilation, groups)
+        assert torch.equal(got, want), (last, dtype, threads, residency)
 
 
 def test_linear_conv1d_and_conv3d_are_exact_on_integers():
@@ -130,7 +131,7 @@ def test_bits_do_not_depend_on_threads_residency_or_layout(code):
         f, x = Frozen(shape, code), seeded(*size)
         torch.set_num_threads(1)
         want = convolve(f, x, stride, groups)
-        for threads, residency, last in itertools.product(THREADS, RESIDENCIES, (False, True)):
+        for threads, residency, last in pairwise(THREADS, RESIDENCIES, (False, True)):
             torch.set_num_threads(threads)
             got = convolve(f, layout(x, last), stride, groups, residency)
             assert torch.equal(got, want), (shape, threads, residency, last)

@@ -36,24 +36,22 @@ def probe(*case: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize("residency", FUSED)
-@pytest.mark.parametrize("mode", ["forward", "backward", "step"])
 @pytest.mark.parametrize("op", ["linear", "conv2d"])
-def test_peak_rises_by_less_than_an_eighth_of_the_dense_weight(op, mode, residency):
-    found = probe("peak", op, residency, mode)
-    beyond = found["rise"] - found["activations"]
-    assert beyond < found["dense"] / 8, f"{beyond / found['dense']:.3f} of the dense weight: {found}"
+def test_peak_rises_by_less_than_an_eighth_of_the_dense_weight(op):
+    """In one process, which starts slowly; the dense residency, measured last, shows that the probe still sees one."""
+    every = probe("peaks", op)
+    for case, found in every.items():
+        if "skip" in found:
+            pytest.skip(found["skip"])
+        beyond = (found["rise"] - found["activations"]) / found["dense"]
+        assert (beyond > 1 / 8) == (case == "dense step"), f"{case}: {beyond:.3f} of the dense weight, {found}"
+    assert {case.split()[0] for case in every} == {*FUSED, "dense"} and len(every) == 3 * len(FUSED) + 1
 
 
 @pytest.mark.parametrize("residency", AT_REST)
 def test_a_layer_at_rest_is_a_fraction_of_the_dense_one(residency):
     found = probe("rest", residency)
     assert found["bytes"] <= found["dense"] / AT_REST[residency], f"{found['dense'] / found['bytes']:.1f}x smaller only"
-
-
-def test_the_probe_sees_a_dense_weight():
-    found = probe("peak", "linear", "dense", "step")
-    assert found["rise"] - found["activations"] > found["dense"] / 8, found
 
 
 def test_a_training_step_holds_five_bytes_per_weight():

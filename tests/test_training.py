@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -171,10 +172,10 @@ def test_bfloat16_and_a_validation_part(files, tmp_path, small):
     assert all(float(row["validation_accuracy"]) * 8 % 1 == 0 for row in rows(out))
 
 
-# Runs the trainer with a net of the tests', and kills the process where told: at a step of the optimizer (before
+# Forks a trainer with a net of the tests' for each run, which is killed where told: at a step of the optimizer (before
 # masks are new), in the middle of writing the n-th checkpoint, or between the log and the checkpoint of an epoch.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 sys.path[:0] = sys.argv[1:4]
 import torch
 torch.set_num_threads(1)
@@ -182,21 +183,45 @@ from test_training import small_net
 import train
 from training import checkpoint, loop
 loop.build = lambda name, classes: small_net(classes)
-place, at = sys.argv[4], int(sys.argv[5])
-owner, name = {"step": (torch.optim.SGD, "step"), "fsync": (os, "fsync"), "log": (loop.Trainer, "_write_log")}[place]
-real, count = getattr(owner, name), 0
 
-def counted(*args, **kwargs):
-    global count
-    count += 1
-    result = real(*args, **kwargs) if place != "fsync" else None
-    if count == at:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result if place != "fsync" else real(*args, **kwargs)
+def run(place, at, *arguments):
+    places = {"step": (torch.optim.SGD, "step"), "fsync": (os, "fsync"), "log": (loop.Trainer, "_write_log")}
+    owner, name = places[place]
+    real, count = getattr(owner, name), 0
 
-setattr(owner, name, counted)
-sys.exit(train.main(sys.argv[6:]))
+    def counted(*args, **kwargs):
+        nonlocal count
+        count += 1
+        result = real(*args, **kwargs) if place != "fsync" else None
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result if place != "fsync" else real(*args, **kwargs)
+
+    setattr(owner, name, counted)
+    return train.main(list(arguments))
+
+for case in json.loads(sys.argv[4]):
+    child = os.fork()
+    if child == 0:
+        os._exit(run(*case))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+
+# place, count, and the step that the checkpoint left behind is at (0: there is none); 5 steps an epoch, one checkpoint
+# after 2 and 4 of them and one at the end; a file is synced, then its folder
+KILLS = [("step", 1, 0), ("step", 8, 7), ("fsync", 7, 4), ("log", 2, 9)]
+
+
+@pytest.fixture(scope="module")
+def killed(files, tmp_path_factory):
+    """The folders that the killed runs left, by place and count."""
+    outs = {(place, at): tmp_path_factory.mktemp("killed") / "out" for place, at, _ in KILLS}
+    cases = [[*kill, *small_run(out, files)] for kill, out in outs.items()]
+    folders = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
+    command = [sys.executable, "-c", KILLED, *folders, json.dumps(cases)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == [str(-signal.SIGKILL)] * len(KILLS)
+    return outs
 
 
 def state_of(out: Path) -> dict:
@@ -225,14 +250,9 @@ def unbroken(files, tmp_path_factory):
     return out
 
 
-# place, count, and the step that the checkpoint left behind is at (0: there is none); 5 steps an epoch, one checkpoint
-# after 2 and 4 of them and one at the end; a file is synced, then its folder
-@pytest.mark.parametrize(("place", "at", "left"), [("step", 1, 0), ("step", 8, 7), ("fsync", 7, 4), ("log", 2, 9)])
-def test_a_killed_run_goes_on_bitwise(place, at, left, files, unbroken, tmp_path, small):
-    out = tmp_path / "out"
-    folders = [str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")]
-    command = [sys.executable, "-c", KILLED, *folders, place, str(at), *small_run(out, files)]
-    assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
+@pytest.mark.parametrize(("place", "at", "left"), KILLS)
+def test_a_killed_run_goes_on_bitwise(place, at, left, files, unbroken, killed, small):
+    out = killed[place, at]
     if left:
         found = state_of(out)
         assert found["epoch"] * 5 + found["step"] == left

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format as fmt
@@ -56,15 +57,15 @@ def arguments(case):
 def test_input_gradients_are_exact_on_integers(isa, case):
     extension.set_isa(isa)
     x_shape, w_shape, steps = arguments(case)
-    for code, dtype in itertools.product(fmt.CODES, DTYPES):
-        high = 3 if code in ("sign", "constant") and dtype == torch.float32 else 1
-        f = Frozen(w_shape, code)
-        y_shape = F.conv2d(torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta"), None, *steps).shape
-        grad = integers(y_shape, 3, high)
+    weights = {code: Frozen(w_shape, code) for code in fmt.CODES}
+    y_shape = F.conv2d(torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta"), None, *steps).shape
+    for code, dtype, residency, layout in pairwise(fmt.CODES, DTYPES, RESIDENCIES, range(2)):
+        f = weights[code]
+        grad = integers(y_shape, 3, 3 if code in ("sign", "constant") and dtype == torch.float32 else 1)
         wanted = torch.nn.grad.conv2d_input(x_shape, f.weight, grad, *steps).to(dtype)
-        for values, residency in itertools.product(layouts(grad.to(dtype)), RESIDENCIES):
-            got = cpu.conv2d_grad_input(values, list(x_shape), *f.pack(residency), *steps)
-            assert torch.equal(got, wanted), (code, dtype, residency)
+        values = list(layouts(grad.to(dtype)))[layout]
+        got = cpu.conv2d_grad_input(values, list(x_shape), *f.pack(residency), *steps)
+        assert torch.equal(got, wanted), (code, dtype, residency, layout)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -99,20 +100,18 @@ def test_linear_gradients_are_exact_on_integers(isa, code):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("code", fmt.CODES)
-def test_bits_do_not_depend_on_threads_residency_or_layout(isa, code):
+def test_bits_do_not_depend_on_threads_residency_or_layout(isa):
     extension.set_isa(isa)
     generator = torch.Generator().manual_seed(0)
     for case in CASES[2], CASES[6], CASES[7], CASES[8], CASES[12]:
         x_shape, w_shape, steps = arguments(case)
-        f = Frozen(w_shape, code)
+        weights = {code: Frozen(w_shape, code) for code in fmt.CODES}
         y_shape = F.conv2d(torch.empty(x_shape, device="meta"), torch.empty(w_shape, device="meta"), None, *steps).shape
-        grad, wanted = torch.randn(y_shape, generator=generator), None
-        for threads, residency, values in itertools.product(THREADS, RESIDENCIES, layouts(grad)):
+        both, wanted = list(layouts(torch.randn(y_shape, generator=generator))), {}
+        for code, threads, residency, layout in pairwise(fmt.CODES, THREADS, RESIDENCIES, range(2)):
             torch.set_num_threads(threads)
-            got = cpu.conv2d_grad_input(values, list(x_shape), *f.pack(residency), *steps)
-            wanted = got if wanted is None else wanted
-            assert torch.equal(got, wanted), (case, threads, residency)
+            got = cpu.conv2d_grad_input(both[layout], list(x_shape), *weights[code].pack(residency), *steps)
+            assert torch.equal(got, wanted.setdefault(code, got)), (case, code, threads, residency, layout)
         torch.set_num_threads(1)
 
 

@@ -73,33 +73,39 @@ def test_compiler_checks_notice_what_they_should():
     assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "gpu/check_offline.py")
 
 
+# a process takes as long to start as many a case to run
+CASES = sorted(path.name for path in (HERE / "gpu").glob("cases_*.py"))
+
+
 @needs_triton
-@pytest.mark.parametrize("cases", sorted(path.name for path in (HERE / "gpu").glob("cases_*.py")))
+@pytest.mark.parametrize("cases", [CASES[first::4] for first in range(4)], ids=" ".join)
 def test_in_the_interpreter(cases):
-    pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", f"gpu/{cases}"]
+    pytest_options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", *(f"gpu/{name}" for name in cases)]
     assert " passed" in run("-m", "pytest", *pytest_options, TRITON_INTERPRET="1")
 
 
-# tests of every backend, and which of them one process runs; torch computes in `dense`, opcheck runs the kernels of the
-# rest many times over, and the matrices left out take programs by the thousand
+# tests of every backend, and which of them one process runs. What is left out: torch computes in `dense`, opcheck runs
+# the kernels of the rest many times over, a residency changes the words alone (`cases_*` run each one in every kernel),
+# and the matrices named take programs by the thousand.
 BIG = "128x1152 or 64x576 or 10x4096 or 70000x3"
-FLAT = "linear or conv1d or conv2d"
+FLAT = "((linear or conv3d) and seed) or (conv1d and mask) or (conv2d and planes)"
 BODIES = [
     ("test_ops.py", f"test_values_and_gradients and ({FLAT})"),
-    ("test_ops.py", f"test_values_and_gradients and not ({FLAT})"),
-    ("test_ops.py", "test_inputs_of_any_stride or test_other_dtypes"),
+    ("test_ops.py", "(test_values and transpose and planes) or test_inputs_of_any_stride or test_other_dtypes"),
     long("test_ops.py", "bitwise or (test_other_codes and linear)"),
     long("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
     ("test_format.py", f"not ({BIG})"),
-    ("test_search.py", "step or nothing"),
-    ("test_layers.py", "twin or weight or embedding"),
-    ("test_epilogue.py", "stride"),
+    (
+        "test_search.py test_layers.py test_epilogue.py",
+        "(test_search and (step or nothing)) or (test_layers and (twin or weight or embedding))"
+        " or (test_epilogue and stride)",
+    ),
 ]
 
 
 @needs_triton
-@pytest.mark.parametrize(("file", "chosen"), BODIES)
-def test_the_tests_of_all_backends(file, chosen):
-    expression = " and ".join(f"({part})" for part in ("triton", "not dense", chosen) if part)
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "-k", expression, file]
+@pytest.mark.parametrize(("files", "chosen"), BODIES)
+def test_the_tests_of_all_backends(files, chosen):
+    expression = " and ".join(f"({part})" for part in ("triton", "not dense", chosen))
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "-k", expression, *files.split()]
     assert " passed" in run("-m", "pytest", *options, TRITON_INTERPRET="1")
