@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 import frozen_kernels as fk
 from frozen_kernels.memory.footprint import _status, reset_peak, trim
+from frozen_kernels.tensor import Residency
 
 BATCH, FORWARDS, STEPS = 64, 10, 3
-RESIDENCIES = ("seed", "mask", "planes")
+RESIDENCIES: tuple[Residency, ...] = ("seed", "mask", "planes")
 SEED = 7
 SMALL = 64  # layers of the model that meets everything that a process pays once
 

@@ -43,8 +43,8 @@ class Case:
     shape: tuple[int, ...]
     input: tuple[int, ...]
     dtype: str
-    code: str
-    residency: str
+    code: Any  # one of FreezeConfig's
+    residency: Any  # one of the residencies, or a word of the case's own
     batch: int
     baseline: str
     other: str = ""

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from ..nn.layers import TWINS
 from ..nn.models import frozen_layers, named_modules, replace_module, reshard, spread, unwrapped
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import RESIDENCIES, FrozenTensor
+from ..tensor import RESIDENCIES, FrozenTensor, Residency
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .file import (
     PREFIX,
@@ -363,9 +363,6 @@ def _put_in_place(model: nn.Module, by_id: dict[int, Tensor]) -> None:
                     held[name] = by_id[id(tensor)]  # type: ignore[assignment]
         if isinstance(module, FrozenLayer):
             module.prepare_calls()
-
-
-Residency = Literal["seed", "mask", "planes", "dense"]
 
 
 class _Place(NamedTuple):

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .. import __version__
 from ..backends import reference
 from ..backends import triton as backend
-from ..backends.geometry import POINT, as_pixels, geometry, side
+from ..backends.geometry import POINT, Side, as_pixels, geometry, side
 from ..backends.reference.weights import effective
 from ..backends.triton import tuning
 from ..backends.triton.launch import decode_args, interpreting
@@ -143,7 +143,10 @@ def _cases(
         for pack in packs.values():
             args = decode_args(pack)
 
-            def launch(tile: Tile, x=x, y=y, xs=x_side, ys=y_side, args=args, transposed=transposed) -> Any:
+            def launch(
+                tile: Tile, x: Tensor = x, y: Tensor = y, xs: Side = x_side, ys: Side = y_side,
+                args: dict[str, Any] = args, transposed: bool = transposed,
+            ) -> Any:  # fmt: skip
                 return fill(y, ys, x, xs, args, at, transposed, tile=tile)
 
             yield Case(launch, y, exact.to(dtype))
