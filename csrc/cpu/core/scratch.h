@@ -1,28 +1,13 @@
 // Working memory of one thread, kept between calls: a fresh mapping for each task would cost more in page faults.
 #pragma once
 #include <stdint.h>
-#include <stdlib.h>
-
-#include <memory>
-#include <new>
 
 namespace fk {
 
 class Scratch {
  public:
   // What lies in one slot outlives a scratch of another slot in the same thread.
-  explicit Scratch(int64_t bytes, int slot = 0) {
-    static thread_local Block blocks[2];
-    Block& block = blocks[slot];
-    if (block.bytes < bytes) {
-      block.memory.reset();
-      block.bytes = 0;
-      block.memory.reset(static_cast<char*>(aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
-      if (!block.memory) throw std::bad_alloc();
-      block.bytes = bytes;
-    }
-    next_ = block.memory.get();
-  }
+  explicit Scratch(int64_t bytes, int slot = 0) : next_(memory(bytes, slot)) {}
 
   // 64-byte aligned; the sum of all takes, each rounded up to 64 bytes, must fit.
   template <class T>
@@ -33,13 +18,8 @@ class Scratch {
   }
 
  private:
-  struct Free {
-    void operator()(char* p) const { free(p); }
-  };
-  struct Block {
-    std::unique_ptr<char, Free> memory;
-    int64_t bytes = 0;
-  };
+  static char* memory(int64_t bytes, int slot);
+
   char* next_;
 };
 

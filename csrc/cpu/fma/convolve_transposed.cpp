@@ -53,6 +53,7 @@ struct Task {
   const Activations& narrow;
   const Residue& residue;
   const Result result;
+  const int64_t chain;
 
   // Calls fn(first word, words) for windows over the columns of channels [channel, channel + channels) of valid taps.
   template <class Fn>
@@ -115,8 +116,8 @@ void Task::over_pixels(int64_t group, int64_t groups, int64_t channel, int64_t c
           for (int64_t i = 0; i < groups; ++i) {
             pack_lanes(narrow, residue.grid, spans, span_count, round_up(lanes, TILE_LANES),
                        (group + i) * layer.rows + row, depth, packed, LD);
-            multiply(count, lanes, depth, {panel + column * LD + i * layer.rows, false, 1}, packed, LD,
-                     sums + (i * channels + c) * ld + lane, ld);
+            multiply_in_chains(chain, count, lanes, depth, {panel + column * LD + i * layer.rows, false, 1}, packed, LD,
+                               sums + (i * channels + c) * ld + lane, ld);
           }
         });
       }
@@ -159,12 +160,18 @@ void Task::over_channels(int64_t group, int64_t channel, int64_t channels, int64
           pack_lanes(narrow, residue.grid, spans, span_count, pixels, source, depth, packed, packed_ld);
         }
         const Left left = by_channel ? Left{packed, false, 1} : Left{packed, true, packed_ld};
-        multiply(pixels, count, depth, left, by_row + column, ROW_MAJOR_LD, sums + c, ld, true);
+        multiply_in_chains(chain, pixels, count, depth, left, by_row + column, ROW_MAJOR_LD, sums + c, ld, true);
       });
     });
   }
   const int64_t out_count = find_runs(residue.out, pixel0, pixels, runs);
   result.store_channels(sums, ld, group * layer.channels + channel, channels, runs, out_count);
+}
+
+// Longest chain of a sum: as in convolve.cpp, where torch multiplies a matrix by a vector, for one channel.
+int64_t longest_chain(const Call& c) {
+  const bool vector = c.f.cols == 1 && c.layer.groups == 1 && c.pixels > 1;
+  return vector && c.f.rows <= FEW_TERMS && c.wide.dtype == FLOAT32 ? SHORT_CHAIN : DEPTH;
 }
 
 }  // namespace
@@ -175,7 +182,7 @@ void convolve_transposed_panels(const Call& call) {
   const Activations& wide = call.wide;
   const Layer& layer = call.layer;
   const int threads = call.threads;
-  const int64_t residue_pixels = call.pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
+  const int64_t chain = longest_chain(call), residue_pixels = call.pixels / (g.stride[0] * g.stride[1] * g.stride[2]);
   const bool few_channels = layer.channels < VL;
   const bool pixel_lanes = few_channels || (wide.stride[CHANNEL] != 1 && residue_pixels >= VL);
   const bool seed = !f.keep;
@@ -218,7 +225,7 @@ void convolve_transposed_panels(const Call& call) {
     const int64_t pixels = std::min(r.pixel_block, r.grid.pixels() - pixel0);
     const int64_t group = block / channel_blocks() * group_block, channel = block % channel_blocks() * channel_block;
     const int64_t channels = std::min(channel_block, layer.channels - channel);
-    const Task task{f, layer, call.narrow, r, Result{wide, f.scale, call.epilogue, r.out, r.at}};
+    const Task task{f, layer, call.narrow, r, Result{wide, f.scale, call.epilogue, r.out, r.at}, chain};
     if (pixel_lanes) {
       task.over_pixels(group, std::min(group_block, layer.groups - group), channel, channels, pixel0, pixels);
     } else {

@@ -1,6 +1,7 @@
 // Register-tiled products of small blocks: C[m][lane] += sum over k of A[m][k] * B[k][lane], one fresh chain per call.
 // A product of whole layers calls this with fixed ranges of k, so no result depends on how m and lanes are tiled.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -10,6 +11,8 @@ namespace fk::FK_ISA_NS {
 
 constexpr int NARROW = 2, MIDDLE = 4, BROAD = 8;  // vectors per tile
 static_assert(TILE_LANES == NARROW * VL);
+// Where one chain of DEPTH terms would be too long (see longest_chain), and for sums of how many terms.
+constexpr int64_t SHORT_CHAIN = 32, FEW_TERMS = 1024;
 
 #if FK_HAS_AVX512
 constexpr int MAX_M = 14, MIDDLE_M = 4, BROAD_M = 2;
@@ -99,6 +102,15 @@ inline void multiply(int64_t ms, int64_t lanes, int64_t depth, Left a, const flo
       }
     }
     lane += vectors * VL;
+  }
+}
+
+// The same with chains of at most `chain` terms.
+inline void multiply_in_chains(int64_t chain, int64_t ms, int64_t lanes, int64_t depth, Left a, const float* b,
+                               int64_t ldb, float* c, int64_t ldc, bool exact = false) {
+  for (int64_t k = 0; k < depth; k += chain) {
+    const Left part{a.data + k * a.step, a.unit_m, a.step};
+    multiply(ms, lanes, std::min(chain, depth - k), part, b + k * ldb, ldb, c, ldc, exact);
   }
 }
 
