@@ -25,6 +25,8 @@ from .ops import CONVOLUTIONS, NAMESPACE, PACK_ARGS, TRANSPOSED_CONVOLUTIONS, li
 
 _TENSORS, _CODE, _SHAPE = PACK_ARGS - 2, PACK_ARGS - 2, PACK_ARGS - 1  # of the pack: how many lead, then places
 
+_LEVEL = 0  # of forward mode: torch has one, and torch.func nests by wrapping tensors
+
 Grads = tuple[Tensor | None, ...]
 Tangents = dict[int, Tensor]  # by the argument's position
 
@@ -107,9 +109,8 @@ class _Layer:
     `geometry` is what an op takes between the pack and the epilogue.
     """
 
-    def __init__(self, name: str, geometry_args: int) -> None:
-        self.linear, self.transposed = geometry_args == 0, name in TRANSPOSED_CONVOLUTIONS
-        self.geometry_args = geometry_args
+    def __init__(self, name: str) -> None:
+        self.linear, self.transposed = name == "linear", name in TRANSPOSED_CONVOLUTIONS
         self.product, self.grad_scores = _op(name), _op(f"{name}_grad_scores")
         self._grad_input = _op(f"{name}_grad_input")
 
@@ -363,9 +364,16 @@ def _recording() -> Iterator[None]:
         yield
 
 
+def _may_carry_tangents() -> bool:
+    if forward_ad._current_level >= 0:
+        return True
+    # a compiler enters the level unseen by `forward_ad`: inside a layer of torch.func, or while it traces under a mode
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def _differentiating() -> bool:
     """Whether a call may be recorded or carry tangents."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() or _may_carry_tangents()
 
 
 def _below_autograd(op: Any, keys: Any, args: tuple) -> Tensor:
@@ -405,7 +413,7 @@ def _unpack(rule: _Rule, args: tuple) -> tuple[tuple, Tangents]:
     primals, tangents = list(args), {}
     for i, a in enumerate(args):
         if isinstance(a, Tensor) and a.is_floating_point():
-            primals[i], tangent = forward_ad.unpack_dual(a)
+            primals[i], tangent = forward_ad.unpack_dual(a, level=_LEVEL)
             if tangent is not None:
                 tangents[i] = tangent
                 if rule.names[i] in ("gain", "dense"):
@@ -424,12 +432,12 @@ def _register(rule: _Rule) -> None:
             return function.apply(keys, held, *args)
 
     def differentiate(keys: Any, *args: Any) -> Tensor:
-        if forward_ad._current_level >= 0:
+        if _may_carry_tangents():
             primals, tangents = _unpack(rule, args)
             if tangents:
                 y = record(keys, primals, args)
                 tangent = rule.tangent(rule.whole(primals), tangents, y)
-                return y if tangent is None else forward_ad.make_dual(y, tangent)
+                return y if tangent is None else forward_ad.make_dual(y, tangent, level=_LEVEL)
         return record(keys, args, args)
 
     def batch(info: Any, dims: tuple, *args: Any) -> tuple[Tensor, int]:
@@ -448,9 +456,8 @@ _register(_Weight("weight"))
 _register(_WeightGradScores("weight_grad_scores"))
 _register(_Embedding("embedding"))
 _register(_EmbeddingGradScores("embedding_grad_scores"))
-for _names, _geometry_args in ((("linear",), 0), (CONVOLUTIONS, 4), (TRANSPOSED_CONVOLUTIONS, 5)):
-    for _name in _names:
-        _layer = _Layer(_name, _geometry_args)
-        _register(_Product(_name, _layer))
-        _register(_GradInput(f"{_name}_grad_input", _layer))
-        _register(_GradScores(f"{_name}_grad_scores", _layer))
+for _name in ("linear", *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS):
+    _layer = _Layer(_name)
+    _register(_Product(_name, _layer))
+    _register(_GradInput(f"{_name}_grad_input", _layer))
+    _register(_GradScores(f"{_name}_grad_scores", _layer))

@@ -173,9 +173,9 @@ def _convolution(
         settings = (bias, stride, padding, dilation, groups)
         return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
     x, bias = _autocast(x, bias)
-    batched, parts = x.dim() != dims + 1, _integer(groups)
+    batched, in_groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
-    _check_convolution(x, frozen, dims, frozen.shape[1] * parts, parts)
+    _check_convolution(x, frozen, dims, frozen.shape[1] * in_groups, in_groups)
     _check(x, frozen, bias, gain, frozen.shape[0])
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
@@ -190,7 +190,7 @@ def _convolution(
     padding = _per_dimension("padding", padding, dims, 0)
     _check_output(conv_output_size(x.shape, frozen.shape, stride, padding, dilation), x, frozen)
     y = _CONVOLUTIONS[dims](
-        x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, parts, gain, relu
+        x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, in_groups, gain, relu
     )  # fmt: skip
     return y if batched else y.squeeze(0)
 
@@ -272,10 +272,10 @@ def _transposed(
         settings = (bias, stride, padding, output_padding, groups, dilation)
         return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
     x, bias = _autocast(x, bias)
-    batched, parts = x.dim() != dims + 1, _integer(groups)
+    batched, in_groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
-    _check_convolution(x, frozen, dims, frozen.shape[0], parts, transposed=True)
-    _check(x, frozen, bias, gain, frozen.shape[1] * parts)
+    _check_convolution(x, frozen, dims, frozen.shape[0], in_groups, transposed=True)
+    _check(x, frozen, bias, gain, frozen.shape[1] * in_groups)
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
     padding = _per_dimension("padding", padding, dims, 0)
@@ -284,10 +284,10 @@ def _transposed(
         raise ValueError(
             f"output_padding: {list(output_padding)} must be below stride {list(stride)} or dilation {list(dilation)}"
         )
-    size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, parts)
+    size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, in_groups)
     _check_output(size, x, frozen)
     y = _TRANSPOSED[dims](
-        x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, parts, gain, relu
+        x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, in_groups, gain, relu
     )  # fmt: skip
     return y if batched else y.squeeze(0)
 
