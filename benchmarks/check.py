@@ -43,8 +43,8 @@ def _spread(row: Row) -> float:
 
 
 def compare(old: Row, new: Row) -> Comparison | None:
-    """One case now and then; None where the record has no figure."""
-    if old["status"] != OK:
+    """One case now and then; None where the record has no figure, or one of another size."""
+    if old["status"] != OK or old["shape"] != new["shape"]:
         return None
     timed = bool(old["ratio"])
     column = "ratio" if timed else "median"

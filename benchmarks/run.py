@@ -158,10 +158,13 @@ def _time_setting(
     return [found[case.name] for case in members]
 
 
-def count(case: Case, quick: bool = False) -> dict[str, object]:
+def _shortened(case: Case) -> Case:
+    """The case as a quick run measures it: minutes go into the layers of a process."""
+    return replace(case, shape=(QUICK_LAYERS, *case.shape[1:])) if case.group == "load" else case
+
+
+def count(case: Case) -> dict[str, object]:
     """Measured columns of a case that is counted."""
-    if quick and case.group == "load":
-        case = replace(case, shape=(QUICK_LAYERS, *case.shape[1:]))
     found = COUNTS[case.op](case)
     if not found.verdict.passed:
         return _refused(found.verdict)
@@ -179,10 +182,10 @@ def measure(
         print(f"{here['machine']}, {here['threads']} threads, {here['isa']}: {gemm}, read {limits.read / 1e9:.1f} GB/s")
     rows: list[Row] = []
     for _, group in itertools.groupby(chosen, key=lambda case: case.setting):
-        members = list(group)
+        members = [_shortened(case) if seconds < SECONDS else case for case in group]
         try:
             if members[0].op in COUNTS:
-                found = [count(case, seconds < SECONDS) for case in members]
+                found = [count(case) for case in members]
             else:
                 found = time_setting(members, seconds, limits, red or {})
         except ERRORS as why:  # the other settings are measured all the same

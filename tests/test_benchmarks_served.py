@@ -8,7 +8,7 @@ import gc
 import pytest
 import torch
 
-from benchmarks import counted, machine, process_memory, records, registry, run, served, summary
+from benchmarks import check, counted, machine, process_memory, records, registry, run, served, summary
 from frozen_kernels.memory.footprint import reset_peak
 
 SMALL = (2, 64, 64)  # layers, rows, columns
@@ -78,6 +78,14 @@ def test_a_fresh_process_says_what_stays_and_what_was_the_most():
     found = [counted.held(held), counted.process_peak(peak)]
     assert [count.unit for count in found] == ["bits/weight", "of what stays"]
     assert all(count.verdict.passed and count.note.startswith("2 layers") for count in found)
+
+
+def test_a_quick_run_reads_fewer_layers_and_is_not_compared_with_a_whole_one(monkeypatch):
+    read = []
+    monkeypatch.setattr(run, "COUNTS", {"held freeze": lambda case: read.append(case.shape) or counted.Count(0.5, "")})
+    whole, quick = (run.measure([case("load/freeze/seed")], s, quiet=True)[0] for s in (run.SECONDS, run.QUICK_SECONDS))
+    assert read == [registry.HELD_LAYERS, (run.QUICK_LAYERS, *registry.HELD_LAYERS[1:])]
+    assert check.compare(whole, quick) is None and check.compare(whole, whole) is not None
 
 
 def test_results_that_differ_get_no_numbers(monkeypatch):
