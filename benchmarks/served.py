@@ -24,7 +24,7 @@ TURN = 0.5e-3  # seconds: calls that take less are timed in a loop, short enough
 MOST_CALLS = 400  # of a turn
 TRIED = 5  # calls to see how long one takes
 JUDGED = 4096  # outputs, so that errors of few do not decide by chance
-MOST_JUDGED = 256  # calls that are compared
+MOST_JUDGED, NETS_JUDGED = 256, 64  # samples of a layer and of a net that are compared
 GRADIENTS_JUDGED = 64
 
 MODES: dict[str, Callable[[], Any]] = {
@@ -66,12 +66,14 @@ def _calls_of_a_turn(call: Call) -> int:
     return min(max(1, round(TURN / fastest)), MOST_CALLS)
 
 
-def _forward_verdict(model: nn.Module, plain: nn.Module, draw: Callable[[], Tensor]) -> Verdict:
+def _forward_verdict(
+    model: nn.Module, plain: nn.Module, draw: Callable[[], Tensor], samples: int = MOST_JUDGED
+) -> Verdict:
     """Calls of the size that is timed against float64, as many as give enough outputs to judge by."""
     exact = copy.deepcopy(plain).double()
     first = draw()
-    outputs = model(first).numel()
-    inputs = [first, *(draw() for _ in range(min(JUDGED // outputs, MOST_JUDGED) - 1))]
+    calls = min(JUDGED // model(first).numel(), samples // len(first))
+    inputs = [first, *(draw() for _ in range(calls - 1))]
     found, torchs, right = (torch.cat([run(x) for x in inputs]) for run in (model, plain, lambda x: exact(x.double())))
     return judge(found, torchs, right)
 
@@ -168,7 +170,7 @@ def auto_setup(cases: Sequence[Case]) -> Setup:
     return Setup(
         {"torch": _in_a_loop(lambda: theirs(x), times)},
         {case.name: _in_a_loop(lambda: ours(x), times)},
-        lambda name: _forward_verdict(ours, theirs, draw),
+        lambda name: _forward_verdict(ours, theirs, draw, NETS_JUDGED if whole else MOST_JUDGED),
         note=note,
         calls_of_a_turn=times,
     )
