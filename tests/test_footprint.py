@@ -10,7 +10,8 @@ from torch import nn
 import frozen_kernels as fk
 from frozen_kernels.memory.footprint import Peak, storage_bytes
 
-module = importlib.import_module("frozen_kernels.footprint")  # the package's attribute of that name is the function
+# the package's attribute of that name is the function
+module = importlib.import_module("frozen_kernels.memory.footprint")
 
 
 def net() -> nn.Sequential:
