@@ -42,7 +42,17 @@ def error_over_torchs(shape, x_shape, ours, theirs, code):
 @pytest.mark.parametrize("code", ["sign", "uniform"])
 @pytest.mark.parametrize(
     "rows, cols, batch",
-    [(1, 129, 1), (16, 128, 1), (1, 100, 64), (2, 128, 12), (64, 100, 2), (64, 128, 4), (10, 200, 8), (10, 257, 8)],
+    [
+        (1, 33, 4),
+        (1, 129, 1),
+        (16, 128, 1),
+        (1, 100, 64),
+        (2, 128, 12),
+        (64, 100, 2),
+        (64, 128, 4),
+        (10, 200, 8),
+        (10, 257, 8),
+    ],
 )
 def test_linear(isa, rows, cols, batch, code):
     ratio = error_over_torchs(

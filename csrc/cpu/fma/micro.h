@@ -1,7 +1,6 @@
 // Register-tiled products of small blocks: C[m][lane] += sum over k of A[m][k] * B[k][lane], one fresh chain per call.
 // A product of whole layers calls this with fixed ranges of k, so no result depends on how m and lanes are tiled.
 #pragma once
-#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -105,12 +104,13 @@ inline void multiply(int64_t ms, int64_t lanes, int64_t depth, Left a, const flo
   }
 }
 
-// The same with chains of at most `chain` terms.
+// The same with even chains of at most `chain` terms.
 inline void multiply_in_chains(int64_t chain, int64_t ms, int64_t lanes, int64_t depth, Left a, const float* b,
                                int64_t ldb, float* c, int64_t ldc, bool exact = false) {
-  for (int64_t k = 0; k < depth; k += chain) {
-    const Left part{a.data + k * a.step, a.unit_m, a.step};
-    multiply(ms, lanes, std::min(chain, depth - k), part, b + k * ldb, ldb, c, ldc, exact);
+  const int64_t chains = divide_up(depth, chain);
+  for (int64_t i = 0; i < chains; ++i) {
+    const int64_t k = depth * i / chains, end = depth * (i + 1) / chains;
+    multiply(ms, lanes, end - k, {a.data + k * a.step, a.unit_m, a.step}, b + k * ldb, ldb, c, ldc, exact);
   }
 }
 
