@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import records
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import measure, registry, report, sides, suite, timing
+from benchmarks.gpu import measure, profile, registry, report, sides, suite, timing
 from benchmarks.verify import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -294,13 +294,16 @@ def test_the_command_needs_a_folder():
 
 
 @no_gpu
-def test_benchmarks_without_a_gpu_say_so():
-    done = run(sys.executable, "-m", "benchmarks.gpu")
-    assert done.returncode == 2 and "no GPU here" in done.stderr
-    done = run(sys.executable, "-m", "benchmarks.gpu", "--dry")
-    assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
-    done = run(sys.executable, "-m", "benchmarks.gpu.profile")
-    assert done.returncode == 2 and "no GPU here" in done.stderr
+def test_benchmarks_without_a_gpu_say_so(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for main, arguments, why in (
+        (command.main, [], "no GPU here"),
+        (command.main, ["--dry"], "TRITON_INTERPRET"),
+        (profile.main, [], "no GPU here"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        assert why in capsys.readouterr().err
 
 
 @needs_triton

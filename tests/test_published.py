@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from helpers import pairwise
 from torch import Tensor, nn
 
 import frozen_kernels as fk
@@ -59,18 +60,17 @@ def recorded(model: nn.Module) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("freeze_ratio", [0.0, 0.7])
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize(
-    ("distribution", "code", "scaling"),
-    [
-        ("uniform", "sign", "none"),
-        ("erk", "uniform", "none"),
-        ("epl", "sign", "dynamic"),
-        ("igq", "normal", "static"),
-    ],
-)
-def test_the_same_gradients_give_the_same_scores_and_masks(distribution, code, scaling, scope, freeze_ratio):
+RULES = [
+    ("uniform", "sign", "none"),
+    ("erk", "uniform", "none"),
+    ("epl", "sign", "dynamic"),
+    ("igq", "normal", "static"),
+]
+
+
+@pytest.mark.parametrize(("rule", "scope", "freeze_ratio"), pairwise(RULES, ["global", "local"], [0.0, 0.7]))
+def test_the_same_gradients_give_the_same_scores_and_masks(rule, scope, freeze_ratio):
+    distribution, code, scaling = rule
     run_beside_published(distribution=distribution, scope=scope, freeze_ratio=freeze_ratio, code=code, scaling=scaling)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import dense, header, pack_of, small_integers
+from common import RESIDENCIES, dense, header, pack_of, small_integers
+from helpers import pairwise
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -113,12 +114,13 @@ def test_channels_last(name):
     Case(name, "sign", torch.bfloat16, "planes", channels_last=True).check()
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize("code", format.CODES)
-def test_every_code_and_residency(code, residency):
-    # rows of a group are 16 columns wide or not: bytes of the transposed product come by the call or from a scratch
-    for name in ("groups", "call", "depthwise"):
-        Case(name, code, torch.bfloat16, residency).check()
+# rows of a group are 16 columns wide or not: bytes of the transposed product come by the call or from a scratch
+KINDS = pairwise(["groups", "call", "depthwise"], format.CODES, RESIDENCIES)
+
+
+@pytest.mark.parametrize(("name", "code", "residency"), KINDS)
+def test_every_code_and_residency(name, code, residency):
+    Case(name, code, torch.bfloat16, residency).check()
 
 
 def test_groups_must_divide_rows():

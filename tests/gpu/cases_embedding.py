@@ -9,6 +9,7 @@ from common import (
     DEVICE,
     DTYPES,
     INTERPRETING,
+    RESIDENCIES,
     dense,
     expected,
     header,
@@ -17,6 +18,7 @@ from common import (
     scores_of,
     small_integers,
 )
+from helpers import pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format
@@ -38,16 +40,16 @@ def few_programs(monkeypatch):
         monkeypatch.setattr(launchers, "GRAD_ROWS", 32)
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-def test_rows_bitwise(code, dtype, residency):
-    for cols, index in ((1, torch.int64), (33, torch.int32), (147, torch.int64)):
-        pack = pack_of(header(scale=0.0371293), residency, code, (37, cols))
-        table = dense(pack, dtype)
-        for padding_idx in (-1, 5):
-            want = table[indices()] * (indices() != padding_idx)[..., None].to(dtype)
-            got = triton.embedding(indices(index), None, *pack, dtype, padding_idx)
-            assert torch.equal(got, want) and got.dtype == dtype, (cols, padding_idx)
+LOOKUPS = pairwise(CODES_AND_DTYPES, RESIDENCIES, [(1, torch.int64), (33, torch.int32), (147, torch.int64)], [-1, 5])
+
+
+@pytest.mark.parametrize(("kind", "residency", "size", "padding_idx"), LOOKUPS, ids=str)
+def test_rows_bitwise(kind, residency, size, padding_idx):
+    (code, dtype), (cols, index) = kind, size
+    pack = pack_of(header(scale=0.0371293), residency, code, (37, cols))
+    want = dense(pack, dtype)[indices()] * (indices() != padding_idx)[..., None].to(dtype)
+    got = triton.embedding(indices(index), None, *pack, dtype, padding_idx)
+    assert torch.equal(got, want) and got.dtype == dtype
 
 
 def test_rows_past_one_chunk():
@@ -65,16 +67,19 @@ def test_indices_of_any_shape_and_strides():
         assert same_bits(got, table[index])
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-def test_gradient_exact_on_small_integers(code, dtype, residency):
-    for cols, index, score_dtype in ((1, torch.int64, torch.float32), (147, torch.int32, torch.bfloat16)):
-        pack = pack_of(header(scale=0.5), residency, code, (37, cols))
-        scores, grad = scores_of(pack, score_dtype), small_integers(3, 6, cols, dtype=dtype)
-        for padding_idx in (-1, 5):
-            got = triton.embedding_grad_scores(grad, indices(index), scores, *pack, padding_idx)
-            assert got.dtype == score_dtype
-            assert torch.equal(got, expected("embedding_grad_scores", grad, indices(), scores, *pack, padding_idx))
+GRADIENTS = pairwise(
+    CODES_AND_DTYPES, RESIDENCIES, [(1, torch.int64, torch.float32), (147, torch.int32, torch.bfloat16)], [-1, 5]
+)
+
+
+@pytest.mark.parametrize(("kind", "residency", "size", "padding_idx"), GRADIENTS, ids=str)
+def test_gradient_exact_on_small_integers(kind, residency, size, padding_idx):
+    (code, dtype), (cols, index, score_dtype) = kind, size
+    pack = pack_of(header(scale=0.5), residency, code, (37, cols))
+    scores, grad = scores_of(pack, score_dtype), small_integers(3, 6, cols, dtype=dtype)
+    got = triton.embedding_grad_scores(grad, indices(index), scores, *pack, padding_idx)
+    assert got.dtype == score_dtype
+    assert torch.equal(got, expected("embedding_grad_scores", grad, indices(), scores, *pack, padding_idx))
 
 
 def test_gradient_of_any_strides():

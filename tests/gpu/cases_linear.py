@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import CODES_AND_DTYPES, DEVICE, DTYPES, dense, header, pack_of, small_integers
+from common import CODES_AND_DTYPES, DEVICE, DTYPES, RESIDENCIES, dense, header, pack_of, small_integers
+from helpers import pairwise
 
 import frozen_kernels as fk
 from frozen_kernels import format
 from frozen_kernels.backends import Unsupported
 from frozen_kernels.backends.triton import linear, linear_grad_input, weight
 
+SIZES = [(1, 1, 1), (3, 31, 19), (5, 33, 1), (33, 147, 19)]
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-def test_linear_exact_on_small_integers(code, dtype, residency):
-    for rows, cols, batch in ((1, 1, 1), (3, 31, 19), (5, 33, 1), (33, 147, 19)):
-        pack = pack_of(header(scale=1.0), residency, code, (rows, cols))
-        exact = dense(pack).double()
-        x, bias = small_integers(batch, cols, dtype=dtype), small_integers(rows)
-        want = (x.double() @ exact.T + bias.double()).to(dtype)
-        assert torch.equal(linear(x, bias, None, *pack), want), (rows, cols, batch)
+
+@pytest.mark.parametrize(("kind", "residency", "size"), pairwise(CODES_AND_DTYPES, RESIDENCIES, SIZES), ids=str)
+def test_linear_exact_on_small_integers(kind, residency, size):
+    (code, dtype), (rows, cols, batch) = kind, size
+    pack = pack_of(header(scale=1.0), residency, code, (rows, cols))
+    exact = dense(pack).double()
+    x, bias = small_integers(batch, cols, dtype=dtype), small_integers(rows)
+    want = (x.double() @ exact.T + bias.double()).to(dtype)
+    assert torch.equal(linear(x, bias, None, *pack), want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import CODES_AND_DTYPES, DEVICE, THRESHOLDS, expected, header, pack_of, scores_of, small_integers
+from common import (
+    CODES_AND_DTYPES,
+    DEVICE,
+    RESIDENCIES,
+    THRESHOLDS,
+    expected,
+    header,
+    pack_of,
+    scores_of,
+    small_integers,
+)
+from helpers import pairwise
 
 import frozen_kernels as fk
 from frozen_kernels.backends import Unsupported, reference, triton
@@ -19,19 +30,21 @@ def wanted(grad, x, scores, pack):
     return expected("linear_grad_scores", grad, x, scores, *pack)
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-def test_linear_exact_on_small_integers(code, dtype, residency):
-    for rows, cols, batch in ((1, 1, 1), (5, 33, 3), (33, 147, 19)):
-        pack = pack_of(header(scale=0.5), residency, code, (rows, cols))
-        x, grad, scores = (
-            small_integers(batch, cols, dtype=dtype),
-            small_integers(batch, rows, dtype=dtype),
-            scores_of(pack),
-        )
-        got = run(grad, x, scores, pack)
-        assert got.dtype == torch.float32
-        assert torch.equal(got, wanted(grad, x, scores, pack)), (rows, cols, batch)
+SIZES = [(1, 1, 1), (5, 33, 3), (33, 147, 19)]
+
+
+@pytest.mark.parametrize(("kind", "residency", "size"), pairwise(CODES_AND_DTYPES, RESIDENCIES, SIZES), ids=str)
+def test_linear_exact_on_small_integers(kind, residency, size):
+    (code, dtype), (rows, cols, batch) = kind, size
+    pack = pack_of(header(scale=0.5), residency, code, (rows, cols))
+    x, grad, scores = (
+        small_integers(batch, cols, dtype=dtype),
+        small_integers(batch, rows, dtype=dtype),
+        scores_of(pack),
+    )
+    got = run(grad, x, scores, pack)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, wanted(grad, x, scores, pack))
 
 
 def test_linear_past_one_chunk_and_tile():

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import CODES_AND_DTYPES, DEVICE, DTYPES, dense, expected, header, host, pack_of, scores_of, small_integers
+from common import (
+    CODES_AND_DTYPES,
+    DEVICE,
+    DTYPES,
+    RESIDENCIES,
+    dense,
+    expected,
+    header,
+    host,
+    pack_of,
+    scores_of,
+    small_integers,
+)
+from helpers import pairwise
 from torch.nn import functional as F
 
 import frozen_kernels as fk
@@ -56,8 +69,12 @@ def wanted(name, grad, x, scores, pack, options):
     return expected(f"{name.split('-')[0]}_grad_scores", grad, x, scores, *pack, *options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", LAYERS)
+# channels that lie together have kernels of their own; other strides are arguments of the same ones
+PLACED = [(name, layout) for name in LAYERS for layout in ("contiguous", "channels_last")]
+PLACED += [(name, "stepped") for name in ("conv1d", "conv2d", "conv2d-depthwise", "conv3d", "conv_transpose2d")]
+
+
+@pytest.mark.parametrize(("name", "layout"), PLACED)
 def test_convolutions_exact_on_small_integers(name, layout):
     grad, x, shape, options = layer_args(name, layout)
     pack = pack_of(header(scale=0.5), "seed", "sign", shape)
@@ -72,10 +89,12 @@ def test_convolutions_exact_on_small_integers(name, layout):
     assert torch.equal(nothing, torch.zeros_like(scores))
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["conv2d", "conv2d-depthwise"])
-def test_convolutions_of_every_code_and_residency(name, code, dtype, residency):
+KINDS = pairwise(["conv2d", "conv2d-depthwise"], CODES_AND_DTYPES, RESIDENCIES)
+
+
+@pytest.mark.parametrize(("name", "kind", "residency"), KINDS, ids=str)
+def test_convolutions_of_every_code_and_residency(name, kind, residency):
+    code, dtype = kind
     grad, x, shape, options = layer_args(name, "channels_last", dtype)
     pack = pack_of(header(scale=0.5), residency, code, shape)
     scores = scores_of(pack, torch.bfloat16)

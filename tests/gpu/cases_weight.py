@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import CODES_AND_DTYPES, INTERPRETING, THRESHOLDS, VECTORS, dense, header, pack_of, same_bits, sha256
+from common import (
+    CODES_AND_DTYPES,
+    INTERPRETING,
+    RESIDENCIES,
+    THRESHOLDS,
+    VECTORS,
+    dense,
+    header,
+    pack_of,
+    same_bits,
+    sha256,
+)
+from helpers import pairwise
 
 from frozen_kernels import format
 from frozen_kernels.backends.triton import weight
@@ -36,13 +48,15 @@ def test_seed_weight_at_every_threshold(thresholds, code):
         assert same_bits(weight(None, *pack, torch.float32), dense(pack)), shape
 
 
-@pytest.mark.parametrize("residency", ["seed", "mask", "planes"])
-@pytest.mark.parametrize(("code", "dtype"), CODES_AND_DTYPES, ids=str)
-def test_weight_bitwise(code, dtype, residency):
-    for shape, thresholds in [((33, 147), THRESHOLDS[0]), ((64, 576), THRESHOLDS[1])]:
-        # a scale with a full significand, so that the rounding to the dtype is at work
-        pack = pack_of(header(thresholds, scale=0.0371293), residency, code, shape)
-        assert same_bits(weight(None, *pack, dtype), dense(pack, dtype)), shape
+SIZES = [((33, 147), THRESHOLDS[0]), ((64, 576), THRESHOLDS[1])]
+
+
+@pytest.mark.parametrize(("kind", "residency", "size"), pairwise(CODES_AND_DTYPES, RESIDENCIES, SIZES), ids=str)
+def test_weight_bitwise(kind, residency, size):
+    (code, dtype), (shape, thresholds) = kind, size
+    # a scale with a full significand, so that the rounding to the dtype is at work
+    pack = pack_of(header(thresholds, scale=0.0371293), residency, code, shape)
+    assert same_bits(weight(None, *pack, dtype), dense(pack, dtype))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ VECTORS = json.loads((pathlib.Path(__file__).parents[1] / "vectors" / "format_v1
 # 16 and 8 significant bits, 4 and 12, and both ends
 THRESHOLDS = [(20011, 45003), (0x2F00, 0xA100), (0x1000, 0xB560), (0, 0), (30000, 65536), (0, 65536), (65536, 65536)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+RESIDENCIES = ("seed", "mask", "planes")
 CODES_AND_DTYPES = list(zip(format.CODES, [*DTYPES, torch.float32], strict=True))
 
 
