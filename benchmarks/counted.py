@@ -17,6 +17,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.tensor import resident_bytes
+from frozen_kernels.tickets.file import read_ticket, verify_ticket
 
 from .registry import Case
 from .sides import layer_of
@@ -37,8 +38,8 @@ def ticket_size(case: Case) -> Count:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket.safetensors"
         fk.save_ticket(frozen_model("resnet50", affine), path)
-        whole = fk.ticket.read_ticket(path)
-        fk.ticket.verify_ticket(whole)
+        whole = read_ticket(path)
+        verify_ticket(whole)
         return Count(path.stat().st_size / 1e6, "MB")
 
 
