@@ -220,7 +220,8 @@ assert not fresh & heavy, fresh & heavy
 assert not torch.cuda.is_initialized()
 assert "torch.distributed.tensor" in before or "torch.distributed.tensor" not in sys.modules
 fk.nn.FrozenLinear(40, 30)(torch.ones(1, 40)).sum().backward()
-assert "triton" in before or "triton" not in sys.modules
+fk.nn.FrozenEmbedding(40, 30, padding_idx=2)(torch.tensor([1]))
+assert not {"triton", "torch._dynamo"} & (set(sys.modules) - before)
 assert not torch.cuda.is_initialized()
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import nn
 from ..config import FreezeConfig
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, replace_module, reshard, unwrapped
+from ..nn.models import frozen_layers, replace_module, reshard, unwrapped, warn_of_stale_masks
 from ..process import release_memory
 from ..search.rule import update_masks
 from .choose import FilterFn, candidates, check_wrappers, model_bytes, passed_over
 from .distribution import layer_ratios
-from .report import Converted, FreezeReport, listed
+from .report import Converted, FreezeReport
 from .trained import signs_of_training
 
 ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
@@ -190,14 +189,3 @@ def finalize_(model: nn.Module) -> None:
     for layer in layers.values():
         layer.finalize()
     release_memory()
-
-
-def warn_of_stale_masks(layers: dict[str, FrozenLayer]) -> None:
-    """UserWarning that names the layers whose scores changed since their masks were made of them."""
-    stale = [name or "model" for name, layer in layers.items() if getattr(layer, "masks_are_stale", False)]
-    if stale:
-        warnings.warn(
-            f"model: the scores of {listed(stale)} changed since the masks were made of them; the masks stay as they "
-            "are, call search.step() after the optimizer's to make new ones",
-            stacklevel=3,
-        )

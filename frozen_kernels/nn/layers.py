@@ -98,7 +98,7 @@ class _FrozenConvBase(FrozenLayer):
         self.in_channels, self.out_channels, self.kernel_size = twin.in_channels, twin.out_channels, twin.kernel_size
         self.stride, self.padding, self.output_padding = twin.stride, twin.padding, twin.output_padding
         self.dilation, self.groups, self.padding_mode = twin.dilation, twin.groups, twin.padding_mode
-        self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
+        self._reversed_padding_repeated_twice = twin._reversed_padding_repeated_twice
         bias = twin.out_channels if twin.bias is not None else None
         FrozenLayer.__init__(self, tuple(twin.weight.shape), bias, device, dtype, **frozen)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from ..select.sharded import is_sharded, loaded_class
 from .layer import FrozenLayer
 
+_NAMES_SHOWN = 5
 # wrappers that keep what they wrap as it is: where the class stands, its name, and the name that the inside has there
 _WRAPPERS = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
@@ -104,3 +106,15 @@ def has_sharded(model: nn.Module) -> bool:
 def spread(model: nn.Module) -> bool:
     """Whether the model, or a part of it, is in `DistributedDataParallel`, or `fully_shard` holds parameters of it."""
     return has_sharded(model) or any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())
+
+
+def warn_of_stale_masks(layers: dict[str, FrozenLayer]) -> None:
+    """UserWarning, as of the caller's caller, that names the layers whose scores moved since their masks were made."""
+    stale = [name or "model" for name, layer in layers.items() if layer.masks_are_stale]
+    if stale:
+        more = f" and {len(stale) - _NAMES_SHOWN} more" if len(stale) > _NAMES_SHOWN else ""
+        warnings.warn(
+            f"model: the scores of {', '.join(stale[:_NAMES_SHOWN])}{more} changed since the masks were made of them; "
+            "the masks stay as they are, call search.step() after the optimizer's to make new ones",
+            stacklevel=3,
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
@@ -23,7 +22,15 @@ from ..convert.freeze import candidates
 from ..files import write_whole
 from ..nn.layer import OWN_BUFFERS, FrozenLayer, Made
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, named_modules, replace_module, reshard, spread, unwrapped
+from ..nn.models import (
+    frozen_layers,
+    named_modules,
+    replace_module,
+    reshard,
+    spread,
+    unwrapped,
+    warn_of_stale_masks,
+)
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import RESIDENCIES, FrozenTensor, Residency
@@ -201,13 +208,7 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
             but not their state, or FullyShardedDataParallel. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
     """
-    stale = [name for name, layer in frozen_layers(model).items() if getattr(layer, "masks_are_stale", False)]
-    if stale:
-        warnings.warn(
-            f"model: the scores of {_some(stale)} have moved since their masks were made, and the ticket holds those "
-            "masks; search.step() makes new ones",
-            stacklevel=2,
-        )
+    warn_of_stale_masks(frozen_layers(model))
     parts = ticket_parts(model)
 
     def write(file: IO[bytes]) -> None:
