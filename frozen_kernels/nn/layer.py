@@ -91,12 +91,19 @@ class FrozenLayer(FrozenLoading):
         RuntimeError where a backward computes a checkpointed forward again and the mask has changed between.
         ValueError where something else wrote the header.
         """
-        scores = self._parameters["scores"]
+        return self._arguments_now()[0]
+
+    def _arguments_now(self) -> tuple[FrozenTensor, Tensor | None]:
+        """The record with its scores, and the bias that belongs to it."""
+        scores, bias = self._parameters["scores"], self._parameters["bias"]
         if torch.compiler.is_compiling():
-            return self._record(scores)
+            return self._record(scores), bias
         if scores is not None:
             check_recomputed(self)
-        return self.held().record._replace(scores=scores)
+        held = self.held()
+        if not _gradients() and bias is held.bias and held.bias_values is not None:
+            bias = held.bias_values  # type: ignore[assignment]
+        return held.record._replace(scores=scores), bias
 
     @property
     def weight(self) -> Tensor:

@@ -72,7 +72,8 @@ class FrozenLinear(FrozenLayer):
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         self._check_input(input)
-        return functional.linear(input, self.frozen, self.bias, gain=self.gain, relu=self.relu)
+        frozen, bias = self._arguments_now()
+        return functional.linear(input, frozen, bias, gain=self.gain, relu=self.relu)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -125,7 +126,8 @@ class _FrozenConvBase(FrozenLayer):
         return self._twin(*self._arguments(self), "meta", self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self._plain().extra_repr()}, {super().extra_repr()}"
+        described: Any = self._twin.extra_repr  # type: ignore[attr-defined]
+        return f"{described(self)}, {super().extra_repr()}"
 
 
 class _FrozenConv(_FrozenConvBase):
@@ -169,7 +171,8 @@ class _FrozenConv(_FrozenConvBase):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         function, geometry = type(self)._function, (self.stride, padding, self.dilation, self.groups)
-        return function(x, self.frozen, self.bias, *geometry, gain=self.gain, relu=self.relu)
+        frozen, bias = self._arguments_now()
+        return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
 
 
 class FrozenConv1d(_FrozenConv):
@@ -241,7 +244,8 @@ class _FrozenConvTranspose(_FrozenConvBase):
             )
         function = type(self)._function
         geometry = (self.stride, self.padding, output_padding, self.groups, self.dilation)
-        return function(x, self.frozen, self.bias, *geometry, gain=self.gain, relu=self.relu)
+        frozen, bias = self._arguments_now()
+        return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
 
     def _times_gain(self, weight: Tensor, gain: Tensor) -> Tensor:
         # columns are the channels of one group

@@ -165,17 +165,18 @@ class FrozenMasks(FrozenState):
         """The header with the scale that the settings ask for: a new tensor, or the same one written in place."""
         weights = self.rows * self.cols
         if self.config.scaling == "dynamic":
+            # nobody waits for the count
             kept = torch.ops.frozen_kernels.popcount(supermask) + self._counts[1]
-            bits: Tensor | int = fmt.dynamic_scale_bits(self.code, self.sigma, kept, weights)
-        else:
-            bits = fmt.float32_bits(fmt.scale_of(self.code, self.sigma, self.config.factor(weights, weights)))
+            header = header if self.in_place else header.clone()
+            header[fmt.SCALE] = fmt.dynamic_scale_bits(self.code, self.sigma, kept, weights)
+            return header
+        bits = fmt.float32_bits(fmt.scale_of(self.code, self.sigma, self.config.factor(weights, weights)))
         if self.in_place:
             header[fmt.SCALE] = bits
-            return header
-        if int(bits) == int(header[fmt.SCALE]):
-            return header
-        self._words = [*self._words[: fmt.SCALE], int(bits), *self._words[fmt.SCALE + 1 :]]
-        return torch.tensor(self._words, dtype=torch.int32)
+        elif bits != self._words[fmt.SCALE]:
+            self._words = [*self._words[: fmt.SCALE], bits, *self._words[fmt.SCALE + 1 :]]
+            header = torch.tensor(self._words, dtype=torch.int32)
+        return header
 
     def _above(self, key: Tensor | None) -> Tensor:
         """The supermask of a threshold: all free weights where it is None."""

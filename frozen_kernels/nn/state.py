@@ -234,13 +234,19 @@ class FrozenState(nn.Module):
             and b["draw"] is record.draw
             and b["dense"] is record.dense
             and b["gain"] is held.gain
+            and self._has_bias_of(held)
         )
+
+    def _has_bias_of(self, held: Held) -> bool:
+        bias = self._parameters.get("bias")
+        return bias is held.bias and (held.bias_values is None or bias.data_ptr() == held.bias_at)  # type: ignore[union-attr]
 
     def _now(self, prepared: bool = True) -> Held:
         record, bias = self._record(), self._parameters.get("bias")
         gain: Any = self._buffers["gain"]
         on_cpu = record.header.device.type == "cpu" and type(record.header) is Tensor
-        values = bias.detach() if bias is not None and on_cpu and not sharded.is_sharded(bias) else None
+        ours = prepared and on_cpu and bias is not None and not sharded.is_sharded(bias)
+        values = bias.detach() if ours and bias is not None else None
         geometry = self.geometry() if prepared and on_cpu else None
         call = None
         if geometry is not None:
