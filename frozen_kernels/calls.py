@@ -68,7 +68,7 @@ def skip(more: int) -> None:
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
-_transforms = torch._C._are_functorch_transforms_active
+transformed = torch._C._are_functorch_transforms_active
 _tracing = torch._C._get_tracing_state
 _autocast = torch._C._is_any_autocast_enabled
 _profiling = torch._C._autograd._profiler_enabled
@@ -81,7 +81,7 @@ def unwatched() -> bool:
         or _autocast()
         or _dispatch_modes()
         or _function_modes()
-        or _transforms()
+        or transformed()
         or _profiling()
         or forward_ad._current_level >= 0
         or _tracing() is not None
