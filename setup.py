@@ -13,7 +13,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-DNDEBUG"]
+CSRC = ROOT / "csrc"
+CORE = CSRC / "cpu/core"
+SOURCES = sorted(CSRC.rglob("*.cpp"))
+CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+CFLAGS += ["-Werror=undef", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
@@ -21,8 +25,9 @@ AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mgfni"]
 AMX += ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
-# In the order they are linked: where files share an inline function, the first copy is kept, so it must be one
-# that every machine can run.
+# Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
+# whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
+# kept, so it must be one that every machine can run.
 VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_64 else {"portable": []}
 
 
@@ -85,9 +90,9 @@ class Build(build_ext):
 
     def ninja_script(self, output: Path, includes: list[str]) -> str:
         system = [f"-isystem {escape(path)}" for path in includes]
-        variants = {name: options for name, options in VARIANTS.items() if name != "amx" or accepts(options)}
-        define = ["-DFK_X86_VARIANTS"] if X86_64 else []
-        define += ["-DFK_AMX_VARIANT"] if "amx" in variants else []
+        variants = {name: options for name, options in VARIANTS.items() if accepts(options)}
+        each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
+        define = [f"'-DFK_EACH_VARIANT(DO, ...)={each}'", f"-I{escape(CSRC)}"]
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
         undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
@@ -103,21 +108,20 @@ class Build(build_ext):
         ]
         objects = []
 
-        def compile_file(source: Path, folder: str, extra: list[str]) -> None:
-            target = f"{folder}/{source.stem}.o"
-            lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
-            objects.append(target)
+        def compile_files(sources: list[Path], folder: str, extra: list[str]) -> None:
+            for source in sources:
+                target = f"{folder}/{escape(source.relative_to(CSRC).with_suffix('.o'))}"
+                lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
+                objects.append(target)
 
-        for source in sorted((ROOT / "csrc/binding").glob("*.cpp")):
-            compile_file(source, "binding", system)
-        for level, (name, instructions) in enumerate(variants.items()):
-            for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
-                compile_file(source, name, [f"-DFK_ISA_NS={name}", f"-DFK_ISA_LEVEL={level}", *instructions])
+        # Whatever is no kernel is built once, for every processor.
+        kernels = [source for source in SOURCES if CSRC / "cpu" in source.parents and CORE not in source.parents]
+        compile_files([source for source in SOURCES if source not in kernels], "once", system)
+        for name, instructions in variants.items():
+            compile_files(kernels, name, [f"-DFK_ISA_NS={name}", *instructions])
         lines.append(f"build {escape(output)}: link {' '.join(objects)}")
         return "\n".join([*lines, f"default {escape(output)}", ""])
 
-
-SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
 
 setup(
     name="frozen-kernels",
@@ -149,7 +153,7 @@ setup(
         ],
         "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
     },
-    ext_modules=[Extension("frozen_kernels._C", SOURCES, optional=True)],
+    ext_modules=[Extension("frozen_kernels._C", [str(path.relative_to(ROOT)) for path in SOURCES], optional=True)],
     cmdclass={"build_ext": Build},
     zip_safe=False,
 )

@@ -43,8 +43,8 @@ def _spread(row: Row) -> float:
 
 
 def compare(old: Row, new: Row) -> Comparison | None:
-    """One case now and then; None where the record has no figure."""
-    if old["status"] != OK:
+    """One case now and then; None where the record has no figure, or one of another size."""
+    if old["status"] != OK or old["shape"] != new["shape"]:
         return None
     timed = bool(old["ratio"])
     column = "ratio" if timed else "median"
@@ -57,7 +57,7 @@ def compare(old: Row, new: Row) -> Comparison | None:
     elif unit == "of dense":  # a share near 0, where only the difference means anything
         change, allowed = (1 + was) / (1 + now), FLOOR
     else:
-        change, allowed = was / now, FLOOR if old["group"] == "memory" else COUNTED
+        change, allowed = was / now, FLOOR if old["group"] in ("memory", "load") else COUNTED
     verdict = "worse" if change * (1 + allowed) < 1 else "better" if change > 1 + allowed else ""
     return Comparison(old["name"], was, now, unit, change, allowed, verdict)
 

@@ -9,13 +9,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.tensor import resident_bytes
+from frozen_kernels.tickets.file import read_ticket, verify_ticket
 
 from .registry import Case
 from .sides import layer_of
@@ -36,8 +38,8 @@ def ticket_size(case: Case) -> Count:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ticket.safetensors"
         fk.save_ticket(frozen_model("resnet50", affine), path)
-        whole = fk.ticket.read_ticket(path)
-        fk.ticket.verify_ticket(whole)
+        whole = read_ticket(path)
+        verify_ticket(whole)
         return Count(path.stat().st_size / 1e6, "MB")
 
 
@@ -85,6 +87,55 @@ def training_memory(case: Case) -> Count:
     return Count(found["bytes_per_weight"], "bytes/weight")
 
 
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Where one process leaves a ticket for another; it goes with this process."""
+    return tempfile.TemporaryDirectory()
+
+
+@cache
+def _process(way: str, *shape: int) -> dict[str, Any]:
+    """What a fresh process that went this way says, once for all cases; malloc as the system sets it."""
+    path = Path(_folder().name) / f"{'-'.join(map(str, shape))}.safetensors"
+    if way == "ticket":
+        _process("freeze", *shape)  # writes it
+    command = [sys.executable, "-m", "benchmarks.process_memory", way, *map(str, shape), str(path)]
+    system = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(command, cwd=ROOT, env={**system, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout)
+
+
+def _same_results(case: Case) -> Verdict:
+    """All residencies of a way give the same, and a ticket what the model gave that was saved."""
+    ways = ("freeze", "ticket") if case.op.endswith("ticket") else (case.op.split()[1],)
+    digests = {_process(way, *case.shape)[kept]["digest"] for way in ways for kept in ("seed", "mask", "planes")}
+    return Verdict(len(digests) == 1, why="" if len(digests) == 1 else f"{len(digests)} different results")
+
+
+def held(case: Case) -> Count:
+    """Bits per weight that stay in a process after a way to a model, and forwards."""
+    found = _process(case.op.split()[1], *case.shape)
+    bits = 8 * found[case.residency]["held"] / found["weights"]
+    alone = 8 * found["activations"] / found["weights"]
+    note = f"{case.shape[0]} layers; activations alone leave {alone:.2f} in a process of torch's"
+    return Count(bits, "bits/weight", _same_results(case), note)
+
+
+def process_peak(case: Case) -> Count:
+    """The most that a process held in `freeze_`, of the dense model; or in `load_ticket`, of what stays."""
+    way = case.op.split()[1]
+    found = _process(way, *case.shape)
+    of = found if way == "freeze" else found[case.residency]
+    if of["peak"] is None:
+        raise RuntimeError("/proc/self/clear_refs is refused")
+    whole, unit = (4 * found["weights"], "of dense") if way == "freeze" else (of["held"], "of what stays")
+    return Count(of["peak"] / whole, unit, _same_results(case), f"{case.shape[0]} layers")
+
+
 COUNTS: dict[str, Callable[[Case], Count]] = {"ticket_size": ticket_size, "footprint": footprint, "rest": rest}
 COUNTS["training_memory"] = training_memory
 COUNTS |= {f"{op} {mode}": peak for op in ("linear", "conv2d") for mode in ("forward", "step")}
+COUNTS |= {f"held {way}": held for way in ("freeze", "ticket", "search")}
+COUNTS |= {f"peak {way}": process_peak for way in ("freeze", "ticket")}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from examples.training.models import Residual, basic, bottleneck, resnet, unit
+from examples.training.models import Residual, basic, bottleneck, digits_net, resnet, unit
 
 IMAGE = 224
 
@@ -41,6 +42,34 @@ def mobilenet_v2(affine: bool = True, classes: int = 1000) -> nn.Sequential:
 
 
 MODELS = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2}
+
+
+def perceptron(width: int = 128, depth: int = 8) -> nn.Sequential:
+    """Layers of `width` with a ReLU behind each: nothing but calls."""
+    return nn.Sequential(*(layer for _ in range(depth) for layer in (nn.Linear(width, width), nn.ReLU())))
+
+
+def lenet(classes: int = 10) -> nn.Sequential:
+    """LeCun et al. 1998 with ReLU and max pooling, on 28 x 28 images in grey."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes),
+    )  # fmt: skip
+
+
+class Net(NamedTuple):
+    """A small net, and the size of one of its inputs."""
+
+    make: Callable[[], nn.Module]
+    input: tuple[int, ...]
+
+
+NETS = {
+    "perceptron": Net(perceptron, (128,)),
+    "digits": Net(digits_net, (1, 8, 8)),
+    "lenet": Net(lenet, (1, 28, 28)),
+    "resnet18-32": Net(lambda: resnet(basic, (2, 2, 2, 2), 10, small=True), (3, 32, 32)),
+}
 
 
 class Convolution(NamedTuple):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from frozen_kernels import files
 
 from .registry import Case
 
@@ -48,14 +49,8 @@ def row_of(case: Case, measured: dict[str, object], machine: dict[str, str], col
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Replace a file in one step: a run that is stopped leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replace a file in one step, in a folder that is made where it is missing."""
+    files.replace(path, data)
 
 
 def write_rows(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:

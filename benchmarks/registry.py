@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,8 @@ from typing import Any
 
 from frozen_kernels.tensor import resident_bytes
 
-from .models import IMAGE, Convolution, convolutions, weight_shapes
+from .models import IMAGE, NETS, Convolution, convolutions, weight_shapes
+from .targets import LONGER, TARGETS
 
 FREE = 0.3  # share of free weights at freeze ratio 0.7
 LINEAR_SHAPES = ((4096, 4096), (11008, 4096), (1000, 2048))
@@ -22,57 +22,9 @@ DTYPES = {"float32": 4, "bfloat16": 2}
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 KEPT = (("sign", "planes"), ("sign", "mask"), ("sign", "seed"), ("uniform", "mask"), ("normal", "mask"))
 RESIDENT = ("seed", "mask", "planes", "dense")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A line of the table of targets, or one half of it: a statistic over the cases that name the line."""
-
-    line: str
-    text: str
-    statistic: str  # minimum, geomean or maximum
-    goal: float
-    unit: str = "x"
-
-    def value(self, values: list[float]) -> float:
-        if self.statistic == "geomean":
-            return statistics.geometric_mean(values)
-        return min(values) if self.statistic == "minimum" else max(values)
-
-    def met(self, value: float) -> bool:
-        """Ratios are to be reached, sizes and times not to be passed."""
-        return value <= self.goal if self.statistic == "maximum" else value >= self.goal
-
-
-TARGETS = (
-    Target("vector-planes", "linear 4096 x 4096, batch 1, sign, `planes`, over torch fp32", "minimum", 15.0),
-    Target("vector-planes-bf16", "linear 4096 x 4096, batch 1, sign, `planes`, over torch bf16", "minimum", 8.0),
-    Target("vector-mask", "linear 4096 x 4096, batch 1, sign, `mask`, over torch fp32", "minimum", 10.0),
-    Target("vector-seed", "linear 4096 x 4096, batch 1, sign, `seed`, over torch fp32", "minimum", 1.5),
-    Target("vector-seed-8", "the same with 8 threshold bits", "minimum", 2.5),
-    Target("vector-bytes", "linear, batch 1, uniform or normal, `mask`, over torch fp32", "minimum", 1.5),
-    Target("batch-planes", "linear, batch 64 to 512, sign, `planes`, over torch fp32", "minimum", 2.2),
-    Target("batch-planes-bf16", "linear, batch 64 to 512, sign, `planes`, over torch bf16", "minimum", 1.1),
-    Target("conv-planes", "conv2d of ResNet-18 and -50, sign, `planes`, over torch fp32", "geomean", 1.8),
-    Target("conv-planes", "the same, the slowest layer", "minimum", 1.0),
-    Target("conv-mask", "conv2d of ResNet-18 and -50, sign, `mask`, over torch fp32", "geomean", 1.6),
-    Target("conv-bytes", "conv2d of ResNet-18 and -50, uniform or normal, `mask`", "geomean", 0.9),
-    Target("select", "threshold over 11.2 M scores, over torch.sort", "minimum", 25.0),
-    Target(
-        "training-step",
-        "step of a search, ResNet-18 on 32x32 images, batch 32, sign, over the published method",
-        "minimum",
-        2.5,
-    ),
-    Target("training-pass", "forward and backward of it alone", "minimum", 1.2),
-    Target(
-        "training-memory", "memory of the step but for activations, bytes per weight", "maximum", 5.0, "bytes/weight"
-    ),
-    Target("ticket-load", "loading a ticket of ResNet-50, seconds", "maximum", 0.3, "s"),
-    Target("ticket-plain", "ticket of ResNet-50 without affine batch norm, MB", "maximum", 1.25, "MB"),
-    Target("ticket-affine", "ticket of ResNet-50 with affine batch norm, MB", "maximum", 1.45, "MB"),
-    Target("peak", "rise of process memory beyond activations, of the dense weight", "maximum", 1 / 8, "of dense"),
-)
+CALL_BATCHES = (1, 16)
+KINDS_OF_CALL = {"no_grad": "mask", "inference_mode": "mask", "dense": "dense", "train": "mask"}  # and what is kept
+HELD_LAYERS = (24, 4096, 4096)  # how many, and their rows and columns
 
 
 @dataclass(frozen=True)
@@ -80,7 +32,8 @@ class Case:
     """One measurement. Cases of one `setting` share inputs and baselines and are measured in the same rounds.
 
     `bytes`: of the frozen weight in its residency; `operations`: multiply-adds of a dense weight; both 0 where they say
-    nothing. `other` names a second baseline. `line`: what the case counts towards in `TARGETS`.
+    nothing. `other` names a second baseline. `threads`: 0 for those of the run. `line`: what the case counts towards in
+    `TARGETS`.
     """
 
     name: str
@@ -90,21 +43,22 @@ class Case:
     shape: tuple[int, ...]
     input: tuple[int, ...]
     dtype: str
-    code: str
-    residency: str
+    code: Any  # one of FreezeConfig's
+    residency: Any  # one of the residencies, or a word of the case's own
     batch: int
     baseline: str
     other: str = ""
     geometry: tuple = ()  # stride, padding, dilation, groups
     threshold_bits: int = 16
+    threads: int = 0
     bytes: int = 0
     operations: int = 0
     line: str = ""
 
     @property
     def target(self) -> float | None:
-        """The goal of the first target that the case counts towards."""
-        return next((t.goal for t in TARGETS if t.line == self.line), None)
+        """The goal of the first target that the case counts towards, as the case's ratio where it has one."""
+        return next((1 / t.goal if t.unit == LONGER else t.goal for t in TARGETS if t.line == self.line), None)
 
 
 def _held(shape: tuple[int, ...], code: str, residency: str, itemsize: int = 4) -> int:
@@ -275,6 +229,70 @@ def _counted_cases() -> Iterator[Case]:
                              line="" if residency == "dense" else "peak")  # fmt: skip
 
 
+def _square(channels: int, kernel: int, side: int, groups: int = 1) -> Convolution:
+    """A convolution that keeps channels and size."""
+    shape = (channels, channels // groups, kernel, kernel)
+    return Convolution(shape, (side, side), (1, 1), (kernel // 2, kernel // 2), (1, 1), groups)
+
+
+def _call_cases() -> Iterator[Case]:
+    """Layers so small that a call costs more than its arithmetic."""
+    conv = _square(8, 3, 8)
+    layers: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...], tuple], ...] = (
+        ("linear16", "linear", (16, 16), (16,), ()),
+        ("conv8", "conv2d", conv.shape, (8, *conv.size), (*conv[2:],)),
+    )
+    for label, op, shape, size, geometry in layers:
+        for kind, residency in KINDS_OF_CALL.items():
+            for batch in CALL_BATCHES:
+                for threads in (0, 1):
+                    name = f"call/{label}/{kind}/b{batch}" + (f"/t{threads}" if threads else "")
+                    line = f"call-{kind}" if kind in ("dense", "train") else "call"
+                    yield _plain(name, "call", f"{op} {kind}", shape=shape, input=(batch, *size), geometry=geometry,
+                                 residency=residency, batch=batch, threads=threads, baseline="torch",
+                                 line=line)  # fmt: skip
+
+
+# of one layer each, over sizes and kinds
+LINEAR_LADDER = (16, 64, 128, 256, 1024, 4096)
+CONV_LADDER = (
+    _square(8, 3, 8), _square(16, 3, 28), _square(64, 3, 28), _square(64, 1, 56), _square(256, 3, 14),
+    _square(512, 3, 7), _square(128, 3, 28, groups=128), _square(960, 3, 7, groups=960),
+)  # fmt: skip
+TRANSPOSED = Convolution((64, 64, 4, 4), (14, 14), (2, 2), (1, 1), (1, 1), 1)
+
+
+def _auto_cases() -> Iterator[Case]:
+    shared: dict[str, Any] = {"residency": "auto", "baseline": "torch"}
+    for width in LINEAR_LADDER:
+        for batch in (1, 64):
+            yield _plain(f"auto/layer/linear/{width}x{width}/b{batch}", "auto", "linear", shape=(width, width),
+                         input=(batch, width), batch=batch, line="auto-layer", **shared)  # fmt: skip
+    for op, conv in (*(("conv2d", c) for c in CONV_LADDER), ("conv_transpose2d", TRANSPOSED)):
+        grouped = f"/g{conv.groups}" if conv.groups > 1 else ""
+        where = f"{op}/{'x'.join(map(str, conv.shape))}/{conv.size[0]}/s{conv.stride[0]}{grouped}"
+        for batch in (1, 16):
+            yield _plain(f"auto/layer/{where}/b{batch}", "auto", op, shape=conv.shape, geometry=(*conv[2:],),
+                         input=(batch, conv.shape[1] * conv.groups, *conv.size), batch=batch, line="auto-layer",
+                         **shared)  # fmt: skip
+    for name, net in NETS.items():
+        for batch in (1, 64):
+            yield _plain(f"auto/net/{name}/b{batch}", "auto", name, input=(batch, *net.input), batch=batch,
+                         line="auto-net", **shared)  # fmt: skip
+
+
+def _load_cases() -> Iterator[Case]:
+    """Process memory after each way to a model: frozen here, loaded from a ticket, searched."""
+    for way in ("freeze", "ticket", "search"):
+        for residency in RESIDENT[:3]:
+            yield _plain(f"load/{way}/{residency}", "load", f"held {way}", shape=HELD_LAYERS, residency=residency,
+                         line=f"load-{residency}")  # fmt: skip
+    yield _plain("load/freeze/peak", "load", "peak freeze", shape=HELD_LAYERS, line="freeze-peak")
+    for residency in RESIDENT[:3]:
+        yield _plain(f"load/ticket/peak/{residency}", "load", "peak ticket", shape=HELD_LAYERS, residency=residency,
+                     line="load-peak")  # fmt: skip
+
+
 @cache
 def cases() -> tuple[Case, ...]:
     """All cases, those of one setting beside each other."""
@@ -289,4 +307,5 @@ def cases() -> tuple[Case, ...]:
     for conv in mobilenet_convolutions():
         for batch in CONV_BATCHES:
             found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
-    return (*found, *_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases())
+    found += [*_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases()]
+    return (*found, *_call_cases(), *_auto_cases(), *_load_cases())

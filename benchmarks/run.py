@@ -6,11 +6,14 @@ Every case is first compared with float64; a wrong one gets no numbers and the e
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import itertools
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,18 +25,22 @@ from .counted import COUNTS
 from .machine import Limits
 from .records import OK, REFUSED, Row, read_rows, row_of, write_rows, write_whole
 from .registry import Case, cases
-from .sides import Setup, gradient_setup, layer_setup
+from .served import auto_setup, call_setup
+from .sides import Call, Setup, gradient_setup, layer_setup
 from .verify import ROOT, Verdict, run_tests
 from .whole import SETUPS
 
 RESULTS = ROOT / "benchmarks" / "results"
 SECONDS, QUICK_SECONDS = 0.35, 0.08  # of timing, for each side of a setting
+QUICK_LAYERS = 6  # of the stack whose process memory is read
 ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, OSError, MemoryError)
 BUILDERS = {
     "linear": layer_setup,
     "resnet": layer_setup,
     "mobilenet": layer_setup,
     "gradient": gradient_setup,
+    "call": call_setup,
+    "auto": auto_setup,
     **SETUPS,
 }
 
@@ -66,7 +73,7 @@ def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, limits
     """The measured columns of a case that is right."""
     taken = times[case.name]
     low, median, high = quartiles(taken)
-    scale, unit = (1e-3, "s") if case.op == "load_ticket" else (1.0, "ms")
+    scale, unit = (1e-3, "s") if case.op == "load_ticket" else (1e3, "us") if case.group == "call" else (1.0, "ms")
     found: dict[str, object] = {
         "status": OK, "unit": unit, "rounds": len(taken), "error": verdict.error,
         "torch_error": verdict.torch_error, "median": scale * median, "low": scale * low, "high": scale * high,
@@ -96,10 +103,46 @@ def _verdicts(setup: Setup, members: Sequence[Case], red: dict[str, str]) -> dic
     return found
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads, those of the run where it is 0."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector: it runs after so many allocations, and those of one call start it in another."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _timed(setup: Setup, sides: dict[str, Call], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of a call of each side in each round."""
+    with _no_collection() if setup.calls_of_a_turn > 1 else contextlib.nullcontext():
+        times = interleaved(sides, setup.rounds, seconds * len(sides))
+    return {name: [t / setup.calls_of_a_turn for t in taken] for name, taken in times.items()}
+
+
 def time_setting(
     members: Sequence[Case], seconds: float, limits: Limits, red: dict[str, str]
 ) -> list[dict[str, object]]:
     """Measured columns of the cases of one setting; `red`: groups whose tests failed."""
+    with _threads(members[0].threads):
+        return _time_setting(members, seconds, limits, red)
+
+
+def _time_setting(
+    members: Sequence[Case], seconds: float, limits: Limits, red: dict[str, str]
+) -> list[dict[str, object]]:
     setup = BUILDERS[members[0].group](members)
     verdicts = _verdicts(setup, members, red)
     right = [case for case in members if verdicts[case.name].passed]
@@ -107,12 +150,17 @@ def time_setting(
     if right:
         sides = {**setup.baselines, **{case.name: setup.calls[case.name] for case in right}}
         before, start = _preempted(), time.perf_counter()
-        times = interleaved(sides, setup.rounds, seconds * len(sides))
+        times = _timed(setup, sides, seconds)
         preempted = (_preempted() - before) / (time.perf_counter() - start)
         for case in right:
             figures = _figures(case, times, verdicts[case.name], limits)
             found[case.name] = figures | {"note": setup.note, "preempted_per_s": preempted}
     return [found[case.name] for case in members]
+
+
+def _shortened(case: Case) -> Case:
+    """The case as a quick run measures it: minutes go into the layers of a process."""
+    return replace(case, shape=(QUICK_LAYERS, *case.shape[1:])) if case.group == "load" else case
 
 
 def count(case: Case) -> dict[str, object]:
@@ -134,7 +182,7 @@ def measure(
         print(f"{here['machine']}, {here['threads']} threads, {here['isa']}: {gemm}, read {limits.read / 1e9:.1f} GB/s")
     rows: list[Row] = []
     for _, group in itertools.groupby(chosen, key=lambda case: case.setting):
-        members = list(group)
+        members = [_shortened(case) if seconds < SECONDS else case for case in group]
         try:
             if members[0].op in COUNTS:
                 found = [count(case) for case in members]

@@ -28,13 +28,17 @@ Call = Callable[[], object]
 
 @dataclass
 class Setup:
-    """What is timed in the same rounds: baselines by their name, and our calls by the name of the case."""
+    """What is timed in the same rounds: baselines by their name, and our calls by the name of the case.
+
+    `calls_of_a_turn`: how many calls a timed one makes, where one alone is too short for the clock.
+    """
 
     baselines: dict[str, Call]
     calls: dict[str, Call]
     verdict: Callable[[str], Verdict]
     rounds: int = ROUNDS
     note: str = ""
+    calls_of_a_turn: int = 1
 
 
 @lru_cache(maxsize=4)

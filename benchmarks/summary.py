@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from .records import OK, REFUSED, Row
-from .registry import SHORT, TARGETS, Target
+from .registry import SHORT
+from .targets import FASTER, LONGER, TARGETS, Target
 
 LAYERED = ("linear", "resnet", "mobilenet", "model", "gradient")
 BUSY = 50.0  # times a second that a thread had to give way; an idle machine has a few
@@ -25,12 +26,18 @@ def line_of(row: Row) -> str:
     return text
 
 
+def _reading(target: Target, row: Row, best: bool = False) -> float | None:
+    """What a row says to a target, by medians or by the fastest calls; None where it was not measured."""
+    columns = ("ratio", "best_ratio") if target.unit in (FASTER, LONGER) else ("median", "best")
+    cell = row[columns[best]]
+    if not cell:
+        return None
+    return 1 / float(cell) if target.unit == LONGER else float(cell)
+
+
 def _value(target: Target, rows: Sequence[Row], best: bool) -> str:
     """The target's statistic over medians or over the fastest calls, with the case at its end where there are more."""
-    column = "ratio" if target.unit == "x" else "median"
-    if best:
-        column = "best_ratio" if target.unit == "x" else "best"
-    found = [(float(row[column]), row["name"]) for row in rows if row[column]]
+    found = [(value, row["name"]) for row in rows if (value := _reading(target, row, best)) is not None]
     if not found:
         return ""
     text = f"{target.value([v for v, _ in found]):.3g} {target.unit}"
@@ -49,7 +56,7 @@ def cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
     if missing or not mine:
         why = ", ".join(f"{count} {status}" for status, count in missing.items()) or "not measured"
         return target.text, goal, why, "", "no" if REFUSED in missing else ""
-    values = [float(row["ratio" if target.unit == "x" else "median"]) for row in mine]
+    values = [value for row in mine if (value := _reading(target, row)) is not None]
     met = "yes" if target.met(target.value(values)) else "no"
     return target.text, goal, _value(target, mine, best=False), _value(target, mine, best=True), met
 

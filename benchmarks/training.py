@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import frozen_kernels as fk
+from frozen_kernels.config import ScoreDtype
 from frozen_kernels.memory.footprint import _status, reset_peak, trim
+from frozen_kernels.tensor import Residency
 
 from .models import resnet18
 
@@ -44,7 +46,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 class Step:
     """A frozen model at freeze ratio 0.7 with a global search and SGD, and the parts of its training step."""
 
-    def __init__(self, name: str, optimizer: str, residency: str, score_dtype: str) -> None:
+    def __init__(self, name: str, optimizer: str, residency: Residency, score_dtype: ScoreDtype) -> None:
         make, size = MODELS[name]
         torch.manual_seed(SEED)
         self.model = make()
@@ -98,7 +100,10 @@ def _rise(call: Callable[[], None]) -> int:
 
 
 def training_memory(
-    name: str = "resnet18", optimizer: str = "default", residency: str = "mask", score_dtype: str = "float32"
+    name: str = "resnet18",
+    optimizer: str = "default",
+    residency: Residency = "mask",
+    score_dtype: ScoreDtype = "float32",
 ) -> dict:
     """Process memory of a whole training step beyond that of the libraries, per weight, activations counted in.
 

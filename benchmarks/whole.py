@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 import frozen_kernels as fk
 from examples.training.models import build
 from frozen_kernels import format as fmt
+from frozen_kernels.format import Code
+from frozen_kernels.tensor import Residency
 from frozen_kernels.tune.measure import WARM_UP
 
 from .models import MODELS, fuse_batch_norm, resnet50, settle, weight_shapes
@@ -52,7 +54,7 @@ def model_setup(cases: Sequence[Case]) -> Setup:
     if hasattr(fk, "fold_batch_norm_"):
         fk.fold_batch_norm_(model)
         note = "batch norm folded on both sides"
-    fk.set_residency(model, case.residency)
+    fk.set_residency(model, cast(Residency, case.residency))
     x = torch.randn(case.input).contiguous(memory_format=torch.channels_last)
     rows = torch.linspace(0, case.batch - 1, min(case.batch, COMPARED)).long()
 
@@ -127,7 +129,7 @@ def training_setup(cases: Sequence[Case]) -> Setup:
     first = cases[0]
     torch.manual_seed(SEED)
     model = build(first.op, CLASSES)
-    fk.freeze_(model, fk.FreezeConfig(seed=SEED, code=first.code))
+    fk.freeze_(model, fk.FreezeConfig(seed=SEED, code=cast(Code, first.code)))
     plain: Any = published(copy.deepcopy(model))
     plain = plain.to(memory_format=torch.channels_last)
     x = torch.randn(first.input).contiguous(memory_format=torch.channels_last)
@@ -135,7 +137,7 @@ def training_setup(cases: Sequence[Case]) -> Setup:
     ours: dict[str, Training] = {}
     for residency in dict.fromkeys(case.residency for case in cases):
         own = copy.deepcopy(model)
-        fk.set_residency(own, residency)
+        fk.set_residency(own, cast(Residency, residency))
         search = fk.EdgePopup(own)
         ours[residency] = Training(own, x, y, search.parameters(), search.step)
     theirs = Training(plain, x, y, list(plain.parameters()), lambda: sort_step(plain))

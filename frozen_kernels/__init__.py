@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `save_ticket` writes everything that is not regenerated.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import backends, distributed, format, functional, nn, ops
 from .config import FreezeConfig
@@ -22,9 +22,11 @@ __version__ = "0.1.0"
 _LATER = ("Jackpot",)
 
 
-def __getattr__(name: str) -> Any:
-    why = "is not part of this release" if name in _LATER else "does not exist"
-    raise AttributeError(f"frozen_kernels.{name} {why}")
+if not TYPE_CHECKING:  # to a type checker a wrong attribute is an error
+
+    def __getattr__(name: str) -> Any:
+        why = "is not part of this release" if name in _LATER else "does not exist"
+        raise AttributeError(f"frozen_kernels.{name} {why}")
 
 
 __all__ = [

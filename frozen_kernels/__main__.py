@@ -6,6 +6,7 @@ Exit status: 0, 1 for a failure (told in one line on stderr), 2 for wrong usage.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import __version__, backends
+from . import __version__, backends, files
 from . import nn as frozen_nn
 from .backends.triton import tuning
 from .config import FreezeConfig
@@ -24,7 +25,8 @@ from .format import CODES
 from .memory import crossover
 from .tensor import RESIDENCIES, resident_bytes
 from .text import table
-from .tickets.file import Ticket, read_ticket, short, verify_ticket
+from .tickets.container import short
+from .tickets.file import Ticket, read_ticket, verify_ticket
 from .tune import tiles as tune_tiles
 from .tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tune.table import measure_table
@@ -39,8 +41,11 @@ SECONDS = 5.0  # a layer gets no further rounds after this
 BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
 
 
-def info(_: argparse.Namespace) -> None:
-    """Versions, live backends, instruction set, threads."""
+def info(options: argparse.Namespace) -> None:
+    """Versions, live backends, instruction set, threads; with --kernels what each CPU kernel serves."""
+    if options.kernels:
+        print_kernels()
+        return
     print(f"frozen_kernels {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors")))
     try:
@@ -57,6 +62,16 @@ def info(_: argparse.Namespace) -> None:
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
+
+
+def print_kernels() -> None:
+    """The kernels of the CPU's instruction set in use; the first that serves a call does it."""
+    try:
+        from . import _C  # type: ignore[attr-defined]
+    except ImportError as why:
+        raise RuntimeError(f"--kernels: the extension is missing ({why})") from None
+    print(f"instruction set {_C.isa()}\n")
+    print(table(("operation", "kernel", "serves"), _C.kernels()))
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -101,7 +116,7 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
-    out = []
+    out: list[tuple[str, int, str]] = []
     for residency in RESIDENCIES:
         size = sum(resident_bytes(r.shape, r.code, r.free, residency) for r in ticket.records)
         out.append((residency, size, _bits(size, weights)))
@@ -118,7 +133,9 @@ def _check_output(name: str, found: Tensor, right: Tensor) -> None:
         raise ValueError(f"{name}: relative error {error:.2e} against float64, at most {BENCH_TOLERANCE:.0e}")
 
 
-def _bench_layer(label: str, make: Callable[[], nn.Module], size: tuple[int, ...], options) -> list[Sequence[object]]:
+def _bench_layer(
+    label: str, make: Callable[[], nn.Module], size: tuple[int, ...], options: argparse.Namespace
+) -> list[Sequence[object]]:
     plain = make()
     twin = frozen_nn.TWINS[type(plain)]
     config = FreezeConfig(code=options.code, freeze_ratio=options.freeze_ratio)
@@ -164,10 +181,18 @@ def tune(options: argparse.Namespace) -> None:
         print(f"GPU tiles: not measured, {no_gpu}")
 
 
+def _table_path(options: argparse.Namespace, user_path: Callable[[], Path], variable: str) -> Path:
+    """Where a measured table will go; ValueError, before anything is measured, where there is no place for it."""
+    path: Path = options.out or user_path()
+    if files.NOWHERE in path.parents:
+        raise ValueError(f"--tune: there is no home folder to keep the table in; give --out FILE or set ${variable}")
+    return path
+
+
 def tune_gpu(options: argparse.Namespace) -> None:
     """Measure tiles of the product on the current GPU."""
     device = torch.device("cuda", torch.cuda.current_device())
-    path = options.out or tuning.user_path()
+    path = _table_path(options, tuning.user_path, tuning.VARIABLE)
     # targets of other GPUs stay
     old = tuning.read(path) if path.exists() else tuning.Table({}, {})
     seconds = tune_tiles.SECONDS if options.seconds is None else options.seconds
@@ -182,13 +207,14 @@ def tune_cpu(options: argparse.Namespace) -> None:
     level = crossover.active_level()
     if level is None:
         raise RuntimeError("--tune: there is nothing to measure without the extension")
+    path = _table_path(options, crossover.user_path, crossover.VARIABLE)
     if options.out is None:
-        path, measured = crossover.user_path(), measure_table([level], level, options.threads)
+        measured = measure_table([level], level, options.threads)
     else:
         from . import _C  # type: ignore[attr-defined]
 
         levels = _C.isa_available()
-        path, measured = options.out, measure_table(levels, levels[-1], options.threads)
+        measured = measure_table(levels, levels[-1], options.threads)
     crossover.write(measured, path)
     rows = [
         (name, dtype, code, str(cell), f"{cell.mask:.2f}", f"{cell.planes:.2f}")
@@ -231,7 +257,9 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     root = argparse.ArgumentParser(prog="python -m frozen_kernels", description="Frozen networks and their tickets.")
     commands = root.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help=info.__doc__).set_defaults(run=info)
+    sub = commands.add_parser("info", help=info.__doc__)
+    sub.add_argument("--kernels", action="store_true", help="the CPU kernels by operation, in the order they are asked")
+    sub.set_defaults(run=info)
     for command in (inspect, verify, footprint):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.add_argument("file", metavar="FILE", help="a ticket")
@@ -260,8 +288,16 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def _print_anything() -> None:
+    """Let names that the console's encoding lacks be printed as escapes: a path may hold any character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    _print_anything()
     options = parser().parse_args(arguments)
     try:
         options.run(options)

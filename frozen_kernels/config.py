@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-from .format import check_bits, check_code, check_seed
+from .format import CODES, Code, check_bits, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
 
-DISTRIBUTIONS = ("uniform", "erk", "epl", "igq")
-RATIO_RULES = ("sparsity_distribution", "density_distribution")
-SCOPES = ("global", "local")
-SCALINGS = ("none", "static", "dynamic")
-SCORE_INITS = ("kaiming_normal", "kaiming_uniform", "magnitude")
-SCORE_DTYPES = ("float32", "bfloat16")
+Distribution = Literal["uniform", "erk", "epl", "igq"]
+RatioRule = Literal["sparsity_distribution", "density_distribution"]
+Scope = Literal["global", "local"]
+Scaling = Literal["none", "static", "dynamic"]
+ScoreInit = Literal["kaiming_normal", "kaiming_uniform", "magnitude"]
+ScoreDtype = Literal["float32", "bfloat16"]
+
+DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+RATIO_RULES: tuple[RatioRule, ...] = get_args(RatioRule)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
+SCORE_INITS: tuple[ScoreInit, ...] = get_args(ScoreInit)
+SCORE_DTYPES: tuple[ScoreDtype, ...] = get_args(ScoreDtype)
 
 # the papers' settings: Otsuka et al., arXiv 2402.14029, for images of 32x32 and graphs, and for ImageNet; edge_popup is
 # Ramanujan et al. 2020 with its signed constant
@@ -34,16 +42,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     **{f"{name}_imagenet": {**_IMAGENET, **ratios} for name, ratios in _SOURCES.items()},
 }
 _RATIOS = ("prune_ratio", "lock_ratio", "freeze_ratio")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "code": CODES,
+    "distribution": DISTRIBUTIONS,
+    "ratio_rule": RATIO_RULES,
+    "scope": SCOPES,
+    "scaling": SCALINGS,
+    "score_init": SCORE_INITS,
+    "score_dtype": SCORE_DTYPES,
+}
 
 
-def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in choices:
+def _check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: one of {', '.join(choices)}, got {value!r}")
+    return str(value)
 
 
-def _check_ratio(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+def _check_ratio(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"{name}: a number in [0, 1], got {value!r}")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 @dataclass(frozen=True)
@@ -74,39 +93,37 @@ class FreezeConfig:
     """
 
     seed: int = 0
-    code: str = "sign"
+    code: Code = "sign"
     sparsity: float = 0.5
     prune_ratio: float | None = None
     lock_ratio: float | None = None
     freeze_ratio: float | None = None
-    distribution: str = "uniform"
-    ratio_rule: str = "sparsity_distribution"
-    scope: str = "global"
-    scaling: str = "none"
-    score_init: str = "kaiming_normal"
+    distribution: Distribution = "uniform"
+    ratio_rule: RatioRule = "sparsity_distribution"
+    scope: Scope = "global"
+    scaling: Scaling = "none"
+    score_init: ScoreInit = "kaiming_normal"
     threshold_bits: int = 16
-    score_dtype: str = "float32"
+    score_dtype: ScoreDtype = "float32"
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
         if self.code == "stored":
             raise NotImplementedError("code: 'stored' is not part of this release")
-        check_code(self.code)
-        _check_choice("distribution", self.distribution, DISTRIBUTIONS)
-        _check_choice("ratio_rule", self.ratio_rule, RATIO_RULES)
-        _check_choice("scope", self.scope, SCOPES)
-        _check_choice("scaling", self.scaling, SCALINGS)
-        _check_choice("score_init", self.score_init, SCORE_INITS)
-        _check_choice("score_dtype", self.score_dtype, SCORE_DTYPES)
+        self._set("seed", check_seed(self.seed))
+        for name, choices in _CHOICES.items():
+            self._set(name, _check_choice(name, getattr(self, name), choices))
+        self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
         if self.score_init == "magnitude" and self.code in ("sign", "constant"):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
-        check_bits("threshold_bits", self.threshold_bits)
         self._resolve_ratios()
 
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
     def _resolve_ratios(self) -> None:
-        for name in ("sparsity", "prune_ratio", "lock_ratio", "freeze_ratio"):
+        for name in ("sparsity", *_RATIOS):
             if name == "sparsity" or getattr(self, name) is not None:
-                _check_ratio(name, getattr(self, name))
+                self._set(name, _check_ratio(name, getattr(self, name)))
         prune, lock = self._given_ratios()
         if self.freeze_ratio is not None and abs(prune + lock - self.freeze_ratio) > _TOLERANCE:
             raise ValueError(f"freeze_ratio: {self.freeze_ratio} is not prune_ratio {prune} + lock_ratio {lock}")
@@ -117,7 +134,7 @@ class FreezeConfig:
         if self.sparsity > 1 - lock + _TOLERANCE:
             raise ValueError(f"sparsity: {self.sparsity} is above 1 - lock_ratio = {1 - lock}")
         for name, value in (("prune_ratio", prune), ("lock_ratio", lock), ("freeze_ratio", prune + lock)):
-            object.__setattr__(self, name, min(max(value, 0.0), 1.0))
+            self._set(name, min(max(value, 0.0), 1.0))
 
     def _given_ratios(self) -> tuple[float, float]:
         prune, lock, freeze = self.prune_ratio, self.lock_ratio, self.freeze_ratio

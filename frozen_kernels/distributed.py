@@ -49,7 +49,9 @@ def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     for rank, other in enumerate(every):
         if not torch.equal(other, every[0]):
             raise ValueError(f"model: frozen layers of rank {rank} have another seed, setting or mask than rank 0's")
-    names = [f"{name}.{buffer}" if name else buffer for name in layers for buffer in OWN_BUFFERS]
+    # with the names of wrappers, as DDP knows them
+    where = [name for name, module in model.named_modules() if isinstance(module, FrozenLayer)]
+    names = [f"{name}.{buffer}" if name else buffer for name in where for buffer in OWN_BUFFERS]
     before = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
     ignore = nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
     ignore(model, [*before, *names])

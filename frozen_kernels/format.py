@@ -1,4 +1,4 @@
-"""Weight format, version 1: constants, and the generators as functions of torch tensors.
+"""Weight format, version 1 (docs/format.md): constants, and the generators as functions of torch tensors.
 
 A weight is a pure function of (seed, stream, row, column); `csrc/frozen/format.h` states the same facts for kernels and
 a test compares the two. Matrices are `[rows, cols]` with `row = d0 index` and `column = tap * d1 + d1 index` of a
@@ -8,8 +8,10 @@ PyTorch weight `(d0, d1, *taps)`; `row0` and `col0` select a shard that equals i
 from __future__ import annotations
 
 import math
+import numbers
 import struct
 from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ CHUNK_WORDS = 32  # words per entry of a stream offset table
 
 _NAN_KEY = 0x7F800001  # see score_keys
 
-CODES = ("sign", "uniform", "normal", "constant")
+Code = Literal["sign", "uniform", "normal", "constant"]
+CODES: tuple[Code, ...] = get_args(Code)
 RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
 
 NORMAL_UPPER_HALF = (
@@ -43,6 +46,23 @@ NORMAL_UPPER_HALF = (
 # words of the int32 header that travels with a tensor; they mean uint32
 SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE, CODE = range(8)
 HEADER_WORDS = 8
+
+
+class Pack(NamedTuple):
+    """What an op takes of a frozen tensor, in the order of its arguments: header, what the residency holds, shape.
+
+    `header` int32 [8]; `supermask` uint8, `offsets` int64 [rows * chunks + 1], `keep` int32 [rows, words], `draw` int32
+    [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `shape` of the torch weight.
+    """
+
+    header: Tensor
+    supermask: Tensor | None
+    offsets: Tensor | None
+    keep: Tensor | None
+    draw: Tensor | None
+    dense: Tensor | None
+    code: str
+    shape: Sequence[int]
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -109,22 +129,32 @@ def check_code(code: str) -> str:
     return code
 
 
+def as_integer(value: object) -> int | None:
+    """A Python int of an int or a numpy integer; None for anything else, bool included."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return None
+    return int(value)
+
+
 def check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+    found = as_integer(seed)
+    if found is None or not 0 <= found < 1 << 64:
         raise ValueError(f"seed: an integer in [0, 2^64), got {seed!r}")
-    return seed
+    return found
 
 
 def _check_range(name: str, value: int, limit: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+    found = as_integer(value)
+    if found is None or not 0 <= found < limit:
         raise ValueError(f"{name}: an integer in [0, {limit}), got {value!r}")
-    return value
+    return found
 
 
 def check_bits(name: str, bits: int) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
+    found = as_integer(bits)
+    if found is None or not 1 <= found <= 16:
         raise ValueError(f"{name}: an integer from 1 to 16, got {bits!r}")
-    return bits
+    return found
 
 
 def kaiming_sigma(cols: int) -> float:
@@ -170,11 +200,11 @@ def make_header(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """int32 [8] record of one frozen tensor; a tensor, so that compiled graphs do not depend on its numbers."""
-    check_seed(seed)
-    _check_range("stream", stream, 1 << 32)
-    _check_range("generation", generation, 1 << 24)
-    _check_range("tau_prune", tau_prune, 65537)
-    _check_range("tau_freeze", tau_freeze, 65537)
+    seed = check_seed(seed)
+    stream = _check_range("stream", stream, 1 << 32)
+    generation = _check_range("generation", generation, 1 << 24)
+    tau_prune = _check_range("tau_prune", tau_prune, 65537)
+    tau_freeze = _check_range("tau_freeze", tau_freeze, 65537)
     if tau_prune > tau_freeze:
         raise ValueError(f"thresholds: 0 <= tau_prune <= tau_freeze <= 65536, got {tau_prune} and {tau_freeze}")
     low, high = seed & 0xFFFFFFFF, seed >> 32
@@ -303,7 +333,7 @@ def uniform_scores(
 
 def threshold_for(histogram: Tensor, count: int, bits: int = 16) -> int:
     """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`; `histogram` counts each u."""
-    check_bits("bits", bits)
+    bits = check_bits("bits", bits)
     step = 1 << (16 - bits)
     below = torch.zeros(65537, dtype=torch.int64)
     torch.cumsum(histogram.cpu(), 0, out=below[1:])

@@ -1,24 +1,47 @@
 """Layers as functions of a `FrozenTensor`: argument checks here, one op call each.
 
-All take float32, bfloat16, float16 or float64 inputs (the last on the reference) and return the input's dtype; sums are
-accumulated in float32 and rounded once. Under autocast the input is cast first, as torch's own layers do.
+The first argument x is float32, bfloat16, float16 or float64 (the last runs on the reference), on the device of the
+frozen tensor, and the result has x's dtype; sums are accumulated in float32 and rounded once. Under autocast x and bias
+are cast first, as torch's own layers do. Linear layers and convolutions give `relu(gain * W x + bias)`:
 
-Linear layers and convolutions give `relu(gain * W x + bias)` where `gain` and `relu=True` are passed: one float32 value
-per output channel (float64 for float64 inputs), which gets no gradient.
+- `bias` [outputs], of x's dtype;
+- `gain` [outputs], one float32 value per output channel, float64 where x is; it gets no gradient;
+- `relu` True for the ReLU behind it.
+
+TypeError where a dtype or a layout does not fit, ValueError where a shape, a device or a setting does not; the message
+begins with the name of the argument. Integer settings are anything with `__index__`, NumPy's integers too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from . import derivatives, flops  # noqa: F401  (they register what torch asks about the ops)
 from .ops import conv_output_size, conv_transpose_output_size
 from .tensor import FrozenTensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_NAMES = "float32, bfloat16, float16 or float64"
+_SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+Integers = SupportsIndex | Sequence[SupportsIndex]
+Padding = Integers | Literal["same", "valid"]
+
+_ops: Any = torch.ops.frozen_kernels
+_linear_op, _embedding_op = _ops.linear.default, _ops.embedding.default
+_CONVOLUTIONS = {1: _ops.conv1d.default, 2: _ops.conv2d.default, 3: _ops.conv3d.default}
+_TRANSPOSED = {
+    1: _ops.conv_transpose1d.default,
+    2: _ops.conv_transpose2d.default,
+    3: _ops.conv_transpose3d.default,
+}
 
 
 def autocasting(x: Tensor) -> bool:
@@ -29,52 +52,71 @@ def autocasting(x: Tensor) -> bool:
     return x.dtype != torch.float64 and x.dtype.is_floating_point
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    x = tensors[0]
-    assert x is not None
+def _autocast(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if not autocasting(x):
-        return list(tensors)
+        return x, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    return [t if t is None else t.to(dtype) for t in tensors]
+    return x.to(dtype), bias if bias is None else bias.to(dtype)
 
 
 def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, gain: Tensor | None, outputs: int) -> None:
-    if x.dtype not in FLOATS:
-        raise TypeError(f"x: a floating dtype, got {x.dtype}")
+    """What every layer asks of its tensors, beside the shape of x."""
+    dtype = x.dtype
+    if dtype not in FLOATS:
+        raise TypeError(f"x: {dtype}, expected {_NAMES}; cast it first")
+    if x.layout is not torch.strided:
+        raise TypeError(f"x: layout {x.layout}, expected torch.strided; pass x.to_dense()")
     if x.device != frozen.header.device:
         raise ValueError(f"x: on {x.device}, the frozen weight is on {frozen.header.device}")
     if gain is not None:
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
         if gain.dtype != wide:
-            raise TypeError(f"gain: {gain.dtype}, expected {wide} for x {x.dtype}")
-        if tuple(gain.shape) != (outputs,):
+            raise TypeError(f"gain: {gain.dtype}, expected {wide} for x {dtype}")
+        if gain.shape != (outputs,):
             raise ValueError(f"gain: shape {tuple(gain.shape)}, expected ({outputs},)")
-    if bias is None:
-        return
-    if bias.dtype != x.dtype:
-        raise TypeError(f"bias: {bias.dtype} does not match x {x.dtype}")
-    if bias.shape != (outputs,):
-        raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({outputs},)")
+    if bias is not None:
+        if bias.dtype != dtype:
+            raise TypeError(f"bias: {bias.dtype} does not match x {dtype}")
+        if bias.shape != (outputs,):
+            raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({outputs},)")
 
 
 def linear(
     x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None, *, gain: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """`x @ W.T + bias` for x [..., in], W [out, in], bias [out]; returns [..., out]. `gain` and `relu`: see above.
+    """`x @ W.T + bias`: x [..., in] and a weight [out, in] give [..., out].
 
-    Raises ValueError or TypeError where shapes, dtypes or devices do not fit.
+    A sparse x is made dense first, as torch's layer gives a dense result too. Dtypes, `gain`, `relu` and errors: see
+    the module.
     """
-    x, bias = _autocast(x, bias)  # type: ignore[assignment]
+    if has_torch_function_unary(x):
+        return handle_torch_function(linear, (x,), x, frozen, bias, gain=gain, relu=relu)
+    if x.layout in _SPARSE:
+        x = x.to_dense(masked_grad=False)  # a gradient of every entry, as torch's layer gives
+    x, bias = _autocast(x, bias)
     if len(frozen.shape) != 2:
         raise ValueError(f"frozen: a linear weight has 2 dimensions, got shape {frozen.shape}")
-    _check(x, frozen, bias, gain, frozen.shape[0])
-    if x.dim() == 0 or x.shape[-1] != frozen.shape[1]:
-        raise ValueError(f"x: last dimension of shape {tuple(x.shape)} must be {frozen.shape[1]}")
-    return torch.ops.frozen_kernels.linear.default(x, bias, frozen.scores, *frozen.pack(), gain, relu)
+    rows, cols = frozen.shape
+    _check(x, frozen, bias, gain, rows)
+    if x.dim() == 0 or x.shape[-1] != cols:
+        raise ValueError(f"x: last dimension of shape {tuple(x.shape)} must be {cols}")
+    return _linear_op(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
 
-def _per_dimension(name: str, value: int | Sequence[int], dims: int, least: int) -> list[int]:
-    values = [value] * dims if isinstance(value, int) else list(value)
+_INTEGERS = (int, torch.SymInt)  # a symbolic integer of a compiler is left symbolic
+
+
+def _integer(value: Any) -> Any:
+    return value if isinstance(value, _INTEGERS) else index(value)
+
+
+def _per_dimension(name: str, value: Any, dims: int, least: int) -> tuple[int, ...]:
+    """One integer for each spatial dimension."""
+    single = isinstance(value, _INTEGERS) or hasattr(value, "__index__")
+    try:
+        values = tuple([_integer(v) for v in ((value,) if single else value)])
+    except TypeError:
+        values = ()
     if len(values) == 1:
         values *= dims
     if len(values) != dims or min(values) < least:
@@ -82,13 +124,15 @@ def _per_dimension(name: str, value: int | Sequence[int], dims: int, least: int)
     return values
 
 
-def _same_padding(shape: Sequence[int], stride: list[int], dilation: list[int]) -> tuple[list[int], list[int] | None]:
+def _same_padding(
+    shape: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, ...], list[int] | None]:
     """Symmetric padding for padding='same', and the F.pad of what is left over on one side."""
     if any(s != 1 for s in stride):
-        raise ValueError(f"padding: 'same' needs stride 1, got {stride}")
+        raise ValueError(f"padding: 'same' needs stride 1, got {list(stride)}")
     total = [d * (k - 1) for d, k in zip(dilation, shape[2:], strict=True)]
     extra = [v for t in reversed(total) for v in (0, t % 2)]
-    return [t // 2 for t in total], extra if any(extra) else None
+    return tuple(t // 2 for t in total), extra if any(extra) else None
 
 
 def _check_convolution(
@@ -114,106 +158,207 @@ def _check_output(size: Sequence[int], x: Tensor, frozen: FrozenTensor) -> None:
 
 def _convolution(
     dims: int,
+    function: Callable[..., Tensor],
     x: Tensor,
     frozen: FrozenTensor,
     bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | str | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
+    stride: Integers,
+    padding: Padding,
+    dilation: Integers,
+    groups: SupportsIndex,
     gain: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    x, bias = _autocast(x, bias)  # type: ignore[assignment]
-    batched = x.dim() != dims + 1
+    if has_torch_function_unary(x):
+        settings = (bias, stride, padding, dilation, groups)
+        return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
+    x, bias = _autocast(x, bias)
+    batched, in_groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
-    _check_convolution(x, frozen, dims, frozen.shape[1] * groups, groups)
+    _check_convolution(x, frozen, dims, frozen.shape[1] * in_groups, in_groups)
     _check(x, frozen, bias, gain, frozen.shape[0])
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
-    if padding == "same":
-        padding, extra = _same_padding(frozen.shape, stride, dilation)
-        x = x if extra is None else F.pad(x, extra)
-    elif isinstance(padding, str):
-        if padding != "valid":
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
             raise ValueError(f"padding: an integer, 'same' or 'valid', got {padding!r}")
-        padding = 0
+        if padding == "same":
+            padding, extra = _same_padding(frozen.shape, stride, dilation)
+            x = x if extra is None else F.pad(x, extra)
+        else:
+            padding = 0
     padding = _per_dimension("padding", padding, dims, 0)
     _check_output(conv_output_size(x.shape, frozen.shape, stride, padding, dilation), x, frozen)
-    op = getattr(torch.ops.frozen_kernels, f"conv{dims}d").default
-    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, groups, gain, relu)
+    y = _CONVOLUTIONS[dims](
+        x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, in_groups, gain, relu
+    )  # fmt: skip
     return y if batched else y.squeeze(0)
 
 
-def conv1d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
-    """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; as `torch.nn.functional.conv1d`."""
-    return _convolution(1, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
+def conv1d(
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Padding = 0,
+    dilation: Integers = 1,
+    groups: SupportsIndex = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; gives [B, C_out, L_out], or without B.
 
-
-def conv2d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
-    """Convolution of x [B, C, H, W] or [C, H, W]; arguments as `torch.nn.functional.conv2d`, any memory format.
-
-    The result is channels_last where x is. Raises ValueError or TypeError where shapes, dtypes or devices do not fit.
+    Settings as of `torch.nn.functional.conv1d`. Dtypes, `gain`, `relu` and errors: see the module.
     """
-    return _convolution(2, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
+    return _convolution(1, conv1d, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
 
-def conv3d(x, frozen, bias=None, stride=1, padding=0, dilation=1, groups=1, *, gain=None, relu=False) -> Tensor:
-    """Convolution of x [B, C, D, H, W] or [C, D, H, W]; arguments as `torch.nn.functional.conv3d`."""
-    return _convolution(3, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
+def conv2d(
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Padding = 0,
+    dilation: Integers = 1,
+    groups: SupportsIndex = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Convolution of x [B, C, H, W] or [C, H, W] with a weight [C_out, C / groups, kh, kw].
+
+    Gives [B, C_out, H_out, W_out], or without B, channels_last where x is. Settings as of
+    `torch.nn.functional.conv2d`. Dtypes, `gain`, `relu` and errors: see the module.
+    """
+    return _convolution(2, conv2d, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
+
+
+def conv3d(
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Padding = 0,
+    dilation: Integers = 1,
+    groups: SupportsIndex = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Convolution of x [B, C, D, H, W] or [C, D, H, W] with a weight [C_out, C / groups, kd, kh, kw].
+
+    Gives [B, C_out, D_out, H_out, W_out], or without B, channels_last_3d where x is. Settings as of
+    `torch.nn.functional.conv3d`. Dtypes, `gain`, `relu` and errors: see the module.
+    """
+    return _convolution(3, conv3d, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
 
 def _transposed(
     dims: int,
+    function: Callable[..., Tensor],
     x: Tensor,
     frozen: FrozenTensor,
     bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    output_padding: int | Sequence[int],
-    groups: int,
-    dilation: int | Sequence[int],
+    stride: Integers,
+    padding: Integers,
+    output_padding: Integers,
+    groups: SupportsIndex,
+    dilation: Integers,
     gain: Tensor | None,
     relu: bool,
 ) -> Tensor:
-    x, bias = _autocast(x, bias)  # type: ignore[assignment]
-    batched = x.dim() != dims + 1
+    if has_torch_function_unary(x):
+        settings = (bias, stride, padding, output_padding, groups, dilation)
+        return handle_torch_function(function, (x,), x, frozen, *settings, gain=gain, relu=relu)
+    x, bias = _autocast(x, bias)
+    batched, in_groups = x.dim() != dims + 1, _integer(groups)
     x = x if batched else x.unsqueeze(0)
-    _check_convolution(x, frozen, dims, frozen.shape[0], groups, transposed=True)
-    _check(x, frozen, bias, gain, frozen.shape[1] * groups)
+    _check_convolution(x, frozen, dims, frozen.shape[0], in_groups, transposed=True)
+    _check(x, frozen, bias, gain, frozen.shape[1] * in_groups)
     stride = _per_dimension("stride", stride, dims, 1)
     dilation = _per_dimension("dilation", dilation, dims, 1)
     padding = _per_dimension("padding", padding, dims, 0)
     output_padding = _per_dimension("output_padding", output_padding, dims, 0)
-    for o, s, d in zip(output_padding, stride, dilation, strict=True):
-        if o >= max(s, d):
-            raise ValueError(f"output_padding: {output_padding} must be below stride {stride} or dilation {dilation}")
-    size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, groups)
+    if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise ValueError(
+            f"output_padding: {list(output_padding)} must be below stride {list(stride)} or dilation {list(dilation)}"
+        )
+    size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, in_groups)
     _check_output(size, x, frozen)
-    op = getattr(torch.ops.frozen_kernels, f"conv_transpose{dims}d").default
-    y = op(x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, groups, gain, relu)
+    y = _TRANSPOSED[dims](
+        x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, in_groups, gain, relu
+    )  # fmt: skip
     return y if batched else y.squeeze(0)
 
 
 def conv_transpose1d(
-    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Integers = 0,
+    output_padding: Integers = 0,
+    groups: SupportsIndex = 1,
+    dilation: Integers = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, L], W [C, C_out / groups, k]; as `torch.nn.functional.conv_transpose1d`."""
-    return _transposed(1, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
+    """Transposed convolution of x [B, C, L] or [C, L] with a weight [C, C_out / groups, k].
+
+    Gives [B, C_out, L_out], or without B. Settings as of `torch.nn.functional.conv_transpose1d`. Dtypes, `gain`, `relu`
+    and errors: see the module.
+    """
+    return _transposed(
+        1, conv_transpose1d, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu
+    )
 
 
 def conv_transpose2d(
-    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Integers = 0,
+    output_padding: Integers = 0,
+    groups: SupportsIndex = 1,
+    dilation: Integers = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, H, W]; arguments as `torch.nn.functional.conv_transpose2d`."""
-    return _transposed(2, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
+    """Transposed convolution of x [B, C, H, W] or [C, H, W] with a weight [C, C_out / groups, kh, kw].
+
+    Gives [B, C_out, H_out, W_out], or without B, channels_last where x is. Settings as of
+    `torch.nn.functional.conv_transpose2d`. Dtypes, `gain`, `relu` and errors: see the module.
+    """
+    return _transposed(
+        2, conv_transpose2d, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu
+    )
 
 
 def conv_transpose3d(
-    x, frozen, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, gain=None, relu=False
+    x: Tensor,
+    frozen: FrozenTensor,
+    bias: Tensor | None = None,
+    stride: Integers = 1,
+    padding: Integers = 0,
+    output_padding: Integers = 0,
+    groups: SupportsIndex = 1,
+    dilation: Integers = 1,
+    *,
+    gain: Tensor | None = None,
+    relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, D, H, W]; arguments as `torch.nn.functional.conv_transpose3d`."""
-    return _transposed(3, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu)
+    """Transposed convolution of x [B, C, D, H, W] or [C, D, H, W] with a weight [C, C_out / groups, kd, kh, kw].
+
+    Gives [B, C_out, D_out, H_out, W_out], or without B, channels_last_3d where x is. Settings as of
+    `torch.nn.functional.conv_transpose3d`. Dtypes, `gain`, `relu` and errors: see the module.
+    """
+    return _transposed(
+        3, conv_transpose3d, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu
+    )
 
 
 def padding_row(rows: int, padding_idx: int) -> int:
@@ -224,15 +369,28 @@ def padding_row(rows: int, padding_idx: int) -> int:
 
 
 def embedding(
-    indices: Tensor, frozen: FrozenTensor, padding_idx: int | None = None, *, dtype: torch.dtype = torch.float32
+    indices: Tensor,
+    frozen: FrozenTensor,
+    padding_idx: SupportsIndex | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Rows of W [num, dim] for integer `indices` of any shape; returns [*indices.shape, dim]. The padding row is zero.
+    """Rows of a weight [num, dim] for int64 or int32 `indices` of any shape; gives `dtype` [*indices.shape, dim].
 
-    Raises TypeError for other indices, IndexError for one out of range.
+    The row `padding_idx` is zero. TypeError for other indices, IndexError for one out of range; ValueError for a
+    padding_idx that is no row, and for indices on another device than the frozen tensor.
     """
+    if has_torch_function_unary(indices):
+        return handle_torch_function(embedding, (indices,), indices, frozen, padding_idx, dtype=dtype)
     if indices.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"indices: int64 or int32, got {indices.dtype}")
+    if indices.layout is not torch.strided:
+        raise TypeError(f"indices: layout {indices.layout}, expected torch.strided; pass indices.to_dense()")
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype: {dtype}, expected {_NAMES}")
+    if indices.device != frozen.header.device:
+        raise ValueError(f"indices: on {indices.device}, the frozen weight is on {frozen.header.device}")
     if len(frozen.shape) != 2:
         raise ValueError(f"frozen: an embedding's weight has 2 dimensions, got shape {frozen.shape}")
-    padding = -1 if padding_idx is None else padding_row(frozen.shape[0], padding_idx)
-    return torch.ops.frozen_kernels.embedding(indices, frozen.scores, *frozen.pack(), dtype, padding)
+    padding = -1 if padding_idx is None else padding_row(frozen.shape[0], index(padding_idx))
+    return _embedding_op(indices, frozen.scores, *frozen.pack(), dtype, padding)

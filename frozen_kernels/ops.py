@@ -1,4 +1,4 @@
-"""The catalogue of ops: schemas, shape functions and autograd. No implementation lives here.
+"""The catalogue of ops: schemas and shape functions. Derivatives are in `derivatives`; no implementation lives here.
 
 Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [8] (see `format`), and of
 `supermask`, `offsets`, `keep`, `draw` and `dense` those that the tensor's residency holds. `backends` registers what
@@ -8,10 +8,10 @@ runs; `reference` is the default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .format import chunks, memory_format_of, words
 
@@ -25,6 +25,8 @@ PACK = (
 PACK_ARGS = 8
 # of a layer's result y = relu(gain * W x + bias), one gain per output channel; left out where the default
 _EPILOGUE = "Tensor? gain=None, bool relu=False"
+# for the derivative of a gradient of the input; backends do not read them
+_SCORES = "Tensor? scores=None"
 _CONV = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, int groups"
 _TRANSPOSED = "SymInt[] stride, SymInt[] padding, SymInt[] output_padding, SymInt[] dilation, int groups"
 
@@ -62,22 +64,18 @@ SCHEMAS: dict[str, str] = {
     "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
     "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
     "linear": f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_EPILOGUE}) -> Tensor",
-    "linear_grad_input": f"(Tensor grad, {PACK}) -> Tensor",
+    "linear_grad_input": f"(Tensor grad, {PACK}, {_SCORES}) -> Tensor",
     "linear_grad_scores": f"(Tensor grad, Tensor x, Tensor scores, {PACK}) -> Tensor",
     "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
     "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
 }
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
     SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
-    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}) -> Tensor"
+    SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, {_SCORES}) -> Tensor"
     SCHEMAS[f"{_name}_grad_scores"] = f"(Tensor grad, Tensor x, Tensor scores, {PACK}, {_args}) -> Tensor"
 
 for _name, _schema in SCHEMAS.items():
     library.define(_name + _schema)
-
-
-def _op(name: str):
-    return getattr(getattr(torch.ops, NAMESPACE), name)
 
 
 def conv_output_size(x: Sequence, shape: Sequence, stride: Sequence, padding: Sequence, dilation: Sequence) -> list:
@@ -118,137 +116,141 @@ def _shape(function: Callable) -> Callable:
 
 
 @_shape
-def shape_codes(header, code, rows, cols, row0, col0):
+def shape_codes(header: Tensor, code: str, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int16)
 
 
 @_shape
-def shape_draws(header, rows, cols, row0, col0):
+def shape_draws(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int32)
 
 
 @_shape
-def shape_partition(header, rows, cols, row0, col0):
+def shape_partition(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.int8)
 
 
 @_shape
-def shape_uniform_scores(header, bound, rows, cols, row0, col0):
+def shape_uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     return header.new_empty(rows, cols, dtype=torch.float32)
 
 
 @_shape
-def shape_histogram(header, rows, cols):
+def shape_histogram(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(65536, dtype=torch.int64)
 
 
 @_shape
-def shape_partition_counts(header, rows, cols):
+def shape_partition_counts(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(3, dtype=torch.int64)
 
 
 @_shape
-def shape_offsets(header, rows, cols):
+def shape_offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(rows * chunks(cols) + 1, dtype=torch.int64)
 
 
 @_shape
-def shape_free_draws(header, offsets, rows, cols):
+def shape_free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(_free_count(), dtype=torch.int32)
 
 
 @_shape
-def shape_pack(keep, partition):
+def shape_pack(keep: Tensor, partition: Tensor) -> Tensor:
     return keep.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape
-def shape_unpack(stream, partition):
+def shape_unpack(stream: Tensor, partition: Tensor) -> Tensor:
     return partition.new_empty(partition.shape, dtype=torch.bool)
 
 
 @_shape
-def shape_planes(keep):
+def shape_planes(keep: Tensor) -> Tensor:
     return keep.new_empty(keep.shape[0], (keep.shape[1] + 31) // 32, dtype=torch.int32)
 
 
 @_shape
-def shape_keep_plane(header, supermask, offsets, rows, cols):
+def shape_keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(rows, words(cols), dtype=torch.int32)
 
 
 @_shape
-def shape_pack_plane(header, keep, offsets, rows, cols):
+def shape_pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return header.new_empty(_free_count(), dtype=torch.uint8)
 
 
 @_shape
-def shape_draw_plane(header, code, rows, cols):
+def shape_draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
     if code == "sign":
         return header.new_empty(rows, words(cols), dtype=torch.int32)
     return header.new_empty(rows, cols, dtype=torch.uint8)
 
 
 @_shape
-def shape_popcount(bits):
+def shape_popcount(bits: Tensor) -> Tensor:
     return bits.new_empty((), dtype=torch.int64)
 
 
 @_shape
-def shape_select(scores, rank):
+def shape_select(scores: list[Tensor], rank: int) -> Tensor:
     return scores[0].new_empty((), dtype=torch.int64)
 
 
 @_shape
-def shape_pack_above(scores, key):
+def shape_pack_above(scores: Tensor, key: Tensor) -> Tensor:
     return scores.new_empty((scores.shape[0] + 7) // 8, dtype=torch.uint8)
 
 
+# `args` begin with the pack, or with what follows its header
 @_shape
-def shape_weight(scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype):
+def shape_weight(scores: Tensor | None, header: Tensor, *args: Any) -> Tensor:
+    shape, dtype = args[-2:]
     return header.new_empty(shape, dtype=dtype)
 
 
 @_shape
-def shape_linear(x, bias, scores, header, supermask, offsets, keep, draw, dense, code, shape, gain=None, relu=False):
-    torch._check(x.shape[-1] == shape[1], lambda: f"x: last dimension {x.shape[-1]}, the weight has {shape[1]}")
-    return x.new_empty(*x.shape[:-1], shape[0])
+def shape_linear(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args: Any) -> Tensor:
+    rows, cols = args[PACK_ARGS - 1]
+    torch._check(x.shape[-1] == cols, lambda: f"x: last dimension {x.shape[-1]}, the weight has {cols}")
+    return x.new_empty(*x.shape[:-1], rows)
 
 
 @_shape
-def shape_linear_grad_input(grad, header, supermask, offsets, keep, draw, dense, code, shape):
-    return grad.new_empty(*grad.shape[:-1], shape[1])
+def shape_linear_grad_input(grad: Tensor, *args: Any) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], args[PACK_ARGS - 1][1])
 
 
 @_shape
-def shape_embedding(indices, scores, header, supermask, offsets, keep, draw, dense, code, shape, dtype, padding_idx):
+def shape_embedding(indices: Tensor, scores: Tensor | None, header: Tensor, *args: Any) -> Tensor:
+    shape, dtype, _ = args[-3:]
     return header.new_empty(*indices.shape, shape[1], dtype=dtype)
 
 
 @_shape
-def shape_embedding_grad_scores(grad, indices, scores, *args):
+def shape_embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_shape
-def shape_weight_grad_scores(grad, scores, *args):
+def shape_weight_grad_scores(grad: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 @_shape
-def shape_linear_grad_scores(grad, x, scores, *args):
+def shape_linear_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(scores)
 
 
 def _shape_convolution(name: str, geometry_args: int, output_size: Callable) -> None:
-    def shape_forward(x, bias, scores, *args):
+    def shape_forward(x: Tensor, bias: Tensor | None, scores: Tensor | None, *args: Any) -> Tensor:
         shape, geometry = args[PACK_ARGS - 1], args[PACK_ARGS : PACK_ARGS + geometry_args]
         return x.new_empty(output_size(x.shape, shape, *geometry)).to(memory_format=memory_format_of(x))
 
-    def shape_grad_input(grad, input_size, *args):
+    def shape_grad_input(grad: Tensor, input_size: Sequence, *args: Any) -> Tensor:
         return grad.new_empty(input_size).to(memory_format=memory_format_of(grad))
 
-    def shape_grad_scores(grad, x, scores, *args):
+    def shape_grad_scores(grad: Tensor, x: Tensor, scores: Tensor, *args: Any) -> Tensor:
         return torch.empty_like(scores)
 
     for suffix, function in (
@@ -263,116 +265,3 @@ for _name in CONVOLUTIONS:
     _shape_convolution(_name, 4, lambda x, shape, s, p, d, groups: conv_output_size(x, shape, s, p, d))
 for _name in TRANSPOSED_CONVOLUTIONS:
     _shape_convolution(_name, 5, conv_transpose_output_size)
-
-
-def _save(ctx, pack: Sequence, *tensors: Tensor | None) -> None:
-    ctx.save_for_backward(*tensors, *pack[: PACK_ARGS - 2])
-    ctx.static = pack[PACK_ARGS - 2 :]
-
-
-def _restore(ctx, count: int) -> tuple[list, list]:
-    saved = ctx.saved_tensors
-    return list(saved[:count]), [*saved[count:], *ctx.static]
-
-
-_NO_PACK = (None,) * PACK_ARGS
-
-
-def _weight_setup(ctx, inputs, output):
-    scores, *pack, ctx.dtype = inputs
-    _save(ctx, pack, scores)
-
-
-def _weight_backward(ctx, grad):
-    (scores,), pack = _restore(ctx, 1)
-    grad_scores = _op("weight_grad_scores")(grad, scores, *pack) if ctx.needs_input_grad[0] else None
-    return grad_scores, *_NO_PACK, None
-
-
-def _embedding_setup(ctx, inputs, output):
-    indices, scores, *rest = inputs
-    ctx.padding_idx = rest[PACK_ARGS + 1]
-    _save(ctx, rest[:PACK_ARGS], indices, scores)
-
-
-def _embedding_backward(ctx, grad):
-    (indices, scores), pack = _restore(ctx, 2)
-    grad_scores = None
-    if ctx.needs_input_grad[1]:
-        grad_scores = _op("embedding_grad_scores")(grad, indices, scores, *pack, ctx.padding_idx)
-    return None, grad_scores, *_NO_PACK, None, None
-
-
-def _layer_setup(ctx, inputs, output):
-    x, bias, scores, *rest, gain, relu = inputs
-    if gain is not None and gain.requires_grad:
-        raise ValueError("gain: requires_grad, but a folded gain gets no gradient; pass gain.detach()")
-    ctx.geometry = tuple(rest[PACK_ARGS:])
-    ctx.bias_dtype = bias.dtype if bias is not None else None
-    ctx.input_size = x.shape
-    # x is read by the score gradient alone, the result by the gradient of relu
-    read_x = scores is not None and scores.requires_grad
-    _save(ctx, rest[:PACK_ARGS], x if read_x else None, scores, gain, output if relu else None)
-
-
-def _grad_bias(ctx, grad: Tensor, channel: int) -> Tensor | None:
-    if not ctx.needs_input_grad[1]:
-        return None
-    dims = [d for d in range(grad.dim()) if d != channel]
-    return (grad.sum(dims) if dims else grad.clone()).to(ctx.bias_dtype)
-
-
-def _epilogue_backward(ctx, grad: Tensor, gain: Tensor | None, y: Tensor | None, channel: int):
-    """Gradients of the product of weight and input, and of the bias."""
-    if y is not None:
-        grad = torch.ops.aten.threshold_backward(grad, y, 0)
-    grad_bias = _grad_bias(ctx, grad, channel)
-    if gain is not None:
-        grad = (grad * gain.view(-1, *[1] * (grad.dim() - 1 - channel))).to(grad.dtype)
-    return grad, grad_bias
-
-
-def _linear_backward(ctx, grad):
-    (x, scores, gain, y), pack = _restore(ctx, 4)
-    grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, grad.dim() - 1)
-    grad_x = _op("linear_grad_input")(grad, *pack) if ctx.needs_input_grad[0] else None
-    grad_scores = _op("linear_grad_scores")(grad, x, scores, *pack) if ctx.needs_input_grad[2] else None
-    return grad_x, grad_bias, grad_scores, *_NO_PACK, None, None
-
-
-def _convolution_backward(name: str) -> Callable:
-    def backward(ctx, grad):
-        (x, scores, gain, y), pack = _restore(ctx, 4)
-        grad, grad_bias = _epilogue_backward(ctx, grad, gain, y, 1)
-        grad_x = grad_scores = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _op(f"{name}_grad_input")(grad, ctx.input_size, *pack, *ctx.geometry)
-        if ctx.needs_input_grad[2]:
-            grad_scores = _op(f"{name}_grad_scores")(grad, x, scores, *pack, *ctx.geometry)
-        return grad_x, grad_bias, grad_scores, *_NO_PACK, *(None for _ in ctx.geometry), None, None
-
-    return backward
-
-
-def _not_differentiable(ctx, inputs, output):
-    ctx.mark_non_differentiable(output)
-
-
-def _no_second_derivative(ctx, grad):
-    raise RuntimeError("frozen layers have no second derivative")
-
-
-def _autograd(name: str, setup: Callable, backward: Callable) -> None:
-    # no formula for a second derivative: refused, for torch would only warn and give none
-    backward = once_differentiable(backward)
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
-
-
-_autograd("weight", _weight_setup, _weight_backward)
-_autograd("embedding", _embedding_setup, _embedding_backward)
-_autograd("linear", _layer_setup, _linear_backward)
-for _name in (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS):
-    _autograd(_name, _layer_setup, _convolution_backward(_name))
-for _name in SCHEMAS:
-    if _name.endswith(("_grad_input", "_grad_scores")):
-        _autograd(_name, _not_differentiable, _no_second_derivative)

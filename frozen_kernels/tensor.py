@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import format as fmt
 
-RESIDENCIES = ("seed", "mask", "planes", "dense")
+Residency = Literal["seed", "mask", "planes", "dense"]
+RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 class FrozenTensor(NamedTuple):
@@ -55,15 +56,14 @@ class FrozenTensor(NamedTuple):
         ValueError for ratios, seeds or a supermask that do not fit.
         """
         rows, cols = fmt.matrix_shape(shape)
-        tau_prune, tau_freeze = calibrated(rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits)
+        tau_prune, tau_freeze, counts = calibrated(rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits)
         scale = fmt.scale_of(code, fmt.kaiming_sigma(cols)) if scale is None else scale
         header = fmt.make_header(
             seed, stream, generation=generation, tau_prune=tau_prune, tau_freeze=tau_freeze, scale=scale, code=code
         )
-        free = int(torch.ops.frozen_kernels.partition_counts(header, rows, cols)[2])
         if supermask is None:
-            supermask = all_kept(free)
-        fmt.check_supermask(supermask, free)
+            supermask = all_kept(counts[2])
+        fmt.check_supermask(supermask, counts[2])
         record = cls(tuple(shape), code, header.to(device=device), supermask.to(device=device))
         return record.hold(residency, dtype)
 
@@ -101,18 +101,10 @@ class FrozenTensor(NamedTuple):
             offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
         return torch.ops.frozen_kernels.pack_plane(self.header, self.keep, offsets, rows, cols)
 
-    def pack(self) -> tuple:
-        """The arguments that every op takes of a frozen tensor."""
-        return (
-            self.header,
-            self.supermask,
-            self.offsets,
-            self.keep,
-            self.draw,
-            self.dense,
-            self.code,
-            list(self.shape),
-        )
+    def pack(self) -> fmt.Pack:
+        """The arguments that every op takes of a frozen tensor, in the order of its schema."""
+        fields = (self.supermask, self.offsets, self.keep, self.draw, self.dense, self.code, list(self.shape))
+        return tuple.__new__(fmt.Pack, (self.header, *fields))  # Pack(*fields) takes twice as long
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""
@@ -129,15 +121,19 @@ def all_kept(free: int, device: torch.device | str | None = None) -> Tensor:
 
 def calibrated(
     rows: int, cols: int, seed: int, stream: int, prune_ratio: float, lock_ratio: float, bits: int
-) -> tuple[int, int]:
-    """Thresholds that bring the pruned and frozen counts as near to the ratios as they get (format section 5)."""
+) -> tuple[int, int, tuple[int, int, int]]:
+    """Thresholds that bring the pruned and frozen counts as near to the ratios as they get (format section 5).
+
+    Returns tau_prune, tau_freeze, and how many weights are then pruned, locked and free.
+    """
     count = rows * cols
     targets = [round(prune_ratio * count), min(round((prune_ratio + lock_ratio) * count), count)]
     if prune_ratio < 0 or lock_ratio < 0 or targets[1] < targets[0] or prune_ratio + lock_ratio > 1 + 1e-9:
         raise ValueError(f"ratios: prune_ratio {prune_ratio} and lock_ratio {lock_ratio} must be >= 0 and sum to <= 1")
-    counts = torch.ops.frozen_kernels.histogram(fmt.make_header(seed, stream), rows, cols)
-    tau_prune, tau_freeze = (fmt.threshold_for(counts, n, bits) for n in targets)
-    return tau_prune, tau_freeze
+    histogram = torch.ops.frozen_kernels.histogram(fmt.make_header(seed, stream), rows, cols)
+    tau_prune, tau_freeze = (fmt.threshold_for(histogram, n, bits) for n in targets)
+    pruned, frozen = (int(histogram[:tau].sum()) for tau in (tau_prune, tau_freeze))
+    return tau_prune, tau_freeze, (pruned, frozen - pruned, count - frozen)
 
 
 def resident_bytes(shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4) -> int:

@@ -230,19 +230,6 @@ def test_bench_check_from_record_to_exit_status(small, tmp_path, capsys):
     assert check.main([*threads, "--record", str(path)]) == 2
 
 
-def test_a_stopped_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "here.csv"
-    records.write_whole(path, "old")
-
-    def stop(*_):
-        raise OSError("stopped")
-
-    monkeypatch.setattr(records.os, "replace", stop)
-    with pytest.raises(OSError, match="stopped"):
-        records.write_whole(path, "new")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_plots_are_drawn_of_what_there_is(tmp_path):
     pytest.importorskip("matplotlib")
     from benchmarks import plots

@@ -1,5 +1,7 @@
 """The command line: what it prints, its exit status, and that a bad file is one line and no traceback."""
 
+import io
+import os
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels import __main__ as cli
+from frozen_kernels import files
 from frozen_kernels.tensor import resident_bytes
 
 
@@ -137,3 +140,22 @@ def test_resident_bytes(code, residency):
     layer.set_residency(residency)
     held = sum(b.nbytes for b in layer.buffers())
     assert held == resident_bytes(layer.shape, code, layer.counts["free"], residency)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+@pytest.mark.parametrize("name", ["文件.safetensors", os.fsdecode(b"\xff.safetensors")], ids=ascii)
+def test_any_path_in_any_console(ticket, monkeypatch, name, encoding):
+    path = ticket.rename(ticket.parent / name)  # neither name is text in every console
+    for command in ("verify", "inspect", "footprint"):
+        console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", console)
+        assert cli.main([command, str(path)]) == 0
+        assert b".safetensors: " in console.buffer.getvalue()
+
+
+def test_tuning_without_a_home_folder_says_so_before_it_measures(capsys, monkeypatch):
+    monkeypatch.setattr(cli.crossover, "user_path", lambda: files.NOWHERE / "table.json")
+    monkeypatch.setattr(cli.crossover, "active_level", lambda: "portable")
+    monkeypatch.setattr(cli, "measure_table", None)
+    status, _, err = run(capsys, "bench", "--tune", "--device", "cpu")
+    assert status == 1 and "no home folder" in err and cli.crossover.VARIABLE in err

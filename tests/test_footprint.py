@@ -1,6 +1,5 @@
 """`fk.footprint`: every figure against the file, the storages or the kernel that it speaks of."""
 
-import importlib
 import json
 
 import pytest
@@ -8,9 +7,8 @@ import torch
 from torch import nn
 
 import frozen_kernels as fk
+from frozen_kernels.memory import footprint as module
 from frozen_kernels.memory.footprint import Peak, storage_bytes
-
-module = importlib.import_module("frozen_kernels.footprint")  # the package's attribute of that name is the function
 
 
 def net() -> nn.Sequential:

@@ -245,15 +245,19 @@ def test_a_failure_halfway_leaves_the_model_unchanged(config, error):
     assert snapshot(model) == before
 
 
-def test_a_failure_of_the_first_masks_leaves_the_model_unchanged(monkeypatch):
-    def fail(layers):
-        raise MemoryError
-
-    model = net()
+def test_what_no_later_layer_can_have_is_refused_before_the_first_is_replaced():
+    wide = nn.Linear(100, 100)
+    model = nn.Sequential(wide, fk.nn.FrozenLinear(100, 4, stream=2**32 - 2), nn.Linear(4, 100))
     before = snapshot(model)
-    monkeypatch.setattr("frozen_kernels.convert.freeze.update_masks", fail)
-    with pytest.raises(MemoryError):
-        fk.freeze_(model, CONFIG)
+    # the first new layer gets the last stream of seed 0, and the second has none
+    with pytest.raises(ValueError, match="'2' would need stream 4294967296 of seed 0"):
+        fk.freeze_(model)
+    assert snapshot(model) == before
+    local = fk.FreezeConfig(scope="local", sparsity=0.5, prune_ratio=0.5, lock_ratio=0.0, distribution="erk")
+    model = nn.Sequential(wide, nn.Linear(100, 4))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"sparsity: 0\.5 is below its prune_ratio"):
+        fk.freeze_(model, local)
     assert snapshot(model) == before
 
 

@@ -303,15 +303,6 @@ def test_gradcheck_in_float64(name, geometry):
         assert torch.autograd.gradcheck(lambda x, b: getattr(functional, name)(x, frozen, b, **geometry), (x, bias))
 
 
-def test_double_backward_is_refused(backend):
-    """Nothing defines it, so it must not pass as a zero gradient."""
-    frozen, _ = make_frozen((3, 5))
-    x = torch.randn(2, 5, requires_grad=True)
-    (grad,) = torch.autograd.grad(functional.linear(x, frozen).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"twice|differentiable"):
-        grad.square().sum().backward()
-
-
 def sample(op: str) -> list[tuple]:
     """Arguments of an op, contiguous and not."""
     base = op.replace("_grad_input", "").replace("_grad_scores", "")

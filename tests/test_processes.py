@@ -14,7 +14,7 @@ import frozen_kernels as fk
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 18])
 def test_bits_of_uneven_and_empty_parts_are_joined(block, monkeypatch):
-    monkeypatch.setattr(fk.distributed, "_BLOCK", block)
+    monkeypatch.setattr(fk.select.sharded, "_BLOCK", block)
     for count in (*range(1, 40), 257):
         bits = torch.randint(2, (count,), dtype=torch.uint8)
         for ranks in (1, 2, 3, 5, 8, 9):

@@ -198,8 +198,16 @@ def test_format_constants_agree_between_python_and_native_code():
     words = [int(word, 16) for word in re.findall(r"0x[0-9A-Fa-f]{8}", generator)]
     assert words == [*fmt.PHILOX_MULTIPLIERS, *fmt.PHILOX_WEYL]
     assert constants_of(generator)["PHILOX_ROUNDS"] == fmt.PHILOX_ROUNDS
-    chunk = [constants_of(p.read_text()).get("CHUNK_WORDS") for p in NATIVE]
-    assert {c for c in chunk if c is not None} == {fmt.CHUNK_WORDS}
+    layout = ("SEED_LO", "SEED_HI", "STREAM", "GENERATION", "TAU_PRUNE", "TAU_FREEZE", "SCALE", "CODE", "HEADER_WORDS")
+    assert [constants[word] for word in layout] == [getattr(fmt, word) for word in layout] == list(range(len(layout)))
+    assert constants["CHUNK_WORDS"] == fmt.CHUNK_WORDS
+
+
+def test_native_code_states_the_format_once():
+    """No file but the format's own gives one of its constants a value."""
+    facts = set(constants_of((ROOT / "csrc/frozen/format.h").read_text()))
+    elsewhere = {name_of(p): facts & set(constants_of(p.read_text())) for p in NATIVE if p.name != "format.h"}
+    assert {name: found for name, found in elsewhere.items() if found} == {}
 
 
 LIGHT = """

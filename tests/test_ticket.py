@@ -14,9 +14,8 @@ from ticket_cases import good_ticket, joined, parts, small, unchanged
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels.tensor import FrozenTensor
-from frozen_kernels.tickets.file import check_regenerated, hash_keep_plane
-from frozen_kernels.tickets.model import read_ticket, verify_ticket
+from frozen_kernels.tickets.file import read_ticket, verify_ticket
+from frozen_kernels.tickets.regenerate import regenerate
 
 VECTORS = json.loads((Path(__file__).parent / "vectors/format_v1_vectors.json").read_text())
 
@@ -280,8 +279,8 @@ def test_golden_keep_planes():
         wanted = (torch.arange(rows * cols) % 3 == 0).reshape(rows, cols)
         keep = (partition == 1) | ((partition == 0) & wanted)
         header = fk.format.make_header(**where, **taus, code=case["code"])
-        record = FrozenTensor((rows, cols), case["code"], header, fk.format.pack(keep, partition))
-        assert hash_keep_plane(record) == case["keep_words_sha256"]
+        found = regenerate(header, rows, cols, fk.format.pack(keep, partition))
+        assert found.keep_sha256 == case["keep_words_sha256"]
 
 
 def refused(data: bytes, path: Path, match: str, model: nn.Module | None = None) -> None:
@@ -426,8 +425,6 @@ def test_names_shapes_dtypes_and_architecture(tmp_path, good):
     path.write_bytes(data)
     with pytest.raises(fk.TicketError, match="lazy"):
         fk.load_ticket(lazy, path)
-    with pytest.raises(fk.TicketError, match="meta device"):
-        fk.load_ticket(small().to("meta"), path)
     reader = nn.TransformerEncoderLayer(4, 1, 4)
     outer = nn.Sequential(reader.linear1)
     fk.freeze_(outer)
@@ -461,13 +458,15 @@ def test_foreign_files(tmp_path):
     refused(pickle.dumps({"a": 1}), path, "no safetensors file")
     refused(b"", path, "no safetensors file: the header needs 8 bytes, the file has 0")
     refused(b"\xff" * 8, path, "no safetensors file: the header needs")
-    refused(struct.pack("<Q", 4) + b"[1 2", path, "Expecting|delimiter")
+    refused(struct.pack("<Q", 4) + b"{1 2", path, "Expecting|delimiter")
     refused(struct.pack("<Q", 3) + b"[1]", path, "no safetensors file")
-    refused(struct.pack("<Q", 2) + b"\xff\xfe", path, "decode")
+    refused(struct.pack("<Q", 2) + b"{\xff", path, "decode")
     header = b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'
     refused(struct.pack("<Q", len(header)) + header, path, "no safetensors file")
+    header = b'{"a":{"dtype":"F32","shape":[4611686018427387904,4,0],"data_offsets":[0,0]}}'
+    refused(struct.pack("<Q", len(header)) + header, path, "no safetensors file")
     header = b'{"__metadata__":{"frozen_kernels.format":"1"},"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}'
-    refused(struct.pack("<Q", len(header)) + header + b"0", path, "dtype F4")
+    refused(struct.pack("<Q", len(header)) + header + b"0", path, "dtype 'F4'")
     with pytest.raises(fk.TicketError, match="not a regular file"):
         fk.load_ticket(small(), tmp_path)
     os.mkfifo(tmp_path / "pipe")
@@ -499,7 +498,7 @@ def test_crafted_shape_allocates_nothing(tmp_path, good):
     entries["0.supermask"]["shape"] = [0]
     path = tmp_path / "t"
     refused(joined(metadata, entries, body), path, r"'0': shape \[2147483648, 8589934592\] in the ticket")
-    with pytest.raises(fk.TicketError, match="a keep plane of"):
+    with pytest.raises(fk.TicketError, match="keep planes of"):
         verify_ticket(read_ticket(path))
 
 
@@ -510,9 +509,6 @@ def test_without_verify_counts_are_still_compared(tmp_path, good):
     path.write_bytes(edit_record(good[0], 0, tau_prune=0))
     with pytest.raises(fk.TicketError, match="the seed gives"):
         fk.load_ticket(small(), path, verify=False)
-    ticket = read_ticket(path)
-    with pytest.raises(fk.TicketError):
-        check_regenerated(ticket, ticket.records[0], verify=False)
 
 
 def test_save_refuses(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
-from training import checkpoint, loop, processes, settings  # as the script imports them
+from training import loop, processes, settings  # as the script imports them
 from training_files import make_arxiv, make_cifar10, make_imagenet
 
 import frozen_kernels as fk
@@ -327,21 +327,6 @@ def test_errors_before_training_are_one_line(files, tmp_path, capsys):
     assert "10 digits" in refused(capsys, arguments("digits", out, "model.classes=9"))
     local = ("freeze.scope=local", "freeze.distribution=epl", "freeze.sparsity=0.6", "freeze.freeze_ratio=0.9")
     assert "error: sparsity: 0.6 is above 1 - its lock_ratio" in refused(capsys, arguments("digits", out, *local))
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.replace(path, fail)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    checkpoint.replace(path, lambda file: file.write(b"new"))
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_states_are_copies_on_the_cpu():

@@ -12,7 +12,8 @@ from typing import Any
 from frozen_kernels.tensor import resident_bytes
 
 from ..models import Convolution, convolutions
-from ..registry import FREE, SHORT, Case, Target, output_size
+from ..registry import FREE, SHORT, Case, output_size
+from ..targets import Target
 
 SQUARE = (8192, 8192)
 BATCHES = (256, 4096, 1024, 512, 2048)

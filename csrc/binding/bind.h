@@ -5,6 +5,8 @@
 namespace fk {
 
 void bind_format(pybind11::module_& m);
-void bind_gemm(pybind11::module_& m);
+void bind_call(pybind11::module_& m);
+void bind_conv(pybind11::module_& m);
+void bind_memory(pybind11::module_& m);
 
 }  // namespace fk

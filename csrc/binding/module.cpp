@@ -1,9 +1,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "../cpu/isa.h"
-#include "../frozen/format.h"
-#include "bind.h"
+#include "cpu/core/isa.h"
+#include "frozen/format.h"
+#include "binding/bind.h"
 
 namespace py = pybind11;
 
@@ -24,11 +24,7 @@ py::tuple position(int64_t row, int64_t col, uint64_t seed, uint32_t stream, uin
 
 std::string build_info() {
   std::string info = std::string("C++ ") + __VERSION__ + "; variants:";
-#ifdef FK_X86_VARIANTS
-  info += " portable avx2 avx512" FK_IF_AMX(" amx", "");
-#else
-  info += " portable";
-#endif
+  for (const char* const name : fk::ISA_NAMES) info += std::string(" ") + name;
   return info;
 }
 
@@ -47,5 +43,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("position", &position, py::arg("row"), py::arg("col"), py::arg("seed"), py::arg("stream"),
         py::arg("generation"), py::arg("code"), py::arg("tau"));
   fk::bind_format(m);
-  fk::bind_gemm(m);
+  fk::bind_call(m);
+  fk::bind_conv(m);
+  fk::bind_memory(m);
 }

@@ -1,4 +1,4 @@
-#include "pack.h"
+#include "binding/pack.h"
 
 #include <cstring>
 #include <stdexcept>
@@ -31,13 +31,13 @@ Frozen to_frozen(int64_t header, int code, int64_t rows, int64_t cols) {
   f.cols = cols;
   f.words = (cols + 31) / 32;
   f.code = code;
-  f.key0 = words[0];
-  f.key1 = words[1];
-  f.stream = words[2];
-  f.generation = words[3];
-  f.tau_prune = words[4];
-  f.tau_freeze = words[5];
-  std::memcpy(&f.scale, &words[6], 4);
+  f.key0 = words[SEED_LO];
+  f.key1 = words[SEED_HI];
+  f.stream = words[STREAM];
+  f.generation = words[GENERATION];
+  f.tau_prune = words[TAU_PRUNE];
+  f.tau_freeze = words[TAU_FREEZE];
+  std::memcpy(&f.scale, &words[SCALE], sizeof(f.scale));
   if (f.tau_prune > f.tau_freeze || f.tau_freeze > FULL_THRESHOLD) {
     throw std::invalid_argument("tau_prune and tau_freeze are " + std::to_string(f.tau_prune) + " and " +
                                 std::to_string(f.tau_freeze) + ", expected 0 <= tau_prune <= tau_freeze <= 65536");

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../cpu/frozen.h"
+#include "frozen/weight.h"
 
 namespace fk {
 
@@ -18,7 +18,7 @@ T* pointer(int64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
 }
 
-// The seed, thresholds and scale of a header (int32[8]; its last word, the code, is passed beside it) and the sizes; no
+// The seed, thresholds and scale of a header (int32[HEADER_WORDS]; the code is passed beside it) and the sizes; no
 // buffers.
 Frozen to_frozen(int64_t header, int code, int64_t rows, int64_t cols);
 // Throws std::invalid_argument where the supermask's bytes do not match the offsets.

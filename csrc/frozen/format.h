@@ -10,6 +10,20 @@ constexpr int FORMAT_VERSION = 1;
 enum Code { SIGN_CODE = 0, UNIFORM_CODE = 1, NORMAL_CODE = 2, CONSTANT_CODE = 3 };
 enum Purpose : uint32_t { SIGN_PURPOSE = 0, BYTE_PURPOSE = 1, PARTITION_PURPOSE = 16, SCORE_PURPOSE = 32 };
 
+// Words of the int32 header that travels with a tensor; they mean uint32, the scale a float's bits.
+enum HeaderWord {
+  SEED_LO = 0,
+  SEED_HI = 1,
+  STREAM = 2,
+  GENERATION = 3,
+  TAU_PRUNE = 4,
+  TAU_FREEZE = 5,
+  SCALE = 6,
+  CODE = 7,
+  HEADER_WORDS = 8
+};
+
+constexpr int64_t CHUNK_WORDS = 32;          // words per entry of a stream offset table
 constexpr int PLANES = 16;                   // bit planes of the partition draw u
 constexpr uint32_t FULL_THRESHOLD = 65536u;  // always above u
 constexpr uint32_t EVEN_COLUMNS = 0x0000FFFFu, ODD_COLUMNS = 0xFFFF0000u;

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+
+from frozen_kernels.files import write_whole
 
 from .settings import FREE_TO_CHANGE, Settings, flat
 
@@ -19,31 +18,10 @@ KEYS = (
 )  # fmt: skip
 
 
-def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file whole beside `path`, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.tmp")  # always this one: what a killed process left is written over
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    with contextlib.suppress(OSError):  # the rename itself; not every system can sync a folder
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def save(path: Path, settings: Settings, state: dict[str, Any]) -> None:
     """Replace the checkpoint."""
     content = {"version": VERSION, "settings": flat(settings), **state}
-    replace(path, lambda file: torch.save(content, file))
+    write_whole(path, lambda file: torch.save(content, file))
 
 
 def load(path: Path, settings: Settings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import frozen_kernels as fk
+from frozen_kernels.files import write_whole
 
 from . import checkpoint, images, processes
 from .batches import Batch, Plan
@@ -185,7 +186,7 @@ class Trainer:
             return
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([COLUMNS, *self.rows])
-        checkpoint.replace(self.out / LOG, lambda file: file.write(text.getvalue().encode()))
+        write_whole(self.out / LOG, text.getvalue())
 
     def _moved(self, batches: list[Batch]) -> Iterator[Batch]:
         return ((x.to(self.group.device), y.to(self.group.device)) for x, y in batches)
@@ -291,7 +292,7 @@ class Trainer:
             path = self.out / WEIGHTS
             state = {name: tensor.contiguous() for name, tensor in processes.full_model_state(self.plain).items()}
             if self.group.rank == 0:
-                checkpoint.replace(path, lambda file: file.write(to_safetensors(state)))
+                write_whole(path, to_safetensors(state))
         else:
             path = self.out / TICKET
             fk.save_ticket(self.plain, path)  # of each process, which may have to gather; all write the same bytes

@@ -2,33 +2,41 @@
 
 Without `use` the fastest live backend that serves the arguments runs, and the reference where none does. With it, a
 backend that cannot serve raises with its reasons. A tensor in the dense residency is run by torch's own GEMM and
-convolutions under any of them.
+convolutions under any of them. A backend is a folder; a new one is a line in the table of modules below.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import torch
 
+from .. import calls
 from ..ops import NAMESPACE, SCHEMAS, library
+from . import cpu, reference, triton
 from .errors import Unsupported
+from .layers import derive
 
 # fastest first; each module says why it is not live and holds functions named like the ops
-_MODULES = {"triton": ".triton", "cpu": ".cpu", "reference": ".reference"}
+_MODULES: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
+for _backend in _MODULES.values():
+    derive(_backend)
 _FUTURE = {"cuda": "CUDA C++ kernels are not part of this release"}
 NAMES = (*_MODULES, *_FUTURE)
+
+# a layer of 1024 x 1024 at batch 64 takes 600 to 3000 times as long, one of 64 x 64 30 times, at batch 1 up to 50000
+REFERENCE_FACTOR = 1000
 
 _forced: str | None = None  # process-wide: autograd runs a device's backward in a thread of its own
 
 
-@functools.cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(_MODULES[name], __package__)
+    return _MODULES[name]
 
 
 def reasons(name: str) -> list[str]:
@@ -37,7 +45,7 @@ def reasons(name: str) -> list[str]:
         return [_FUTURE[name]]
     if name not in _MODULES:
         raise ValueError(f"backend: one of {', '.join(NAMES)}, got {name!r}")
-    return list(_module(name).reasons())
+    return list(_MODULES[name].reasons())
 
 
 def report() -> dict[str, str]:
@@ -56,10 +64,13 @@ def use(name: str) -> Iterator[None]:
         raise RuntimeError(f"backend {name!r} is not live: {'; '.join(why)}")
     global _forced
     before, _forced = _forced, name
+    skipped = int(name != "cpu")  # what prepared calls run on
+    calls.skip(skipped)
     try:
         yield
     finally:
         _forced = before
+        calls.skip(-skipped)
 
 
 def _device_of(args: tuple) -> torch.device:
@@ -75,49 +86,69 @@ def _device_of(args: tuple) -> torch.device:
 def candidates(op: str, device_type: str) -> tuple[str, ...]:
     """Live backends that hold this op for this device type, fastest first: fixed for a process."""
     found = []
-    for name in _MODULES:
-        module = _module(name)
+    for name, module in _MODULES.items():
         if device_type in module.DEVICES and hasattr(module, op) and not module.reasons():
             found.append(name)
     return tuple(found)
 
 
-def _run_forced(name: str, op: str, args: tuple, options: dict):
-    implementation = getattr(_module(name), op, None)
+@functools.cache
+def _warn_of_the_reference() -> None:
+    warnings.warn(
+        f"frozen layers run on the reference, about {REFERENCE_FACTOR} times slower than the kernels: "
+        f"{'; '.join(cpu.reasons())}; `python -m frozen_kernels info` says what is missing",
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _implementations(op: str, device_type: str) -> tuple[Callable, ...]:
+    """Those of the candidates. Warns once where a layer's kernels are missing on a CPU."""
+    names = candidates(op, device_type)
+    if device_type == "cpu" and names == ("reference",) and hasattr(cpu, op) and "Tensor? dense" in SCHEMAS[op]:
+        _warn_of_the_reference()
+    return tuple(getattr(_MODULES[name], op) for name in names)
+
+
+def _run_forced(name: str, op: str, args: tuple) -> torch.Tensor:
+    implementation = getattr(_MODULES[name], op, None)
     if implementation is None:
         raise RuntimeError(f"backend {name!r} has no {op}")
     try:
-        return implementation(*args, **options)
+        return implementation(*args)
     except Unsupported as why:
         raise RuntimeError(f"backend {name!r} cannot run {op}: {why}") from None
 
 
-def _choose(op: str, args: tuple, options: dict):
+def _choose(op: str, args: tuple) -> torch.Tensor:
     if _forced is not None:
-        return _run_forced(_forced, op, args, options)
-    for name in candidates(op, _device_of(args).type):
+        return _run_forced(_forced, op, args)
+    why = []
+    for implementation in _implementations(op, _device_of(args).type):
         try:
-            return getattr(_module(name), op)(*args, **options)
-        except Unsupported:
-            continue
-    raise RuntimeError(f"{op}: no backend serves these arguments")
+            return implementation(*args)
+        except Unsupported as reason:
+            why.append(str(reason))
+    raise RuntimeError(f"{op}: no backend serves these arguments: {'; '.join(dict.fromkeys(why))}")
 
 
 def _chooser(op: str) -> Callable:
     schema = getattr(getattr(torch.ops, NAMESPACE), op).default._schema
-    arguments = [a.name for a in schema.arguments]
-    dense = arguments.index("dense") if "dense" in arguments else None
-    plain = sum(not a.has_default_value() for a in schema.arguments)
+    names = [a.name for a in schema.arguments]
+    # scores behind the pack are there for second derivatives alone: no implementation reads them
+    taken = len(names) - (op.endswith("_grad_input") and names[-1] == "scores")
+    dense = names.index("dense") if "dense" in names else None
+    reads_codes = op.endswith("_grad_scores")  # and the partition, never the weight
+    by_definition = getattr(reference, op)
 
-    def choose(*args):
-        options = {}
-        if len(args) > plain:  # implementations take what has a default by keyword
-            args, options = args[:plain], dict(zip(arguments[plain:], args[plain:], strict=False))
+    def choose(*args: Any) -> torch.Tensor:
+        if len(args) > taken:
+            args = args[:taken]
         if dense is None or args[dense] is None:
-            return _choose(op, args, options)
-        if op.endswith("_grad_scores"):  # reads codes and partition, never the weight
-            return _choose(op, (*args[:dense], None, *args[dense + 1 :]), options)
-        return getattr(_module("reference"), op)(*args, **options)
+            return _choose(op, args)
+        if reads_codes:
+            return _choose(op, (*args[:dense], None, *args[dense + 1 :]))
+        return by_definition(*args)
 
     choose.__name__ = f"choose_{op}"
     return choose

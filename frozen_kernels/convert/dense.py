@@ -11,11 +11,13 @@ from ..nn.layers import plain_twin
 from ..nn.models import frozen_layers, replace_module, unwrapped
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def to_dense(model: nn.Module) -> nn.Module:
     """A copy of the model with torch's own layers, which hold the effective weights; the model itself is unchanged.
 
-    Of a model in `DistributedDataParallel`, the one inside; one under `fully_shard` cannot be copied, says torch.
+    Of a model in `torch.compile`, `DataParallel` or `DistributedDataParallel`, the one inside; one under `fully_shard`
+    cannot be copied, says torch.
     A folded gain goes into the dense weight, rounded once more; a layer with a folded ReLU becomes
     `Sequential(layer, ReLU)`, its hooks on the inner layer. Layers of one seed and stream share a Parameter where their
     weights are equal. ValueError for a model without frozen layers, or on the meta device.

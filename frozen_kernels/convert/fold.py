@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, replace_module
+from ..nn.models import frozen_layers, replace_module, unwrapped
 
 # what may follow a layer: a batch norm that has its channels where the layer has them
 _NORM_AFTER: dict[type, type] = {
@@ -213,6 +213,7 @@ def _outputs(layer: FrozenLayer) -> int:
     return layer.out_features if hasattr(layer, "out_features") else layer.out_channels  # type: ignore[return-value]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _fold(layer: FrozenLayer, norm: _BatchNorm) -> None:
     """relu(norm(gain * W x + bias)) as gain and bias, in float64 and rounded once."""
@@ -245,6 +246,7 @@ def fold_batch_norm_(model: nn.Module) -> FoldReport:
         ValueError: the model or a batch norm is in training mode, a layer before one is not finalized, or there are
             no frozen layers. The model is unchanged.
     """
+    model = unwrapped(model)
     if not frozen_layers(model):
         raise ValueError("model: no frozen layers to fold batch norms into")
     for name, module in model.named_modules():

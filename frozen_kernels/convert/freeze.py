@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,116 +13,15 @@ from torch import nn
 from ..config import FreezeConfig
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, replace_module, reshard
+from ..nn.models import frozen_layers, replace_module, reshard, unwrapped
+from ..process import release_memory
 from ..search.rule import update_masks
-from ..select.sharded import is_sharded
+from .choose import FilterFn, candidates, check_wrappers, model_bytes, passed_over
 from .distribution import layer_ratios
+from .report import Converted, FreezeReport, listed
+from .trained import signs_of_training
 
 ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
-FilterFn = Callable[[nn.Module, str], bool]
-
-_LAYERS: tuple[type[nn.Module], ...] = (*TWINS, FrozenLayer)
-# these read their children's weights without calling them
-_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-
-
-@dataclass
-class Converted:
-    """One converted layer; `shape` is the weight's, counts are of its weights."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    stream: int
-    pruned: int
-    locked: int
-    free: int
-
-
-@dataclass
-class FreezeReport:
-    """What `freeze_` converted, and what it skipped and why; `print` it."""
-
-    converted: list[Converted] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def weights(self) -> int:
-        """Frozen weights in all."""
-        return sum(c.pruned + c.locked + c.free for c in self.converted)
-
-    @property
-    def free(self) -> int:
-        """Free weights in all: the scores to train and the bits of the supermask."""
-        return sum(c.free for c in self.converted)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.converted)} layers frozen: {self.weights:,} weights, {self.free:,} of them free"]
-        for c in self.converted:
-            total = max(c.pruned + c.locked + c.free, 1)
-            lines.append(
-                f"  {c.name}: {c.kind}{list(c.shape)} stream {c.stream}, "
-                f"{c.pruned / total:.1%} pruned, {c.locked / total:.1%} locked, {c.free / total:.1%} free"
-            )
-        if self.skipped:
-            lines.append(f"{len(self.skipped)} layers skipped")
-            lines += [f"  {name}: {why}" for name, why in self.skipped]
-        return "\n".join(lines)
-
-
-def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str) -> str | None:
-    """Why a layer that holds a weight cannot be converted; None where it can."""
-    if isinstance(module, FrozenLayer):
-        return "already frozen"
-    for reader, kind in readers:
-        if not reader or name.startswith(reader + "."):
-            return f"{kind} {reader!r} reads its weight without calling it"
-    if nn.utils.parametrize.is_parametrized(module):
-        return "parametrized"
-    if hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
-        return "its weight is recomputed by a hook of torch.nn.utils"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        return "lazy: run a batch through the model first"
-    if is_sharded(module.weight):  # type: ignore[arg-type]
-        return "sharded: freeze the model before fully_shard"
-    if type(module) not in TWINS:
-        return f"subclass {type(module).__name__} of a torch layer"
-    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
-        return "max_norm, scale_grad_by_freq and sparse need a stored weight"
-    if not module.weight.dtype.is_floating_point:
-        return f"weight of {module.weight.dtype}"
-    return None
-
-
-def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
-    """Layers that can be converted by name, and (name, reason) of those that are not."""
-    readers = [(n, type(m).__name__) for n, m in model.named_modules() if isinstance(m, _READERS)]
-    chosen: dict[str, nn.Module] = {}
-    skipped: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, _LAYERS):
-            continue
-        why = _reason_to_skip(module, readers, name)
-        if why is None and filter_fn is None and isinstance(module, nn.Embedding):
-            why = "embeddings are converted where filter_fn says so"
-        if why is None and filter_fn is not None and not filter_fn(module, name):
-            why = "filter_fn"
-        if why is None:
-            chosen[name] = module
-        else:
-            skipped.append((name, why))
-    converted = {id(m) for m in chosen.values()}
-    kept = {
-        id(p): name or type(m).__name__
-        for name, m in model.named_modules()
-        if id(m) not in converted
-        for p in m._parameters.values()
-    }
-    for name, module in list(chosen.items()):
-        if id(module.weight) in kept:
-            del chosen[name]
-            skipped.append((name, f"shares its weight with {kept[id(module.weight)]!r}, which is not converted"))
-    return chosen, skipped
 
 
 def _next_streams(model: nn.Module) -> dict[int, int]:
@@ -130,13 +30,6 @@ def _next_streams(model: nn.Module) -> dict[int, int]:
     for layer in frozen_layers(model).values():
         following[layer.seed] = max(following.get(layer.seed, 0), layer.stream + 1)
     return following
-
-
-def _share(layer: FrozenLayer, first: FrozenLayer) -> None:
-    """Make two layers of one torch Parameter one tensor: same header, same scores."""
-    layer.scores = first.scores
-    if layer.device.type != "meta":
-        layer.set_supermask(first.packed_supermask())
 
 
 def _chosen_configs(
@@ -190,52 +83,73 @@ def _check_local(name: str, config: FreezeConfig, ratios: tuple[float, float], c
     )
 
 
-def convert(
-    model: nn.Module, config_of: ConfigFn, chosen: dict[str, nn.Module], streams: dict[int, int]
-) -> tuple[dict[str, FrozenLayer], list[tuple[str, str]]]:
-    """Frozen twins of the chosen modules by name, not yet in the model, and the names without a config."""
-    built: dict[str, FrozenLayer] = {}
-    skipped: list[tuple[str, str]] = []
-    configs = _chosen_configs(config_of, chosen, skipped)
-    ratios = _spread_ratios(configs, chosen)
-    of_parameter: dict[int, FrozenLayer] = {}
+def _planned_streams(
+    configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module], streams: dict[int, int]
+) -> dict[str, int]:
+    """The stream of each layer, one for each weight; ValueError where a seed has none left."""
+    found: dict[str, int] = {}
+    of_parameter: dict[int, int] = {}
     for name, config in configs.items():
-        module = chosen[name]
-        first = of_parameter.get(id(module.weight))
-        if first is not None:
-            stream = first.stream
-        else:
-            stream = streams.get(config.seed, 0)
-            streams[config.seed] = stream + 1
-        twin = TWINS[type(module)]
-        layer = twin.from_module(module, config, stream=stream, ratios=ratios[name])  # type: ignore[attr-defined]
-        if first is not None:
-            _share(layer, first)
-        of_parameter.setdefault(id(module.weight), layer)
+        weight = id(chosen[name].weight)
+        if weight not in of_parameter:
+            of_parameter[weight] = streams.get(config.seed, 0)
+            streams[config.seed] = of_parameter[weight] + 1
+        found[name] = of_parameter[weight]
+        if found[name] >= 1 << 32:
+            raise ValueError(f"model: {name!r} would need stream {found[name]} of seed {config.seed}, at most 2^32 - 1")
+    return found
+
+
+def _convert(
+    model: nn.Module, chosen: dict[str, nn.Module], configs: dict[str, FreezeConfig]
+) -> dict[str, FrozenLayer]:
+    """Put frozen twins in the places of the chosen modules, and empty `chosen`: each weight goes as its twin comes.
+
+    Everything that can be refused is checked before the first one is replaced. Twins have scores and no masks.
+    """
+    ratios = _spread_ratios(configs, chosen)
+    streams = _planned_streams(configs, chosen, _next_streams(model))
+    weight_of = {name: id(chosen[name].weight) for name in configs}
+    built: dict[str, FrozenLayer] = {}
+    first_of: dict[int, FrozenLayer] = {}
+    for name, config in configs.items():
+        module = chosen.pop(name)
+        twin: Any = TWINS[type(module)]
+        layer = twin.from_module(module, config, stream=streams[name], ratios=ratios[name], masks=False)
+        # layers of one torch Parameter are one tensor
+        layer.scores = first_of.setdefault(weight_of[name], layer).scores
+        replace_module(model, module, layer)
         built[name] = layer
-    return built, skipped
+    return built
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def freeze_(
     model: nn.Module, config: FreezeConfig | ConfigFn | None = None, filter_fn: FilterFn | None = None
 ) -> FreezeReport:
     """Convert Linear and convolution layers (embeddings where `filter_fn` says so) to frozen ones, in place.
 
-    Weights are drawn from `config.seed`, one stream per weight tensor in traversal order; the old ones are dropped.
-    Biases, hooks, train mode, dtype and device stay. Masks are valid afterwards, from the initial scores.
+    Weights are drawn from `config.seed`, one stream per weight tensor in traversal order. Each old weight is dropped as
+    its layer is converted, so that memory does not rise; what a model had learned in it is gone. Biases, hooks, train
+    mode, dtype and device stay. Masks are valid afterwards, from the initial scores.
 
     Args:
-        model: a module that contains the layers.
+        model: a module that contains the layers, or one in `torch.compile` or `DataParallel`.
         config: settings for all layers, or a function (module, name) -> FreezeConfig, None to skip.
         filter_fn: (module, name) -> bool, whether to convert; all but embeddings by default.
 
     Returns:
-        A report of what was converted, and what was skipped and why.
+        A report: the share of the model's bytes that is frozen, what was converted, every module with parameters that
+        was passed over and why, and signs that the model had been trained.
 
     Raises:
-        ValueError: the model is itself a layer, or holds nothing that can be frozen; or a layer of scope local whose
-            prune or lock ratio, by the distribution, rules the sparsity out. The model is unchanged.
+        ValueError: the model is itself a layer, is in `DistributedDataParallel` or `FullyShardedDataParallel`, or holds
+            nothing that can be frozen; or a layer of scope local whose prune or lock ratio, by the distribution, rules
+            the sparsity out. The model is unchanged.
     """
+    check_wrappers(model)
+    model = unwrapped(model)
     if isinstance(model, tuple(TWINS)):
         twin = next(t for base, t in TWINS.items() if isinstance(model, base)).__name__
         raise ValueError(f"model: a bare {type(model).__name__} cannot be replaced in place; use {twin}.from_module")
@@ -244,31 +158,46 @@ def freeze_(
         raise TypeError(f"config: a FreezeConfig or a function, got {type(config).__name__}")
     config_of: ConfigFn = config if callable(config) else lambda module, name: config
     chosen, skipped = candidates(model, filter_fn)
-    built, without_config = convert(model, config_of, chosen, _next_streams(model))
-    skipped += without_config
-    if not built and not frozen_layers(model):
-        why = "; ".join(f"{name}: {reason}" for name, reason in skipped) or "no linear, convolution or embedding layers"
-        raise ValueError(f"model: nothing to freeze ({why})")
-    with torch.no_grad():
-        update_masks(m for m in built.values() if m.device.type != "meta")
-    for name, layer in built.items():
-        replace_module(model, chosen[name], layer)
-    report = FreezeReport(skipped=skipped)
+    configs = _chosen_configs(config_of, chosen, skipped)
+    others, vectors = passed_over(model)
+    skipped += others
+    if not configs and not frozen_layers(model):
+        why = "; ".join(f"{name or 'model'}: {reason}" for name, reason in skipped)
+        raise ValueError(f"model: nothing to freeze ({why or 'no linear, convolution or embedding layers'})")
+    chosen = {name: chosen[name] for name in configs}
+    report = FreezeReport([], skipped, vectors, *model_bytes(model, chosen), signs_of_training(model, chosen))
+    built = _convert(model, chosen, configs)
+    update_masks(layer for layer in built.values() if layer.device.type != "meta")
     for name, layer in built.items():
         c = layer.counts
         kind = type(layer).__name__
         report.converted.append(Converted(name, kind, layer.shape, layer.stream, c["pruned"], c["locked"], c["free"]))
+    release_memory()
     return report
 
 
 def finalize_(model: nn.Module) -> None:
     """Drop the scores of every frozen layer and keep its supermask.
 
+    Warns where scores changed since the masks were made of them: the last search step is then not in the masks.
     ValueError for a model without frozen layers, RuntimeError where `fully_shard` holds the scores.
     """
     reshard(model)
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers to finalize")
+    warn_of_stale_masks(layers)
     for layer in layers.values():
         layer.finalize()
+    release_memory()
+
+
+def warn_of_stale_masks(layers: dict[str, FrozenLayer]) -> None:
+    """UserWarning that names the layers whose scores changed since their masks were made of them."""
+    stale = [name or "model" for name, layer in layers.items() if getattr(layer, "masks_are_stale", False)]
+    if stale:
+        warnings.warn(
+            f"model: the scores of {listed(stale)} changed since the masks were made of them; the masks stay as they "
+            "are, call search.step() after the optimizer's to make new ones",
+            stacklevel=3,
+        )

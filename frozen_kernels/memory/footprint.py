@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers, has_sharded
+from ..nn.models import frozen_layers, has_sharded, unwrapped
+from ..process import release_memory
 from ..text import table
 from ..tickets.model import save_ticket
 
@@ -189,9 +189,7 @@ def _status(field: str) -> int | None:
 def trim() -> None:
     """Give freed heap back to the system, so that memory used again shows as a rise."""
     gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
+    release_memory()
 
 
 def reset_peak() -> bool:
@@ -211,7 +209,7 @@ def _lifetime_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _process_peak(run: Any) -> Peak:
+def _process_peak(run: Callable[[], object]) -> Peak:
     run()
     trim()
     if reset_peak():
@@ -274,7 +272,9 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     by other threads meanwhile counts too. On CUDA it is the allocator's peak over what was allocated before.
 
     Args:
-        model: any module; without frozen layers `metadata` is None and there are no bits per weight.
+        model: any module; without frozen layers `metadata` is None and there are no bits per weight. Of a model in a
+            wrapper (`torch.compile`, `DataParallel`, `DistributedDataParallel`) the one inside is counted, by its own
+            names, and the peak is that of a forward of the whole.
         sample_input: the argument of a forward, or a tuple of them.
 
     Raises:
@@ -282,6 +282,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     """
     if has_sharded(model):
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
+    whole, model = model, unwrapped(model)
     layers = frozen_layers(model)
     seen: set[tuple[int, int]] = set()
     rows = []
@@ -313,4 +314,4 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
     if layers and not on_meta and not any(layer.folded for layer in layers.values()):
         metadata = _ticket_bytes(model) - ordinary_disk - sum(row.disk for row in rows)
-    return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, _peak(model, sample_input))
+    return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, _peak(whole, sample_input))

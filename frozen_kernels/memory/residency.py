@@ -3,85 +3,67 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
-from ..nn.layers import FrozenEmbedding
-from ..nn.models import frozen_layers
-from ..tensor import RESIDENCIES
+from ..nn.models import frozen_layers, unwrapped
+from ..process import release_memory
+from ..tensor import RESIDENCIES, Residency
 from ..text import table as text_table
 from . import crossover
+from .auto import FACTOR, Choice, Goal, Wish, auto_residency
+from .footprint import storage_bytes
 
 CHOICES = (*RESIDENCIES, "auto")
-FEW_ROWS = 16  # of a group: below, a grouped convolution is measured as a depthwise one
-CLEAR = 1.1  # planes must be so many times as fast as the mask to be worth their memory
-LINEAR_SAMPLES, CONVOLUTION_PIXELS = 1, 28 * 28  # of a call, where there is no sample input
 
 
 class ResidencyReport(dict[str, str]):
-    """The residency that each layer got, by name; `reasons` says why, `print` shows both."""
+    """The residency that each layer got, by name; `print` it.
 
-    def __init__(self, chosen: dict[str, str], reasons: dict[str, str]) -> None:
+    `reasons` says why, `before` and `after` how many bytes the layer's frozen weight held and holds, scores and bias
+    left out; `total_before` and `total_after` of all layers, shared tensors once. `table` is the file that `auto` went
+    by, and `elsewhere` on what other machine that was measured, both None where there is none.
+    """
+
+    def __init__(
+        self,
+        chosen: Mapping[str, str],
+        reasons: dict[str, str],
+        before: dict[str, int],
+        after: dict[str, int],
+        totals: tuple[int, int],
+        table: Path | None = None,
+        elsewhere: str | None = None,
+    ) -> None:
         super().__init__(chosen)
-        self.reasons = reasons
+        self.reasons, self.before, self.after = reasons, before, after
+        self.total_before, self.total_after = totals
+        self.table, self.elsewhere = table, elsewhere
 
     def __str__(self) -> str:
-        rows = [(name or "model", residency, self.reasons[name]) for name, residency in self.items()]
-        return text_table(("layer", "residency", "why"), rows)
+        rows = [
+            (name or "model", residency, f"{self.before[name]:,}", f"{self.after[name]:,}", self.reasons[name])
+            for name, residency in self.items()
+        ]
+        rows.append(("total", "", f"{self.total_before:,}", f"{self.total_after:,}", ""))
+        lines = [text_table(("layer", "residency", "bytes before", "bytes", "why"), rows)]
+        if self.table is not None:
+            where = "on this machine" if self.elsewhere is None else f"elsewhere: {self.elsewhere}"
+            lines.append(f"by {self.table}, measured {where}")
+        if self.elsewhere is not None:
+            lines.append("`python -m frozen_kernels bench --tune` measures this machine")
+        return "\n".join(lines)
 
 
-def kind_of(layer: FrozenLayer) -> str:
-    """What a layer is measured as: linear, conv, depthwise (few rows a group) or transposed."""
-    groups = getattr(layer, "groups", 1)
-    if getattr(layer, "transposed", False):
-        return "transposed"
-    if len(layer.shape) == 2:
-        return "linear"
-    return "depthwise" if groups > 1 and layer.rows // groups < FEW_ROWS else "conv"
-
-
-def auto_residency(layer: FrozenLayer, pixels: int | None = None) -> tuple[str, str]:
-    """The residency that `auto` picks for a layer, and why; `pixels`: output pixels of a call, if known.
-
-    Of mask and planes the smaller, or planes where clearly faster, if measured to be at least as fast as dense torch;
-    else dense.
-    """
-    small = "planes" if layer.code == "sign" else "mask"
-    if isinstance(layer, FrozenEmbedding):
-        return small, "an embedding decodes the rows that it is asked for"
-    if layer.device.type != "cpu":
-        return small, f"not measured on {layer.device.type}"
-    level = crossover.active_level()
-    if level is None:
-        return "dense", "no fused kernels here: the extension is missing"
-    if layer.dtype == torch.float64:
-        return "dense", "float64 has no fused kernels"
-    if pixels is None:
-        pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
-    return _measured_choice(layer, level, pixels) or (small, f"not measured for {level}")
-
-
-def _measured_choice(layer: FrozenLayer, level: str, pixels: int) -> tuple[str, str] | None:
-    dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
-    # a constant code has nothing but a mask, and runs as sign does with both planes at hand
-    code = "sign" if layer.code == "constant" else layer.code
-    _, measured = crossover.in_use(level)
-    rows, cols = layer.rows // getattr(layer, "groups", 1), layer.cols
-    cell = crossover.nearest(measured.cells(level, dtype, code), kind_of(layer), rows, cols, pixels)
-    if cell is None:
-        return None
-    ratios = {"mask": cell.planes} if layer.code == "constant" else {"mask": cell.mask, "planes": cell.planes}
-    said = f"{', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios.items())} times as fast as torch at {cell}"
-    fast = {name: ratio for name, ratio in ratios.items() if ratio >= 1}
-    if not fast:
-        return "dense", said
-    if len(fast) == 2 and fast["planes"] < CLEAR * fast["mask"]:
-        return "mask", said
-    return max(fast, key=lambda name: fast[name]), said
+def _held(layer: FrozenLayer) -> list[Tensor]:
+    """What a layer's residency holds."""
+    names = ("header", "supermask", "offsets", "keep", "draw", "dense")
+    return [t for name in names if (t := layer._buffers[name]) is not None]
 
 
 @contextlib.contextmanager
@@ -98,7 +80,7 @@ def _as_for_inference(model: nn.Module) -> Iterator[None]:
 
 
 def output_pixels(model: nn.Module, sample_input: Any) -> dict[FrozenLayer, int]:
-    """The most output pixels (samples of a linear layer) of a call of each layer that one forward calls."""
+    """The most output pixels of a call of each layer in a forward: samples of a linear one, indices of an embedding."""
     found: dict[FrozenLayer, int] = {}
 
     def see(layer: nn.Module, _: Any, y: Tensor) -> None:
@@ -116,32 +98,71 @@ def output_pixels(model: nn.Module, sample_input: Any) -> dict[FrozenLayer, int]
     return found
 
 
-def set_residency(model: nn.Module, residency: str, sample_input: Any = None) -> ResidencyReport:
+@torch.inference_mode(False)
+@torch.no_grad()
+def set_residency(
+    model: nn.Module,
+    residency: Residency | Literal["auto"],
+    sample_input: Any = None,
+    *,
+    auto: Goal = "speed",
+    factor: float = FACTOR,
+) -> ResidencyReport:
     """Hold every frozen layer as seed, mask, planes or dense, or as `auto` picks; returns what each layer got by name.
 
-    Fused residencies (all but dense) give bitwise the same outputs. `auto` takes dense where torch was measured to be
-    faster than the fused kernels on a layer of about this size: for speed, not for memory. `python -m frozen_kernels
-    bench --tune` measures your machine.
+    Fused residencies (all but dense) give bitwise the same outputs. `auto` for speed takes dense where torch was
+    measured to be faster than the fused kernels on a layer of about this size, its call included, and where that is
+    not sure. `python -m frozen_kernels bench --tune` measures your machine.
 
     Args:
-        model: a module with frozen layers.
+        model: a module with frozen layers, bare or in a wrapper such as `torch.compile`'s.
         residency: one of the four, or `auto`.
         sample_input: for `auto`, the argument of a typical forward, or a tuple of them, which runs once to see how many
             pixels each layer makes; without it, one sample for linear layers and 28 x 28 pixels for convolutions.
+        auto: what `auto` is for: speed, or memory, the smallest fused residency that takes no more than `factor` of
+            torch's time; dense where none does.
+        factor: of torch's time, at least 1.
 
     Raises:
-        ValueError: another name, or a model without frozen layers.
+        ValueError: another name, a factor below 1, or a model without frozen layers.
     """
     if residency not in CHOICES:
         raise ValueError(f"residency: one of {', '.join(CHOICES)}, got {residency!r}")
+    if auto not in get_args(Goal):
+        raise ValueError(f"auto: one of {', '.join(get_args(Goal))}, got {auto!r}")
+    if not factor >= 1:
+        raise ValueError(f"factor: a number of at least 1, got {factor!r}")
+    model = unwrapped(model)
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers")
+    path = table = None
     if residency == "auto":
+        path, table = crossover.in_use(crossover.active_level())
         pixels = {} if sample_input is None else output_pixels(model, sample_input)
-        picked = {name: auto_residency(layer, pixels.get(layer)) for name, layer in layers.items()}
+        wish = Wish(auto, factor)
+        picked = {name: auto_residency(layer, pixels.get(layer), wish, table) for name, layer in layers.items()}
     else:
-        picked = dict.fromkeys(layers, (residency, "asked for"))
+        picked = dict.fromkeys(layers, Choice(residency, "asked for"))
+    if table is None or not any(choice.measured for choice in picked.values()):
+        path = table = None
+    before, total = _bytes_held(layers)
     for name, layer in layers.items():
-        layer.set_residency(picked[name][0])
-    return ResidencyReport({n: r for n, (r, _) in picked.items()}, {n: why for n, (_, why) in picked.items()})
+        layer.set_residency(picked[name].residency)
+    after, total_after = _bytes_held(layers)
+    release_memory()
+    return ResidencyReport(
+        {name: choice.residency for name, choice in picked.items()},
+        {name: choice.why for name, choice in picked.items()},
+        before,
+        after,
+        (total, total_after),
+        path,
+        None if table is None else table.elsewhere(),
+    )
+
+
+def _bytes_held(layers: dict[str, FrozenLayer]) -> tuple[dict[str, int], int]:
+    """Bytes of each layer's frozen weight, and of all together."""
+    held = {name: _held(layer) for name, layer in layers.items()}
+    return {name: storage_bytes(ts) for name, ts in held.items()}, storage_bytes(t for ts in held.values() for t in ts)

@@ -3,17 +3,19 @@ field of `FreezeConfig` by keyword. See `FrozenLayer` for state and residencies.
 
 from __future__ import annotations
 
+import operator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from .. import functional
+from .. import calls, functional
 from ..config import FreezeConfig
 from .layer import FrozenLayer
 
 Size = int | tuple[int, ...]
+_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 
 
 def _adopt(new: nn.Module, module: nn.Module) -> Any:
@@ -40,8 +42,10 @@ class FrozenLinear(FrozenLayer):
         dtype: torch.dtype | None = None,
         **frozen: Any,
     ) -> None:
-        super().__init__((out_features, in_features), out_features if bias else None, device, dtype, **frozen)
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features = operator.index(in_features), operator.index(out_features)
+        super().__init__(
+            (self.out_features, self.in_features), self.out_features if bias else None, device, dtype, **frozen
+        )
 
     @classmethod
     def from_module(cls, module: nn.Linear, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> FrozenLinear:
@@ -56,9 +60,19 @@ class FrozenLinear(FrozenLayer):
     def _plain(self) -> nn.Linear:
         return nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
-        return functional.linear(x, self.frozen, self.bias, gain=self.gain, relu=self.relu)
+    def geometry(self) -> calls.Geometry:
+        return calls.Geometry("linear")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`relu(gain * input @ weight.T + bias)` for input [..., in_features]; returns [..., out_features]."""
+        if not _traced_by_dynamo():
+            y = self._call(input)
+            if y is not None:
+                return y
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
+        self._check_input(input)
+        return functional.linear(input, self.frozen, self.bias, gain=self.gain, relu=self.relu)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -71,15 +85,29 @@ class _FrozenConvBase(FrozenLayer):
     _twin: type
     _function: Any
     transposed = False
+    stride: Any
+    padding: Any
+    output_padding: Any
+    dilation: Any
+    kernel_size: tuple[int, ...]
+    groups: int
 
-    def _build(self, twin: Any, device: torch.device | str | None, dtype: torch.dtype | None, frozen: dict) -> None:
-        bias = twin.out_channels if twin.bias is not None else None
-        FrozenLayer.__init__(self, tuple(twin.weight.shape), bias, device, dtype, **frozen)
+    def _build(
+        self, twin: Any, device: torch.device | str | None, dtype: torch.dtype | None, frozen: dict[str, Any]
+    ) -> None:
         self.in_channels, self.out_channels, self.kernel_size = twin.in_channels, twin.out_channels, twin.kernel_size
         self.stride, self.padding, self.output_padding = twin.stride, twin.padding, twin.output_padding
         self.dilation, self.groups, self.padding_mode = twin.dilation, twin.groups, twin.padding_mode
-        self._pad_both_sides = list(twin._reversed_padding_repeated_twice)
-        self._geometry = twin.extra_repr()
+        self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
+        bias = twin.out_channels if twin.bias is not None else None
+        FrozenLayer.__init__(self, tuple(twin.weight.shape), bias, device, dtype, **frozen)
+
+    def geometry(self) -> calls.Geometry | None:
+        numbers = (self.stride, self.padding, self.output_padding, self.dilation)
+        if self.padding_mode != "zeros" or not all(isinstance(n, tuple) for n in numbers):
+            return None
+        op = f"conv{'_transpose' if self.transposed else ''}{len(self.kernel_size)}d"
+        return calls.Geometry(op, *numbers, self.groups)
 
     @staticmethod
     def _arguments(m: Any) -> tuple:
@@ -97,7 +125,7 @@ class _FrozenConvBase(FrozenLayer):
         return self._twin(*self._arguments(self), "meta", self.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self._geometry}, {super().extra_repr()}"
+        return f"{self._plain().extra_repr()}, {super().extra_repr()}"
 
 
 class _FrozenConv(_FrozenConvBase):
@@ -128,11 +156,18 @@ class _FrozenConv(_FrozenConvBase):
             m.bias is not None, m.padding_mode,
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
-        padding = self.padding
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
+        if not _traced_by_dynamo():
+            y = self._call(input)
+            if y is not None:
+                return y
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
+        self._check_input(input)
+        x, padding = input, self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._pad_both_sides, mode=self.padding_mode), 0
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         function, geometry = type(self)._function, (self.stride, padding, self.dilation, self.groups)
         return function(x, self.frozen, self.bias, *geometry, gain=self.gain, relu=self.relu)
 
@@ -187,9 +222,16 @@ class _FrozenConvTranspose(_FrozenConvBase):
             m.bias is not None, m.dilation, m.padding_mode,
         )  # fmt: skip
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        self._check_input(x)
-        output_padding = self.output_padding
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The transposed convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
+        if output_size is None and not _traced_by_dynamo():
+            y = self._call(input)
+            if y is not None:
+                return y
+        if isinstance(input, fx.Proxy):
+            return self._traced(input, output_size)
+        self._check_input(input)
+        x, output_padding = input, self.output_padding
         if output_size is not None:
             dims = len(self.kernel_size)
             # torch's own rule, unbound: it reads nothing of the module
@@ -254,9 +296,10 @@ class FrozenEmbedding(FrozenLayer):
         ):
             if value:
                 raise ValueError(f"{name}: not possible with a frozen weight")
-        twin = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device="meta")
-        super().__init__((num_embeddings, embedding_dim), None, device, dtype, **frozen)
-        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, twin.padding_idx
+        self.num_embeddings, self.embedding_dim = operator.index(num_embeddings), operator.index(embedding_dim)
+        self.padding_idx = None if padding_idx is None else functional.padding_row(self.num_embeddings, padding_idx)
+        self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = max_norm, norm_type, False, False
+        super().__init__((self.num_embeddings, self.embedding_dim), None, device, dtype, **frozen)
 
     @classmethod
     def from_module(
@@ -273,16 +316,18 @@ class FrozenEmbedding(FrozenLayer):
     def _plain(self) -> nn.Embedding:
         return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta", dtype=self.dtype)
 
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight, materialised in the layer's dtype, its padding row zero."""
-        w = super().weight
+    def _effective(self) -> Tensor:
+        """The effective weight, its padding row zero."""
+        w = super()._effective()
         if self.padding_idx is None:
             return w
         return w.index_fill(0, torch.tensor([self.padding_idx], device=w.device), 0.0)
 
-    def forward(self, indices: Tensor) -> Tensor:
-        return functional.embedding(indices, self.frozen, self.padding_idx, dtype=self.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of the weight for int64 or int32 input of any shape; returns [*input.shape, embedding_dim]."""
+        if isinstance(input, fx.Proxy):
+            return self._traced(input)
+        return functional.embedding(input, self.frozen, self.padding_idx, dtype=self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}, {super().extra_repr()}"
@@ -303,7 +348,7 @@ TWINS: dict[type[nn.Module], type[FrozenLayer]] = {
 def plain_twin(layer: Any) -> Any:
     """The torch layer with the effective weight of a frozen one, times its gain, and its bias, hooks and train mode."""
     plain = layer._plain()
-    weight = layer.weight.detach()
+    weight = layer._effective().detach()
     if layer.gain is not None:
         exact = layer.frozen.weight(layer.gain.dtype).detach()
         weight = layer._times_gain(exact, layer.gain).to(layer.dtype)

@@ -2,23 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 
 from ..select.sharded import is_sharded, loaded_class
 from .layer import FrozenLayer
 
+# wrappers that keep what they wrap as it is: where the class stands, its name, and the name that the inside has there
+_WRAPPERS = (
+    ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
+    ("torch.nn.parallel", "DataParallel", "module"),
+    ("torch.nn.parallel", "DistributedDataParallel", "module"),
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper", "_checkpoint_wrapped_module"),
+)
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds; None for a module that is none. ValueError for a wrapper that nobody can see through."""
+    for where, name, attribute in _WRAPPERS:
+        kind = loaded_class(where, name)
+        if kind is not None and isinstance(module, kind):
+            return module._modules[attribute]
+    flat = loaded_class("torch.distributed.fsdp", "FullyShardedDataParallel")
+    if flat is not None and isinstance(module, flat):
+        raise ValueError(
+            "model: FullyShardedDataParallel has flattened its parameters, and the frozen layers inside cannot be told "
+            "from each other; use torch.distributed.fsdp.fully_shard"
+        )
+    return None
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's module, `DataParallel` and other wrappers, or the model itself.
+
+    ValueError for FullyShardedDataParallel, which takes the model apart.
+    """
+    inside = _inside(model)
+    while inside is not None:
+        model, inside = inside, _inside(inside)
+    return model
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As torch's, but for wrappers: in their place, and under their name, comes what is inside.
+
+    So names do not depend on whether a model, or a part of it, is compiled or spread. ValueError as in `unwrapped`.
+    """
+    seen: set[int] = set()
+
+    def walk(name: str, wrapped: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        module = unwrapped(wrapped)
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield name, module
+        for child, part in module._modules.items():
+            if part is not None:
+                yield from walk(f"{name}.{child}" if name else child, part)
+
+    return walk("", model)
+
 
 def frozen_layers(model: nn.Module) -> dict[str, FrozenLayer]:
-    """Frozen layers of a model by qualified name, each once, in traversal order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, FrozenLayer)}
+    """Frozen layers of a model by qualified name, each once, in traversal order; wrappers leave no trace in names."""
+    return {name: m for name, m in named_modules(model) if isinstance(m, FrozenLayer)}
 
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever the model holds `old`."""
+    compiled = loaded_class("torch._dynamo.eval_frame", "OptimizedModule")
     for parent in model.modules():
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+                if compiled is not None and isinstance(parent, compiled):
+                    _compile_anew(parent)
+
+
+def _compile_anew(module: Any) -> None:
+    """Let torch.compile's module call what it holds now: it keeps a bound method of what it was made for."""
+    module.__setstate__(module.__getstate__())
 
 
 def reshard(model: nn.Module) -> None:
@@ -30,12 +95,12 @@ def reshard(model: nn.Module) -> None:
                 module.reshard()
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel`, or the model itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
 def has_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` holds any parameter of the model."""
     reshard(model)
     return any(is_sharded(p) for p in model.parameters())
+
+
+def spread(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is in `DistributedDataParallel`, or `fully_shard` holds parameters of it."""
+    return has_sharded(model) or any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules())

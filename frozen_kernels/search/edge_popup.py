@@ -22,17 +22,17 @@ class EdgePopup:
     its default on GPUs, torch's SGD copies all gradients to decay them; fused=True copies none.
 
     Args:
-        model: a model that `freeze_` has converted.
+        model: a model that `freeze_` has converted, bare or in `torch.compile`, `DataParallel`,
+            `DistributedDataParallel` or `fully_shard`.
         refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.
 
     Raises:
         ValueError: the model has no frozen layer with scores, or layers whose seeds were overwritten, as by averaging
-            buffers; `refresh_every` is no integer >= 1.
+            buffers; it is in `FullyShardedDataParallel`; or `refresh_every` is no integer >= 1.
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
-        check_count("refresh_every", refresh_every, 1)
-        self.refresh_every, self.steps = refresh_every, 0
+        self.refresh_every, self.steps = check_count("refresh_every", refresh_every, 1), 0
         self._model = model
         found = frozen_layers(model)
         check_buffers(found)
@@ -87,5 +87,4 @@ class EdgePopup:
         """
         if set(state) != {"steps"}:
             raise ValueError(f"state: the key 'steps' and no other, got {sorted(map(str, state))}")
-        check_count("steps", state["steps"], 0)
-        self.steps = state["steps"]
+        self.steps = check_count("steps", state["steps"], 0)

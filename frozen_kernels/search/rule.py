@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..format import as_integer
 from ..nn.layer import FrozenLayer
 from ..select import sharded, thresholds
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def update_masks(layers: Iterable[FrozenLayer]) -> None:
     """New thresholds and masks from the scores as they are: one for all global layers, one per local layer."""
@@ -55,9 +57,12 @@ def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
             layer.adopt_supermask(mask)
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_count(name: str, value: object, least: int) -> int:
+    """The value as a Python int; ValueError where it is no integer, or less than `least`."""
+    found = as_integer(value)
+    if found is None or found < least:
         raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
+    return found
 
 
 def check_buffers(layers: Mapping[str, FrozenLayer]) -> None:

@@ -1,8 +1,9 @@
 """The ticket file by itself: what it says, whether it is whole, and whether its seeds still give its masks.
 
-Format section 7. `<name>.supermask` of every frozen tensor, and the ordinary parameters and buffers under their own
-names. The digest is the sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of the list `[metadata, tensors]`:
-the other metadata as a mapping of strings, and the sorted `[name, dtype, shape, sha256]` of every tensor.
+Section 7 of the format (docs/format.md): `<name>.supermask` of every frozen tensor, and the ordinary parameters and
+buffers under their own names. The digest is the sha256 of the canonical JSON (sorted keys, no spaces, UTF-8) of the
+list `[metadata, tensors]`: the other metadata as a mapping of strings, and the sorted `[name, dtype, shape, sha256]` of
+every tensor.
 """
 
 from __future__ import annotations
@@ -14,32 +15,25 @@ import os
 import re
 import struct
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import format as fmt
-from ..tensor import FrozenTensor
+from .container import DTYPE_NAMES, bytes_of, integer, parse_json, read, short
+from .regenerate import Regenerated, regenerate
 
 PREFIX = "frozen_kernels."
 KEYS = ("format", "requires", "tensors", "digest")
 KNOWN_FEATURES: tuple[str, ...] = ()
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32,
-    "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,19}")
 _HEX_FLOAT = re.compile(r"[+-]?0[xX][0-9a-fA-F]{1,32}(\.[0-9a-fA-F]{0,32})?([pP][+-]?[0-9]{1,5})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_SHAPE = 64
-_LARGEST_PLANE = 1 << 30  # bytes that `verify_ticket` regenerates at most of one tensor: no model bounds its shape
+# bytes of keep planes that are regenerated without a model, which would bound shapes: so many, and for each of the file
+_PLANES, _PLANES_PER_BYTE = 1 << 30, 16
 
 
 class TicketError(ValueError):
@@ -54,7 +48,7 @@ class TensorRecord:
     shape: tuple[int, ...]
     seed: int
     stream: int
-    code: str
+    code: fmt.Code
     generation: int
     scale: float
     tau_prune: int
@@ -110,7 +104,7 @@ class TensorRecord:
         shape = value["shape"]
         if not isinstance(shape, list) or len(shape) > _LONGEST_SHAPE:
             raise ValueError(f"shape: a list of at most {_LONGEST_SHAPE} sizes, got {short(shape)}")
-        sizes = tuple(_integer("shape", size, 1 << 34) for size in shape)
+        sizes = tuple(integer("shape", size, 1 << 34) for size in shape)
         rows, cols = fmt.matrix_shape(sizes)
         seed, code, sha = value["seed"], value["code"], value["keep_sha256"]
         if not isinstance(seed, str) or not _DECIMAL.fullmatch(seed) or int(seed) >= 1 << 64:
@@ -120,7 +114,7 @@ class TensorRecord:
         if not isinstance(sha, str) or not _SHA256.fullmatch(sha):
             raise ValueError(f"keep_sha256: 64 lower-case hex digits, got {short(sha)}")
         numbers = {
-            name: _integer(name, value[name], highest)
+            name: integer(name, value[name], highest)
             for name, highest in (
                 ("stream", (1 << 32) - 1), ("generation", (1 << 24) - 1), ("tau_prune", 65536), ("tau_freeze", 65536),
                 ("pruned", rows * cols), ("locked", rows * cols), ("free", rows * cols), ("kept", rows * cols),
@@ -160,18 +154,6 @@ class Ticket:
         return {name: t for name, t in self.tensors.items() if name not in masks}
 
 
-def short(value: object) -> str:
-    """A value as an error message shows it."""
-    text = ascii(value)  # names from a file may hold anything: control characters, halves of surrogate pairs
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _integer(name: str, value: object, highest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= highest:
-        raise ValueError(f"{name}: an integer from 0 to {highest}, got {short(value)}")
-    return value
-
-
 def _scale(value: object) -> float:
     if not isinstance(value, str) or not _HEX_FLOAT.fullmatch(value):
         raise ValueError(f"scale: a C99 hex float, got {short(value)}")
@@ -191,12 +173,6 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
-def bytes_of(tensor: Tensor) -> np.ndarray:
-    """uint8 [bytes]: a view of a contiguous CPU tensor, in the file's byte order."""
-    flat = tensor.reshape(-1)
-    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
-
-
 def content_digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
     """The digest of a ticket with these metadata (a digest among them is left out) and tensors."""
     others = {key: value for key, value in metadata.items() if key != PREFIX + "digest"}
@@ -205,61 +181,6 @@ def content_digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
         for name, t in tensors.items()
     )
     return hashlib.sha256(_canonical([others, listed])).hexdigest()
-
-
-def hash_keep_plane(record: FrozenTensor) -> str:
-    """sha256 of the keep plane, little-endian; no dense weight is made."""
-    keep = record.keep if record.keep is not None else record.hold("mask").keep
-    assert keep is not None
-    return hashlib.sha256(np.ascontiguousarray(keep.cpu().numpy()).astype("<i4", copy=False).tobytes()).hexdigest()
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in out:
-            raise ValueError(f"the key {short(name)} is there twice")
-        out[name] = value
-    return out
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _parse(text: str | bytes) -> Any:
-    """JSON as the standard has it; ValueError for duplicate keys, NaN, and what Python cannot hold."""
-    try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _read_file(path: str) -> tuple[dict[str, str], dict[str, Tensor], int]:
-    """Metadata, tensors and header size of a safetensors file; ValueError where it is none, or ambiguous."""
-    from safetensors import SafetensorError, safe_open  # importing the package needs torch and numpy only
-
-    with open(path, "rb") as file:
-        total = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        size = int.from_bytes(start, "little")
-        if len(start) < 8 or size > total - 8:
-            raise ValueError(f"no safetensors file: the header needs {8 + size} bytes, the file has {total}")
-        header = _parse(file.read(size).decode("utf-8"))
-    if not isinstance(header, dict):
-        raise ValueError(f"no safetensors file: its header is {short(header)}")
-    try:
-        with safe_open(path, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {}
-            for name in opened.keys():  # noqa: SIM118
-                dtype = opened.get_slice(name).get_dtype()
-                if dtype not in DTYPES:
-                    raise ValueError(f"{short(name)}: dtype {dtype}; known: {', '.join(DTYPES)}")
-                tensors[name] = opened.get_tensor(name)
-    except (SafetensorError, RuntimeError, OverflowError, TypeError) as why:
-        raise ValueError(f"no safetensors file: {short(str(why))}") from None
-    return metadata, tensors, 8 + size
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:
@@ -272,7 +193,7 @@ def _check_metadata(metadata: dict[str, str]) -> None:
     for key in KEYS:
         if PREFIX + key not in metadata:
             raise ValueError(f"{PREFIX}{key}: missing")
-    requires = _parse(metadata[PREFIX + "requires"])
+    requires = parse_json(metadata[PREFIX + "requires"])
     if not isinstance(requires, list) or not all(isinstance(feature, str) for feature in requires):
         raise ValueError(f"{PREFIX}requires: a list of strings, got {short(requires)}")
     unknown = [feature for feature in requires if feature not in KNOWN_FEATURES]
@@ -305,7 +226,7 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         if kept != record.kept:
             raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.bool and (bytes_of(tensor) > 1).any():
+        if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
             raise ValueError(f"{short(name)}: a bool that is neither 0 nor 1, got {bytes_of(tensor).max()}")
 
 
@@ -320,47 +241,49 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     if os.path.exists(path) and not os.path.isfile(path):
         raise TicketError(f"{path}: not a regular file")
     try:
-        metadata, tensors, header_bytes = _read_file(path)
+        metadata, tensors, header_bytes, file_bytes = read(path)
         _check_metadata(metadata)
         found = content_digest(metadata, tensors)
         if metadata[PREFIX + "digest"] != found:
             raise ValueError(f"digest: {short(metadata[PREFIX + 'digest'])}, the contents give '{found}'")
-        listed = _parse(metadata[PREFIX + "tensors"])
+        listed = parse_json(metadata[PREFIX + "tensors"])
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{PREFIX}tensors: a list that is not empty, got {short(listed)}")
         records = tuple(TensorRecord.from_json(value) for value in listed)
         _check_tensors(records, tensors)
     except ValueError as why:
         raise TicketError(f"{path}: {why}") from None
-    return Ticket(path, metadata, records, tensors, header_bytes, os.path.getsize(path))
+    return Ticket(path, metadata, records, tensors, header_bytes, file_bytes)
 
 
-def check_regenerated(ticket: Ticket, record: TensorRecord, verify: bool) -> None:
-    """TicketError where the seed gives other counts, or with `verify` another keep plane, than the ticket says."""
-    header = record.header()
-    counts = torch.ops.frozen_kernels.partition_counts(header, record.rows, record.cols).tolist()
-    if counts != [record.pruned, record.locked, record.free]:
+def check_regenerated(ticket: Ticket, record: TensorRecord, found: Regenerated) -> None:
+    """TicketError where a seed has given other counts or, if it was made, another keep plane than the ticket says."""
+    counts = found.pruned, found.locked, found.free
+    if counts != (record.pruned, record.locked, record.free):
         said = f"pruned {record.pruned}, locked {record.locked}, free {record.free}"
         regenerated = "pruned {}, locked {}, free {}".format(*counts)
         raise TicketError(f"{ticket.path}: {short(record.name)}: {said}; the seed gives {regenerated}")
-    if verify:
-        frozen = FrozenTensor(record.shape, record.code, header, ticket.tensors[record.supermask_name])
-        found = hash_keep_plane(frozen)
-        if found != record.keep_sha256:
-            raise TicketError(
-                f"{ticket.path}: {short(record.name)}: keep_sha256 is {record.keep_sha256}, "
-                f"the regenerated keep plane has {found}"
-            )
+    if found.keep_sha256 not in (None, record.keep_sha256):
+        raise TicketError(
+            f"{ticket.path}: {short(record.name)}: keep_sha256 is {record.keep_sha256}, "
+            f"the regenerated keep plane has {found.keep_sha256}"
+        )
 
 
 def verify_ticket(ticket: Ticket) -> None:
-    """Regenerate the partition and keep plane of every tensor, without a model; TicketError where one differs."""
+    """Regenerate the partition and keep plane of every tensor, without a model; TicketError where one differs.
+
+    Planes are made in blocks and not held. TicketError for those of more than 2^30 bytes together, and 16 for each
+    byte of the file: without a model, a few numbers in a file are all that says how large they are.
+    """
+    planes = sum(4 * record.rows * fmt.words(record.cols) for record in ticket.records)
+    most = _PLANES + _PLANES_PER_BYTE * ticket.file_bytes
+    if planes > most:
+        largest = max(ticket.records, key=lambda record: record.rows * fmt.words(record.cols))
+        raise TicketError(
+            f"{ticket.path}: keep planes of {planes} bytes, the largest that of {short(largest.name)}; "
+            f"at most {most} are regenerated without a model"
+        )
     for record in ticket.records:
-        plane = 4 * record.rows * fmt.words(record.cols)
-        if plane > _LARGEST_PLANE:
-            raise TicketError(
-                f"{ticket.path}: {short(record.name)}: a keep plane of {plane} bytes; "
-                f"at most {_LARGEST_PLANE} are regenerated without a model"
-            )
-    for record in ticket.records:
-        check_regenerated(ticket, record, verify=True)
+        supermask = ticket.tensors[record.supermask_name]
+        check_regenerated(ticket, record, regenerate(record.header(), record.rows, record.cols, supermask))

@@ -1,17 +1,17 @@
-"""Tickets: one `.safetensors` file with everything of a frozen network that no seed regenerates (format section 7).
+"""Tickets: one `.safetensors` file with everything of a frozen network that no seed regenerates.
 
-`ticket_file` knows the file by itself; this module moves it out of a model and into one.
+Section 7 of the format (docs/format.md). `file` knows the file by itself; this module moves it out of a model and into
+one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,25 +20,25 @@ from torch import Tensor, nn
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
-from ..nn.layer import FrozenLayer
+from ..files import write_whole
+from ..nn.layer import OWN_BUFFERS, FrozenLayer, Made
 from ..nn.layers import TWINS
-from ..nn.models import frozen_layers, has_sharded, replace_module, reshard, unwrapped
+from ..nn.models import frozen_layers, named_modules, replace_module, reshard, spread, unwrapped
+from ..process import release_memory
 from ..select.sharded import whole
+from ..tensor import RESIDENCIES, FrozenTensor, Residency
+from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .file import (
-    DTYPE_NAMES,
-    DTYPES,
     PREFIX,
     TensorRecord,
     Ticket,
     TicketError,
-    bytes_of,
     check_regenerated,
     content_digest,
-    hash_keep_plane,
     read_ticket,
-    short,
     verify_ticket,
 )
+from .regenerate import Regenerated, hash_plane, regenerate
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
 
@@ -56,7 +56,7 @@ class _Slot(NamedTuple):
 
 def _slots(model: nn.Module, to_freeze: set[int]) -> Iterator[_Slot]:
     """Ordinary parameters and saved buffers, each module once; `to_freeze`: ids of layers about to be replaced."""
-    for prefix, module in model.named_modules():
+    for prefix, module in named_modules(model):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or name in module._non_persistent_buffers_set:
                 continue
@@ -77,20 +77,21 @@ def _gathered(slots: Iterator[_Slot]) -> Iterator[_Slot]:
 
 
 def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:
-    """Slots grouped by the memory that they show, in traversal order; ValueError for what no file can hold."""
+    """Slots grouped by the memory that they show, in traversal order; ValueError for what no file can hold.
+
+    On the meta device, where nothing has memory, one tensor alone is tied to itself.
+    """
     groups: dict[object, list[_Slot]] = {}
     for slot in slots:
         t = slot.tensor
         if isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise ValueError(f"model: {slot.name!r} is lazy: run a batch through the model first")
-        if t.device.type == "meta":
-            raise ValueError(f"model: {slot.name!r} is on the meta device: it has no values")
         if t.layout != torch.strided or t.dtype not in DTYPE_NAMES:
             raise ValueError(
                 f"model: {slot.name!r} is {t.dtype}, {t.layout}; a ticket holds {', '.join(DTYPES)}, strided"
             )
         same_memory = (t.device, t.data_ptr(), t.dtype, tuple(t.shape), t.stride())
-        groups.setdefault(same_memory if t.numel() else id(t), []).append(slot)
+        groups.setdefault(same_memory if t.numel() and not t.is_meta else id(t), []).append(slot)
     return list(groups.values())
 
 
@@ -99,15 +100,29 @@ def _check_root(model: nn.Module) -> None:
         raise ValueError(f"model: a bare {type(model).__name__} has no name in a ticket; put it in a module")
 
 
-def _check_unwrapped(model: nn.Module) -> None:
-    if unwrapped(model) is not model or has_sharded(model):
+def _check_not_spread(model: nn.Module) -> None:
+    if spread(model):
         raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
-def _record_of(name: str, layer: FrozenLayer) -> TensorRecord:
-    keep = hash_keep_plane(layer.frozen)
-    known: dict[str, Any] = {**fmt.header_fields(layer.header), **layer.counts}
-    record = TensorRecord(name=name, shape=layer.shape, keep_sha256=keep, **known)
+def _record_of(name: str, layer: FrozenLayer, supermask: Tensor) -> TensorRecord:
+    """What a ticket says of a layer; ValueError that names it where a reader would refuse that."""
+    try:
+        layer.check_buffers()
+        fmt.check_supermask(supermask, layer.free)
+    except ValueError as why:
+        raise ValueError(f"model: {name!r} is no longer the layer it was: {why}") from None
+    header = layer.header.cpu()
+    found = regenerate(header, layer.rows, layer.cols, supermask)
+    given, kept = layer.counts, found.locked + int(torch.ops.frozen_kernels.popcount(supermask))
+    counts = {"pruned": found.pruned, "locked": found.locked, "free": found.free, "kept": kept}
+    if given != counts:
+        raise ValueError(f"model: {name!r} is no longer the layer it was: counts {given}, its seed gives {counts}")
+    assert found.keep_sha256 is not None
+    if layer.keep is not None and hash_plane(layer.keep) != found.keep_sha256:
+        raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
+    known: dict[str, Any] = {**fmt.header_fields(header), **counts}
+    record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
 
@@ -125,7 +140,8 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
             raise ValueError(
                 f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
             )
-        record, supermask = _record_of(name, layer), layer.packed_supermask().cpu()
+        supermask = layer.packed_supermask().cpu()
+        record = _record_of(name, layer, supermask)
         first = first_of.setdefault((layer.seed, layer.stream), record)
         if first is record:
             supermasks[record.supermask_name] = supermask
@@ -138,18 +154,8 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
 
 
 @torch.no_grad()
-def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write the frozen network in `model` to one file: seeds, thresholds, supermasks, and every other parameter.
-
-    Scores are not saved: a ticket holds the masks as they are. Tied parameters are stored once. The file appears whole
-    or not at all, and the same model always gives the same bytes, within `DistributedDataParallel` too. Under
-    `fully_shard` ordinary parameters are gathered: call it on every rank, each with its path or all with one.
-
-    Raises:
-        ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
-            safetensors lacks, or two layers that share seed and stream but not their state. Nothing is written.
-        OSError: the file cannot be written; what was there before is still there.
-    """
+def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
+    """The bytes of the file that `save_ticket` writes, in order, and its errors; collective under `fully_shard`."""
     model = unwrapped(model)
     _check_root(model)
     reshard(model)
@@ -157,6 +163,8 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     shapes = {record.shape for record in records}
     for group in _tied(_gathered(_slots(model, set()))):
         for slot in group:
+            if slot.tensor.is_meta:
+                raise ValueError(f"model: {slot.name!r} is on the meta device: it has no values")
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
@@ -170,9 +178,42 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     metadata[PREFIX + "digest"] = content_digest(metadata, tensors)
     try:
         data = safetensors.torch.save(tensors, metadata)
-    except safetensors.SafetensorError as why:
+        header, body = _ordered_header(data)
+        parse_header(header[8:], len(body))  # what a reader of the file does
+    except (safetensors.SafetensorError, ValueError) as why:
         raise ValueError(f"model: {why}") from None
-    _write_whole(os.path.realpath(path), data)
+    if len(header) - 8 > LARGEST_HEADER:
+        raise ValueError(f"model: a header of {len(header) - 8} bytes; readers take at most {LARGEST_HEADER}")
+    return [header, body]
+
+
+def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write the frozen network in `model` to one file: seeds, thresholds, supermasks, and every other parameter.
+
+    Scores are not saved: a ticket holds the masks as they are, with a warning where the scores have moved since. Tied
+    parameters are stored once. The file appears whole or not at all, and the same model always gives the same bytes,
+    compiled or within `DistributedDataParallel` too. Under `fully_shard` ordinary parameters are gathered: call it on
+    every rank, each with its path or all with one.
+
+    Raises:
+        ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
+            safetensors lacks, a layer whose header or mask others have changed, two layers that share seed and stream
+            but not their state, or FullyShardedDataParallel. Nothing is written.
+        OSError: the file cannot be written; what was there before is still there.
+    """
+    stale = [name for name, layer in frozen_layers(model).items() if getattr(layer, "masks_are_stale", False)]
+    if stale:
+        warnings.warn(
+            f"model: the scores of {_some(stale)} have moved since their masks were made, and the ticket holds those "
+            "masks; search.step() makes new ones",
+            stacklevel=2,
+        )
+    parts = ticket_parts(model)
+
+    def write(file: IO[bytes]) -> None:
+        file.writelines(parts)
+
+    write_whole(path, write)
 
 
 def _ordered_header(data: bytes) -> tuple[bytes, memoryview]:
@@ -183,33 +224,6 @@ def _ordered_header(data: bytes) -> tuple[bytes, memoryview]:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, memoryview(data)[8 + size :]
-
-
-def _write_whole(path: str, data: bytes) -> None:
-    """Replace `path` by safetensors `data` in one step; a process killed before that leaves the old file."""
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"{path}: is a directory")
-    folder = os.path.dirname(path)
-    temporary = os.path.join(folder, f".ticket-{secrets.token_hex(8)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(_ordered_header(data))
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(path):
-            os.chmod(temporary, os.stat(path).st_mode & 0o7777)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    with contextlib.suppress(OSError):  # the rename itself; not every system can sync a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
@@ -244,9 +258,11 @@ def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
 
 def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
     """Which record each layer takes; layers of one weight take the record of the one that the ticket names."""
-    modules = dict(model.named_modules())
-    plain, skipped = candidates(model, lambda module, name: True)
-    layers = {name: m for name, m in modules.items() if name in plain or isinstance(m, FrozenLayer)}
+    modules = dict(named_modules(model))
+    raw = {**modules, **dict(model.named_modules())}  # with the names of wrappers too
+    chosen, skipped = candidates(model, lambda module, name: True)
+    plain, reasons = {id(m) for m in chosen.values()}, {id(raw[name]): why for name, why in skipped}
+    layers = {name: m for name, m in modules.items() if id(m) in plain or isinstance(m, FrozenLayer)}
     pairs: Pairs = {}
     named_by_weight: dict[object, list[TensorRecord]] = {}
     for record in ticket.records:
@@ -254,7 +270,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
         if layer is None:
             found = modules.get(record.name)
             why = "the model has no such module" if found is None else f"the model has a {type(found).__name__} there"
-            raise ValueError(f"{short(record.name)}: frozen in the ticket; {dict(skipped).get(record.name, why)}")
+            raise ValueError(f"{short(record.name)}: frozen in the ticket; {reasons.get(id(found), why)}")
         weight, shape = _weight_of(layer)
         if shape != record.shape:
             raise ValueError(
@@ -294,7 +310,8 @@ def _pair_tensors(model: nn.Module, ticket: Ticket, pairs: Pairs) -> list[tuple[
                 )
             if not np.array_equal(bytes_of(new), bytes_of(stored[given[0].name])):
                 raise ValueError(f"{slot.name!r}: tied to {given[0].name!r} in the model, other values in the ticket")
-            if old.is_inference() or any(s == 0 and n > 1 for s, n in zip(old.stride(), old.shape, strict=True)):
+            expanded = any(s == 0 and n > 1 for s, n in zip(old.stride(), old.shape, strict=True))
+            if not old.is_meta and (old.is_inference() or expanded):
                 raise ValueError(
                     f"{slot.name!r}: an expanded or inference tensor of the model cannot be loaded in place"
                 )
@@ -314,54 +331,165 @@ def _some(names: list[str]) -> str:
     return f"{short(names[:_NAMES_SHOWN])}{more}"
 
 
+def _check_meta_buffers(model: nn.Module) -> None:
+    """ValueError for buffers on the meta device that no ticket holds: nothing says what is in them."""
+    left = [
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in named_modules(model)
+        for name in module._non_persistent_buffers_set
+        if not (isinstance(module, FrozenLayer) and name in OWN_BUFFERS)
+        and (held := module._buffers.get(name)) is not None
+        and held.is_meta
+    ]
+    if left:
+        raise ValueError(
+            f"model: buffers {_some(sorted(left))} are on the meta device and not in a ticket, for they are not "
+            "persistent; give them their values first"
+        )
+
+
+def _with_memory(meta: Tensor, stored: Tensor) -> Tensor:
+    """A parameter or buffer like one on the meta device, with stored values, on the CPU."""
+    value = stored if meta.stride() == stored.stride() else torch.empty_like(meta, device="cpu").copy_(stored)
+    return nn.Parameter(value, meta.requires_grad) if isinstance(meta, nn.Parameter) else value
+
+
+def _put_in_place(model: nn.Module, by_id: dict[int, Tensor]) -> None:
+    """Give every module the tensor that stands for the id of one of its own."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if id(tensor) in by_id:
+                    held[name] = by_id[id(tensor)]  # type: ignore[assignment]
+        if isinstance(module, FrozenLayer):
+            module.prepare_calls()
+
+
+class _Place(NamedTuple):
+    """Where and how a layer is to hold its weight."""
+
+    residency: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _place(layer: nn.Module, residency: str | None) -> _Place:
+    if isinstance(layer, FrozenLayer):
+        residency, device, dtype = residency or layer.residency, layer.device, layer.dtype
+    else:
+        weight: Any = layer.weight
+        residency, device, dtype = residency or "mask", weight.device, weight.dtype
+    return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
+
+
+def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, place: _Place) -> Made:
+    """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again."""
+    base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
+    counts = found.pruned, found.locked, found.free
+    if place.residency == "seed":
+        assert found.offsets is not None
+        held = base._replace(supermask=supermask.to(place.device), offsets=found.offsets.to(place.device))
+        return Made(held, counts, "seed")
+    assert found.keep is not None
+    masked = base._replace(keep=found.keep.to(place.device))
+    if place.residency == "dense":
+        held = base._replace(supermask=supermask.to(place.device), dense=masked.weight(place.dtype))
+    elif place.residency == "planes" and record.code != "constant":
+        draw = torch.ops.frozen_kernels.draw_plane(base.header, record.code, record.rows, record.cols)
+        held = masked._replace(draw=draw)
+    else:
+        held = masked
+    return Made(held, counts, place.residency)
+
+
+def _copied(made: Made) -> Made:
+    """The same in memory of its own."""
+    copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
+    return made._replace(frozen=made.frozen._replace(**copies))
+
+
+def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> dict[str, Made]:
+    """What each layer is to hold, by name, checked against the ticket, whose supermasks are used up."""
+    layers_of: dict[str, list[str]] = {}
+    for name, (_, record) in pairs.items():
+        layers_of.setdefault(record.name, []).append(name)
+    made: dict[str, Made] = {}
+    for record in ticket.records:
+        places = {name: _place(pairs[name][0], residency) for name in layers_of[record.name]}
+        kinds = {place.residency for place in places.values()}
+        supermask = ticket.tensors.pop(record.supermask_name)
+        found = regenerate(
+            record.header(), record.rows, record.cols, supermask, hashed=verify,
+            hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
+        )  # fmt: skip
+        check_regenerated(ticket, record, found)
+        for name, place in places.items():
+            held = _hold(record, found, supermask, place)
+            made[name] = _copied(held) if made.keys() & places.keys() else held
+    return made
+
+
 @torch.no_grad()
-def load_ticket(model: nn.Module, path: str | os.PathLike[str], *, verify: bool = True) -> nn.Module:
+def load_ticket(
+    model: nn.Module, path: str | os.PathLike[str], *, verify: bool = True, residency: Residency | None = None
+) -> nn.Module:
     """Load a ticket into `model`, in place, and return it; its frozen layers are finalized.
 
+    Each partition is generated once. The model owns what it holds: the file may be changed or removed afterwards.
+    Memory rises by what stays, and by less than half of that on the way.
+
     Args:
-        model: the plain model, whose layers are replaced by frozen ones, or a frozen one of the same shapes.
+        model: the plain model, whose layers are replaced by frozen ones, or a frozen one of the same shapes; compiled,
+            or in `DataParallel`, too. What is on the meta device gets memory on the CPU: tied parameters stay tied,
+            and each keeps its requires_grad.
         path: the file.
         verify: compare each regenerated keep plane with the ticket's hash; the counts are compared in any case.
+        residency: how the frozen layers hold their weights; by default `mask`, and frozen layers keep their own.
 
     Raises:
         TicketError: not a whole ticket of this version, or one for another model; the message names the file, the
-            tensor and both values. The model is unchanged.
+            tensor and both values. Or a model that is spread over processes, or with buffers on the meta device that
+            are not persistent. The model is unchanged.
         OSError: the file is missing or cannot be read.
+        ValueError: another residency.
     """
+    if residency is not None and residency not in RESIDENCIES:
+        raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
     try:
-        _check_root(model)
-        _check_unwrapped(model)
+        inside = unwrapped(model)
+        _check_root(inside)
+        _check_not_spread(model)
     except ValueError as why:
         raise TicketError(f"{os.fsdecode(path)}: {why}") from None
     ticket = read_ticket(path)
     try:
-        pairs = _pair_layers(model, ticket)
-        copies = _pair_tensors(model, ticket, pairs)
+        pairs = _pair_layers(inside, ticket)
+        copies = _pair_tensors(inside, ticket, pairs)
+        _check_meta_buffers(inside)
     except ValueError as why:
         raise TicketError(f"{ticket.path}: {why}") from None
-    for name, (layer, _) in pairs.items():
-        if _is_meta(layer):
-            raise TicketError(f"{ticket.path}: {name!r} of the model is on the meta device; give it memory first")
-    for record in ticket.records:
-        check_regenerated(ticket, record, verify)
+    made = _make(ticket, pairs, residency, verify)
+    settings = {record.name: _restored_config(record) for record in ticket.records}
     new: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
-            config, sigma = _restored_config(record)
-            state = record.header(), ticket.tensors[record.supermask_name]
-            twin = TWINS[type(layer)]
-            new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=state)  # type: ignore[attr-defined]
+            config, sigma = settings[record.name]
+            twin: Any = TWINS[type(layer)]
+            new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
+    by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
+    # a frozen layer takes its bias over together with its weight
+    biases = {id(layer.bias) for layer, _ in pairs.values() if isinstance(layer, FrozenLayer)}
+    values = {id(old): stored for old, stored in copies if id(old) in biases and not old.is_meta}
     # nothing above has changed the model, nothing below refuses
     for old, stored in copies:
-        old.copy_(stored)
+        if not old.is_meta and id(old) not in values:
+            old.copy_(stored)
     for name, (layer, record) in pairs.items():
         if isinstance(layer, FrozenLayer):
-            layer.restore(record.header(), ticket.tensors[record.supermask_name], *_restored_config(record))
+            layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
         else:
-            replace_module(model, layer, new[name])
+            replace_module(inside, layer, new[name])
+    _put_in_place(inside, by_id)
+    del ticket, copies, by_id, pairs, new
+    release_memory()
     return model
-
-
-def _is_meta(layer: nn.Module) -> bool:
-    device = layer.device if isinstance(layer, FrozenLayer) else layer.weight.device  # type: ignore[union-attr]
-    return device.type == "meta"

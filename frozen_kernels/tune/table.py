@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .. import __version__
 from ..config import FreezeConfig
-from ..memory.crossover import Cell, Table
-from ..memory.residency import kind_of
+from ..format import Code
+from ..memory.auto import kind_of
+from ..memory.crossover import FUSED, Cell, Table, processor
+from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
-from .measure import interleaved
+from .measure import interleaved, quartiles
 
-ROUNDS, SECONDS = 9, 0.3  # of a cell
-CODES = ("sign", "uniform", "normal")
+ROUNDS, SECONDS = 15, 0.5  # of a layer and an input
+MOST_NOISE = 0.2  # what more says is that the machine was busy
+CODES: tuple[Code, ...] = ("sign", "uniform", "normal")
 # from here on torch has bfloat16 instructions of its own, and the two dtypes part
 HALF_LEVELS = ("avx512", "amx")
 # what makes torch, where it can do more, run as on a machine that has this level alone
@@ -39,62 +41,106 @@ class _Layer(NamedTuple):
     sizes: tuple[tuple[int, ...], ...]  # of inputs
 
 
-def _conv(channels: int, kernel: int, *sizes: tuple[int, int], groups: int = 1) -> _Layer:
-    """A square convolution on inputs of (batch, pixels a side)."""
+def _linear(cols: int, rows: int) -> _Layer:
+    return _Layer(lambda: nn.Linear(cols, rows), tuple((batch, cols) for batch in (1, 8, 64)))
+
+
+def _conv(
+    channels: int, kernel: int, *sizes: tuple[int, int], rows: int | None = None, stride: int = 1, groups: int = 1
+) -> _Layer:
+    """A convolution, of as many rows as channels by default, on inputs of (batch, pixels a side)."""
     return _Layer(
-        lambda: nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=groups),
+        lambda: nn.Conv2d(channels, channels if rows is None else rows, kernel, stride, kernel // 2, groups=groups),
         tuple((batch, channels, side, side) for batch, side in sizes),
     )
 
 
+def _transposed(channels: int, *sides: int) -> _Layer:
+    return _Layer(
+        lambda: nn.ConvTranspose2d(channels, channels, 4, 2, 1), tuple((1, channels, side, side) for side in sides)
+    )
+
+
+def _embedding(count: int, dim: int) -> _Layer:
+    return _Layer(lambda: nn.Embedding(count, dim), ((1,), (64,), (1024,)))
+
+
+# the small ones cost little but their call, which is what decides there
 LAYERS = (
-    _Layer(lambda: nn.Linear(256, 256), ((1, 256), (8, 256), (64, 256))),
-    _Layer(lambda: nn.Linear(1024, 1024), ((1, 1024), (8, 1024), (64, 1024))),
-    _Layer(lambda: nn.Linear(1024, 4096), ((1, 1024), (8, 1024), (64, 1024))),
-    _conv(16, 3, (1, 28), (16, 28)),
-    _conv(64, 3, (1, 28), (8, 28)),
+    *(_linear(cols, rows) for cols, rows in (
+        (16, 16), (64, 64), (128, 128), (256, 256), (512, 16), (16, 512), (512, 512), (1024, 1024), (1024, 4096),
+        (4096, 1024),
+    )),
+    _conv(8, 3, (1, 8), (16, 8)),
+    _conv(16, 3, (1, 8), (1, 28), (16, 28)),
+    _conv(64, 3, (1, 8), (1, 28), (1, 56), (8, 28)),
+    _conv(128, 3, (1, 28)),
     _conv(256, 3, (1, 14), (4, 14)),
+    _conv(512, 3, (1, 7), (16, 7)),
+    _conv(64, 1, (1, 8), (1, 28)),
+    _conv(64, 1, (1, 56), rows=256),
+    _conv(256, 1, (1, 56), rows=64),
     _conv(256, 1, (1, 28)),
+    _conv(1024, 1, (1, 14), (16, 14), rows=256),
+    _conv(512, 1, (1, 7), (16, 7), rows=2048),
+    _conv(3, 3, (1, 8), (16, 28), rows=16),
+    _conv(3, 7, (1, 112), (4, 112), rows=64, stride=2),
+    _conv(16, 3, (1, 8), groups=16),
     _conv(128, 3, (1, 28), (8, 28), groups=128),
-    _Layer(lambda: nn.ConvTranspose2d(64, 64, 4, 2, 1), ((1, 64, 14, 14),)),
-)
+    _transposed(16, 4),
+    _transposed(64, 14),
+    _embedding(1000, 64),
+    _embedding(4000, 512),
+)  # fmt: skip
 
 
-def _held(plain: nn.Module, code: str) -> dict[str, nn.Module]:
-    """Frozen twins with the plain layer's weight, by residency."""
-    layers: dict[str, nn.Module] = {}
-    for residency in ("mask", "planes"):
+def _held(plain: nn.Module) -> dict[str, FrozenLayer]:
+    """Frozen twins of a layer by code and residency, of which the key is both."""
+    found: dict[str, FrozenLayer] = {}
+    twin: Any = TWINS[type(plain)]
+    for code in CODES:
         # nothing free: time does not depend on what is kept, and no scores are drawn
-        config = FreezeConfig(code=code, prune_ratio=0.5, lock_ratio=0.5)
-        layer = TWINS[type(plain)].from_module(plain, config)  # type: ignore[attr-defined]
+        layer = twin.from_module(plain, FreezeConfig(code=code, prune_ratio=0.5, lock_ratio=0.5))
         layer.finalize()
-        layer.set_residency(residency)
-        layers[residency] = layer
-    with torch.no_grad():
-        plain.weight.copy_(layers["mask"].weight)  # type: ignore[operator, union-attr, arg-type]
-    return layers
+        for residency in FUSED:
+            found[f"{code} {residency}"] = copy.deepcopy(layer)
+            found[f"{code} {residency}"].set_residency(residency)
+    return found
 
 
-def _input(size: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _input(plain: nn.Module, size: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = torch.Size(size).numel()
-    return (torch.arange(count) * 37 % 256).sub(127.5).div(128).reshape(size).to(dtype)
+    values = torch.arange(count) * 37
+    if isinstance(plain, nn.Embedding):
+        return (values % plain.num_embeddings).reshape(size)
+    return (values % 256).sub(127.5).div(128).reshape(size).to(dtype)
+
+
+def _noise(times: Sequence[float]) -> float:
+    """By what part of its least a time varies from round to round."""
+    return quartiles(times).low / min(times) - 1
 
 
 @torch.no_grad()
-def _measure(layer: _Layer, code: str, dtype: torch.dtype) -> Iterator[Cell]:
+def _measure(layer: _Layer, dtype: torch.dtype) -> Iterator[tuple[str, Cell]]:
+    """A cell for each code and size of input: whole calls of modules, torch's and ours in turns."""
     plain = layer.make().to(dtype)
-    held = _held(plain, code)
-    twin = held["mask"]
-    groups = getattr(plain, "groups", 1)
+    held = _held(plain)
+    twin = next(iter(held.values()))
+    rows = twin.rows // getattr(plain, "groups", 1)
     for size in layer.sizes:
-        x = _input(size, dtype)
-        calls = {name: partial(m, x) for name, m in {"torch": plain, **held}.items()}
+        x = _input(plain, size, dtype)
+        calls = {"torch": partial(plain, x)} | {name: partial(m, x) for name, m in held.items()}
+        times = interleaved(calls, ROUNDS, SECONDS)
         # what else ran meanwhile only added time, to a few rounds of a side at random
-        best = {name: min(times) for name, times in interleaved(calls, ROUNDS, SECONDS).items()}
-        mask, planes = (round(best["torch"] / best[name], 3) for name in ("mask", "planes"))
+        best = {name: min(taken) for name, taken in times.items()}
         y = plain(x)
-        pixels = y.numel() // y.shape[1]
-        yield Cell(kind_of(twin), twin.rows // groups, twin.cols, pixels, mask, planes)  # type: ignore
+        for code in CODES:
+            factors = {r: round(best["torch"] / best[f"{code} {r}"], 3) for r in FUSED}
+            noise = max(_noise(times[name]) for name in ("torch", *(f"{code} {r}" for r in FUSED)))
+            pixels = y.numel() // y.shape[1]
+            cell = Cell(kind_of(twin), rows, twin.cols, pixels, **factors, noise=round(min(noise, MOST_NOISE), 3))
+            yield code, cell
 
 
 def measure_level(level: str, say: Callable[[str], object]) -> dict[str, dict[str, list[Cell]]]:
@@ -104,10 +150,11 @@ def measure_level(level: str, say: Callable[[str], object]) -> dict[str, dict[st
         dtypes["bfloat16"] = torch.bfloat16
     found: dict[str, dict[str, list[Cell]]] = {}
     for name, dtype in dtypes.items():
-        found[name] = {}
-        for code in CODES:
-            found[name][code] = [cell for layer in LAYERS for cell in _measure(layer, code, dtype)]
-            say(f"{level} {name} {code}: {len(found[name][code])} layers measured")
+        found[name] = {code: [] for code in CODES}
+        for layer in LAYERS:
+            for code, cell in _measure(layer, dtype):
+                found[name][code].append(cell)
+        say(f"{level} {name}: {sum(map(len, found[name].values()))} layers measured")
     return found
 
 
@@ -124,19 +171,10 @@ def _in_a_process(level: str, threads: int, torch_too: bool) -> dict[str, dict[s
     }
 
 
-def _processor() -> str:
-    """The processor's name where Linux tells it, else what Python knows."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def measure_table(levels: Sequence[str], best: str, threads: int) -> Table:
     """The table of some instruction sets of this machine; `best` is the one that torch uses by itself."""
     made = {
-        "machine": _processor(),
+        "machine": processor(),
         "frozen_kernels": __version__,
         "torch": torch.__version__,
         "threads": threads,

@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from .. import __version__
 from ..backends import reference
 from ..backends import triton as backend
+from ..backends.geometry import POINT, Side, as_pixels, geometry, side
+from ..backends.reference.weights import effective
 from ..backends.triton import tuning
-from ..backends.triton.geometry import POINT, Side, flat_side, geometry, side
 from ..backends.triton.launch import decode_args, interpreting
-from ..backends.triton.product import product
+from ..backends.triton.product import fill
 from ..backends.triton.tuning import Entry, Tile
-from ..format import make_header, matrix_shape
+from ..format import Pack, make_header, matrix_shape
 
 SECONDS = 1800.0
 HALF = 32768  # of the weights, as a threshold
@@ -104,20 +105,16 @@ def _integers(size: tuple[int, ...], dtype: torch.dtype, layout: _Layout) -> Ten
     return values.contiguous(memory_format=layout.memory_format) if layout.memory_format else values
 
 
-def _pixels(x: Tensor) -> Side:
-    return flat_side(x) if x.dim() == 2 else side(x)
-
-
-def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.device) -> Any:
-    """The arguments that every op takes of a weight, half of it dropped."""
+def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.device) -> Pack:
+    """A frozen tensor, half of it dropped."""
     # nothing is free: time does not depend on what is kept
     header = make_header(seed=0, tau_prune=HALF, tau_freeze=2 * HALF, scale=1.0)
     rows, cols = matrix_shape(shape)
     supermask, offsets = torch.empty(0, dtype=torch.uint8), reference.offsets(header, rows, cols)
     keep = reference.keep_plane(header, supermask, offsets, rows, cols)
     draw = reference.draw_plane(header, code, rows, cols) if residency == "planes" else None
-    held = (header, None, None, keep, draw, None)
-    return (*(None if t is None else t.to(device) for t in held), code, shape)
+    draw = None if draw is None else draw.to(device)
+    return Pack(header.to(device), None, None, keep.to(device), draw, None, code, shape)
 
 
 def _cases(
@@ -134,7 +131,7 @@ def _cases(
         x_size, y_size = (1, channels, edge, edge), (1, rows, edge, edge)
         at = geometry(shape, (1, 1), (pad, pad), (1, 1), 1)
     packs = {residency: _pack(residency, code, shape, device) for residency in RESIDENCIES}
-    weight = reference.weight(None, *packs["planes"], torch.float32).double()
+    weight = effective(packs["planes"], torch.float32).double()
     for transposed in (False, True) if layout.back else (False,):
         sizes = (y_size, x_size) if transposed else (x_size, y_size)
         x, y = (_integers(size, dtype, layout).to(device) for size in sizes)
@@ -142,11 +139,15 @@ def _cases(
             exact = x.double() @ (weight if transposed else weight.T)
         else:
             exact = (F.conv_transpose2d if transposed else F.conv2d)(x.double(), weight, padding=pad)
+        y_side, x_side = (side(t) if layout.taps else as_pixels(t)[0][1] for t in (y, x))
         for pack in packs.values():
-            args = decode_args(*pack)
+            args = decode_args(pack)
 
-            def launch(tile: Tile, x=x, y=y, args=args, transposed=transposed) -> Any:
-                return product(y, _pixels(y), x, _pixels(x), args, at, transposed, tile=tile)
+            def launch(
+                tile: Tile, x: Tensor = x, y: Tensor = y, xs: Side = x_side, ys: Side = y_side,
+                args: dict[str, Any] = args, transposed: bool = transposed,
+            ) -> Any:  # fmt: skip
+                return fill(y, ys, x, xs, args, at, transposed, tile=tile)
 
             yield Case(launch, y, exact.to(dtype))
 
@@ -225,7 +226,7 @@ def choices(
 
             what = f"{key} {_sizes(entry)}"
 
-            def price(tile: Tile, found=found, what=what) -> float:
+            def price(tile: Tile, found: list[Case] = found, what: str = what) -> float:
                 try:
                     return cost(found, tile, timer)
                 except ValueError as why:

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from frozen_kernels.backends import Unsupported, triton
+from frozen_kernels.backends.geometry import POINT, Side, geometry, side
 from frozen_kernels.backends.triton import product, tuning
-from frozen_kernels.backends.triton.geometry import POINT, Side, flat_side, geometry, side
 from frozen_kernels.backends.triton.kernels import finish
 from frozen_kernels.backends.triton.kernels import product as product_kernels
 from frozen_kernels.backends.triton.kernels import transpose as transpose_kernels
 from frozen_kernels.backends.triton.launch import decode_args
+from frozen_kernels.format import Pack
 
 FAR = 1 << 30  # twice this is past int32
 
@@ -45,12 +46,12 @@ def test_offsets_past_int32(storage, monkeypatch, channels, taps, layout):
     # results are as large as inputs and lie beside them
     spatial = (1, 1, 1), [k // 2 for k in shape[2:]], (1, 1, 1), 3 // shape[1]
     pack = pack_of(header(scale=1.0), "planes", "sign", shape)
-    args, g, weight = decode_args(*pack), geometry(shape, *spatial), dense(pack).double()
+    args, g, weight = decode_args(Pack(*pack)), geometry(shape, *spatial), dense(pack).double()
     x = storage.as_strided(size, stride).copy_(small_integers(*size))
     y = storage.as_strided(size, stride, 2048)
-    product.product(y, side(y), x, side(x), args, g, False)
+    product.fill(y, side(y), x, side(x), args, g, False)
     assert torch.equal(y.double(), F.conv3d(x.double(), weight, None, *spatial))
-    product.product(y, side(y), x, side(x), args, g, True)
+    product.fill(y, side(y), x, side(x), args, g, True)
     assert torch.equal(y.double(), F.conv_transpose3d(x.double(), weight, None, *spatial[:2], 0, spatial[3]))
 
 
@@ -105,7 +106,7 @@ def test_thousands_of_groups_fit_a_grid(monkeypatch):
 
 
 def test_more_pixels_than_int32_counts_are_refused():
-    args = decode_args(*pack_of(header(), "mask", "sign", (2, 2)))
+    args = decode_args(Pack(*pack_of(header(), "mask", "sign", (2, 2))))
     x = torch.zeros(1, 2, device=DEVICE).expand(1 << 31, 2)
     with pytest.raises(Unsupported, match=r"2147483648 pixels are more than 2147482624"):
-        product.product(x, flat_side(x), x, flat_side(x), args, POINT, False)
+        product.fill(x, side(x), x, side(x), args, POINT, False)

@@ -132,7 +132,7 @@ def test_refusals():
         linear(x, torch.zeros(4, device=DEVICE), None, *pack)
     with pytest.raises(ValueError, match=r"size \[30\], expected \[31\]"):
         linear(torch.zeros(2, 30, device=DEVICE), None, None, *pack)
-    with pytest.raises(ValueError, match="keep: 3 elements expected, got 6"):
+    with pytest.raises(ValueError, match=r"keep: shape \(3, 1\) expected, got \(3, 2\)"):
         weight(None, pack[0], None, None, torch.zeros(3, 2, dtype=torch.int32, device=DEVICE), *pack[4:], torch.float32)
 
 

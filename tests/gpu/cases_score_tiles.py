@@ -19,7 +19,7 @@ from helpers import pairwise
 
 import frozen_kernels as fk
 from frozen_kernels.backends import Unsupported, reference, triton
-from frozen_kernels.backends.triton import scores as launchers
+from frozen_kernels.backends.triton import score_gradient as launchers
 
 
 def run(grad, x, scores, pack):
@@ -131,7 +131,7 @@ def test_refusals():
             refused()
     with pytest.raises(ValueError, match=r"grad: size \[2, 4\], expected \[2, 3\]"):
         run(torch.zeros(2, 4, device=DEVICE), x, scores, pack)
-    with pytest.raises(ValueError, match=r"x: size \[2, 30\], expected \[2, 31\]"):
+    with pytest.raises(ValueError, match=r"x: size \[30\], expected \[31\]"):
         run(grad, x[:, 1:], scores, pack)
     with pytest.raises(ValueError, match=r"grad: size \[3, 30\], expected \[3, 31\]"):
         triton.weight_grad_scores(torch.zeros(3, 30, device=DEVICE), scores, *pack)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import frozen_kernels as fk
 from frozen_kernels import format
 from frozen_kernels.backends import reference, triton
-from frozen_kernels.backends.triton import scores as launchers
+from frozen_kernels.backends.triton import score_gradient as launchers
 
 # op: weight shape, input size, the op's arguments
 LAYERS = {

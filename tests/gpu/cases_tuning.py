@@ -102,14 +102,14 @@ def test_a_measured_table_is_written_read_and_used(monkeypatch):
             raise AssertionError("skipped before it is timed")
         return 1.0 + sum(a != b for a, b in zip(tile, best, strict=True))
 
-    launch = product.product
+    launch = product.fill
 
     def no_large(*args, tile=None, **named):
         if tile is not None and tile.rows == 128:
             raise RuntimeError("PassManager::run failed\nwhy")
         return launch(*args, tile=tile, **named)
 
-    monkeypatch.setattr(tune_tiles, "product", no_large)
+    monkeypatch.setattr(tune_tiles, "fill", no_large)
     with monkeypatch.context() as only:
         only.setattr(tuning, "shipped", lambda target: ("shipped", entries))
         old = Table({"other": "before"}, {"other": entries})

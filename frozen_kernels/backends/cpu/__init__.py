@@ -1,52 +1,8 @@
 # ruff: noqa: F401  (a backend is a module that holds functions named like the ops)
-"""CPU backend: kernels of the compiled extension, one function for each op that it serves."""
+"""CPU backend: checks and output tensors around the kernels of the compiled extension."""
 
-from .kernels import (
-    DEVICES,
-    codes,
-    draw_plane,
-    draws,
-    embedding,
-    embedding_grad_scores,
-    free_draws,
-    histogram,
-    keep_plane,
-    offsets,
-    pack,
-    pack_above,
-    pack_plane,
-    partition,
-    partition_counts,
-    planes,
-    popcount,
-    reasons,
-    select,
-    uniform_scores,
-    unpack,
-    weight,
-    weight_grad_scores,
-    with_offsets,
-)
-from .layers import (
-    conv1d,
-    conv1d_grad_input,
-    conv1d_grad_scores,
-    conv2d,
-    conv2d_grad_input,
-    conv2d_grad_scores,
-    conv3d,
-    conv3d_grad_input,
-    conv3d_grad_scores,
-    conv_transpose1d,
-    conv_transpose1d_grad_input,
-    conv_transpose1d_grad_scores,
-    conv_transpose2d,
-    conv_transpose2d_grad_input,
-    conv_transpose2d_grad_scores,
-    conv_transpose3d,
-    conv_transpose3d_grad_input,
-    conv_transpose3d_grad_scores,
-    linear,
-    linear_grad_input,
-    linear_grad_scores,
-)
+from . import embeddings, product, score_gradient, weights
+from .extension import _C, DEVICES, reasons
+from .generate import codes, draws, free_draws, histogram, partition, partition_counts, uniform_scores
+from .masks import draw_plane, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
+from .search import pack_above, select

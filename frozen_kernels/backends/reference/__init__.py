@@ -4,35 +4,10 @@
 Nothing here is fused: the layer ops build the effective weight and call torch with it.
 """
 
+from . import embeddings, product, score_gradient, weights
 from .generate import codes, draws, free_draws, histogram, partition, partition_counts, uniform_scores
-from .layers import (
-    conv1d,
-    conv1d_grad_input,
-    conv1d_grad_scores,
-    conv2d,
-    conv2d_grad_input,
-    conv2d_grad_scores,
-    conv3d,
-    conv3d_grad_input,
-    conv3d_grad_scores,
-    conv_transpose1d,
-    conv_transpose1d_grad_input,
-    conv_transpose1d_grad_scores,
-    conv_transpose2d,
-    conv_transpose2d_grad_input,
-    conv_transpose2d_grad_scores,
-    conv_transpose3d,
-    conv_transpose3d_grad_input,
-    conv_transpose3d_grad_scores,
-    embedding,
-    embedding_grad_scores,
-    linear,
-    linear_grad_input,
-    linear_grad_scores,
-    weight,
-    weight_grad_scores,
-)
-from .masks import draw_plane, keep_plane, offsets, pack, pack_above, pack_plane, planes, popcount, select, unpack
+from .masks import draw_plane, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
+from .search import pack_above, select
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 

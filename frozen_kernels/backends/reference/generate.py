@@ -48,12 +48,12 @@ def _bit(word: Tensor, cols: Tensor) -> Tensor:
     return word >> ((j >> 1) | ((j & 1) << 4)) & 1
 
 
-def _sign_bits(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
+def sign_bits(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
     word = cols >> 5
     return _bit(_pick(_call(fields, word >> 2, rows, fmt.SIGN), word & 3), cols)
 
 
-def _bytes(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
+def byte_draws(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
     word = _pick(_call(fields, cols >> 4, rows, fmt.BYTE), cols >> 2 & 3)
     return word >> 8 * (cols & 3) & 255
 
@@ -81,11 +81,11 @@ def _normal_table(device: torch.device) -> Tensor:
 
 def _code_values(code: str, fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
     if code == "sign":
-        return (1 - 2 * _sign_bits(fields, rows, cols)).to(torch.int16)
+        return (1 - 2 * sign_bits(fields, rows, cols)).to(torch.int16)
     if code == "uniform":
-        return (2 * _bytes(fields, rows, cols) - 255).to(torch.int16)
+        return (2 * byte_draws(fields, rows, cols) - 255).to(torch.int16)
     if code == "normal":
-        return _normal_table(rows.device)[_bytes(fields, rows, cols)]
+        return _normal_table(rows.device)[byte_draws(fields, rows, cols)]
     return torch.ones(len(rows), len(cols), dtype=torch.int16, device=rows.device)
 
 
@@ -100,7 +100,7 @@ def _blocks(rows: int, cols: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def _fill(out: Tensor, row0: int, col0: int, values: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def fill(out: Tensor, row0: int, col0: int, values: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     columns = torch.arange(col0, col0 + out.shape[1], device=out.device)
     for block in _blocks(*out.shape):
         rows = torch.arange(row0 + block.start, row0 + block.stop, device=out.device)
@@ -111,19 +111,19 @@ def _fill(out: Tensor, row0: int, col0: int, values: Callable[[Tensor, Tensor], 
 def codes(header: Tensor, code: str, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     fields = fmt.header_fields(header)
     out = torch.empty(rows, cols, dtype=torch.int16, device=header.device)
-    return _fill(out, row0, col0, lambda r, c: _code_values(code, fields, r, c))
+    return fill(out, row0, col0, lambda r, c: _code_values(code, fields, r, c))
 
 
 def draws(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     fields = fmt.header_fields(header)
     out = torch.empty(rows, cols, dtype=torch.int32, device=header.device)
-    return _fill(out, row0, col0, lambda r, c: _u16(fields, r, c))
+    return fill(out, row0, col0, lambda r, c: _u16(fields, r, c))
 
 
 def partition(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
     fields = fmt.header_fields(header)
     out = torch.empty(rows, cols, dtype=torch.int8, device=header.device)
-    return _fill(out, row0, col0, lambda r, c: _partition_values(fields, r, c))
+    return fill(out, row0, col0, lambda r, c: _partition_values(fields, r, c))
 
 
 def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int, col0: int) -> Tensor:
@@ -134,7 +134,7 @@ def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int
         exact = (_as_int32(_score_draws(fields, r, c)) >> 8).to(torch.float32) * 2.0**-23
         return exact * torch.tensor(bound, dtype=torch.float32, device=out.device)
 
-    return _fill(out, row0, col0, values)
+    return fill(out, row0, col0, values)
 
 
 def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:

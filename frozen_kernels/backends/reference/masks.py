@@ -1,4 +1,4 @@
-"""Bit planes, supermask streams, and the selection that makes them."""
+"""Bit planes and supermask streams."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ... import format as fmt
-from .generate import _bytes, _fill, _sign_bits, partition
+from .generate import byte_draws, fill, partition, sign_bits
 
 
-def _pack_bits(bits: Tensor) -> Tensor:
+def pack_bits(bits: Tensor) -> Tensor:
     """uint8, bit i & 7 of byte i >> 3, from a flat bool tensor."""
     padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64, device=bits.device)
     padded[: bits.numel()] = bits
@@ -23,7 +23,7 @@ def _unpack_bits(stream: Tensor, count: int) -> Tensor:
 
 
 def pack(keep: Tensor, partition: Tensor) -> Tensor:
-    return _pack_bits(fmt.stream_order(keep)[fmt.stream_order(partition == 0)])
+    return pack_bits(fmt.stream_order(keep)[fmt.stream_order(partition == 0)])
 
 
 def unpack(stream: Tensor, partition: Tensor) -> Tensor:
@@ -76,21 +76,10 @@ def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
     fields = fmt.header_fields(header)
     out = torch.empty(rows, cols, dtype=torch.uint8, device=header.device)
     if code == "sign":
-        return planes(_fill(out, 0, 0, lambda r, c: _sign_bits(fields, r, c)).bool())
-    return _fill(out, 0, 0, lambda r, c: _bytes(fields, r, c))
+        return planes(fill(out, 0, 0, lambda r, c: sign_bits(fields, r, c)).bool())
+    return fill(out, 0, 0, lambda r, c: byte_draws(fields, r, c))
 
 
 def popcount(bits: Tensor) -> Tensor:
     table = torch.tensor([bin(i).count("1") for i in range(256)], device=bits.device)
     return table[bits.contiguous().view(torch.uint8).flatten().int()].sum()
-
-
-def select(scores: list[Tensor], rank: int) -> Tensor:
-    keys = torch.cat([fmt.score_keys(s).flatten() for s in scores])
-    if not 1 <= rank <= keys.numel():
-        raise ValueError(f"rank: 1 to the number of scores {keys.numel()}, got {rank}")
-    return keys.kthvalue(rank).values.to(torch.int64)
-
-
-def pack_above(scores: Tensor, key: Tensor) -> Tensor:
-    return _pack_bits(fmt.score_keys(scores).to(torch.int64) > key)

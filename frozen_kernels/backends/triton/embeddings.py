@@ -5,25 +5,21 @@ On a GPU an index out of range cannot be reported without waiting for it: its ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ...format import chunks
+from ...format import Pack, chunks
+from ..checks import check_dtype, check_indices, check_operand, check_size
 from ..errors import Unsupported
-from .launch import WORDS, check_dtype, check_operand, check_size, decode_args, on
-from .scores import MAX_PIXELS, Scores, power_above
+from .launch import WORDS, decode_args, on
+from .score_gradient import MAX_PIXELS, Scores, power_above
 
 ROWS = 16  # lookups of a tile
 GRAD_ROWS, GRAD_HITS, GRAD_COLS = 4, 8, 64  # rows, lookups of each and columns at a time
 
 
 def _flat_indices(indices: Tensor, header: Tensor, rows: int) -> Tensor:
-    if indices.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"indices: int32 or int64 expected, got {indices.dtype}")
-    if indices.device != header.device:
-        raise Unsupported(f"indices are on {indices.device}, the header on {header.device}")
+    check_indices(indices, header)
     if indices.numel() > MAX_PIXELS:
         raise Unsupported(f"{indices.numel()} indices are more than {MAX_PIXELS}")
     if indices.is_cpu and indices.numel():
@@ -33,25 +29,12 @@ def _flat_indices(indices: Tensor, header: Tensor, rows: int) -> Tensor:
     return indices.reshape(-1).contiguous()  # a view of every other index is flat too
 
 
-def embedding(
-    indices: Tensor,
-    scores: Tensor | None,
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    padding_idx: int,
-) -> Tensor:
+def embedding(indices: Tensor, scores: Tensor | None, pack: Pack, dtype: torch.dtype, padding_idx: int) -> Tensor:
     """Rows of the weight for indices of any shape; the row of `padding_idx` (negative: none) is zero."""
     check_dtype("dtype", dtype)
-    args = decode_args(header, supermask, offsets, keep, draw, dense, code, shape)
-    flat = _flat_indices(indices, header, args["rows"])
-    out = torch.empty(*indices.shape, args["cols"], dtype=dtype, device=header.device)
+    args = decode_args(pack)
+    flat = _flat_indices(indices, args["header"], args["rows"])
+    out = torch.empty(*indices.shape, args["cols"], dtype=dtype, device=flat.device)
     if out.numel():
         from .kernels.embedding import embedding_kernel
 
@@ -63,18 +46,18 @@ def embedding(
     return out
 
 
-def embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, *args) -> Tensor:
+def embedding_grad_scores(grad: Tensor, indices: Tensor, scores: Tensor, pack: Pack, padding_idx: int) -> Tensor:
     """Lookups are summed row by row in their own order, so the result is always the same.
 
     Declared workspaces: sorted indices and where each row begins among them, and a copy of a gradient whose leading
     dimensions do not run on in memory.
     """
-    *pack, padding_idx = args
-    check_operand("grad", grad, pack[0])
+    check_operand("grad", grad, pack.header)
+    check_dtype("grad", grad.dtype)
     task = Scores(scores, pack)
     rows, cols = task.rows, task.cols
     check_size("grad", grad.shape, [*indices.shape, cols])
-    flat = _flat_indices(indices, pack[0], rows)
+    flat = _flat_indices(indices, pack.header, rows)
     if not rows or not cols or not scores.numel():
         return task.out
     from .kernels.embedding import embedding_scores_kernel

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, check_code, chunks, words
-from .launch import check_header, normal_table, on
+from ...format import CODES, check_code, chunks
+from ..checks import checked_offsets
+from .launch import check_cols, header_of, normal_table, on
 
 BLOCK_WORDS = 128  # of an element kernel: 4096 elements for 128 threads
 
@@ -22,7 +23,7 @@ def shard_blocks(rows: int, cols: int, col0: int) -> dict[str, Any]:
     return {"grid": (-(-rows // height) * across,), "across": across, "ROWS": height, "WORDS": block}
 
 
-def _launch(kernel: Any, out: Tensor, extent: tuple[int, int, int, int], *args: Any, **constants: Any) -> Tensor:
+def launch(kernel: Any, out: Tensor, extent: tuple[int, int, int, int], *args: Any, **constants: Any) -> Tensor:
     """Run an element kernel over a shard (rows, cols, row0, col0) of a matrix that is not empty."""
     rows, cols, row0, col0 = extent
     blocks = shard_blocks(rows, cols, col0)
@@ -34,43 +35,43 @@ def _launch(kernel: Any, out: Tensor, extent: tuple[int, int, int, int], *args: 
 
 
 def codes(header: Tensor, code: str, rows: int, cols: int, row0: int, col0: int) -> Tensor:
-    header, code_id = check_header(header), CODES.index(check_code(code))
+    header, code_id = header_of(header), CODES.index(check_code(code))
     out = torch.empty(rows, cols, dtype=torch.int16, device=header.device)
     if out.numel():
         from .kernels.generate import codes_kernel
 
         table = normal_table(header.device) if code == "normal" else None
-        _launch(codes_kernel, out, (rows, cols, row0, col0), header, table, CODE=code_id)
+        launch(codes_kernel, out, (rows, cols, row0, col0), header, table, CODE=code_id)
     return out
 
 
 def draws(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
-    header = check_header(header)
+    header = header_of(header)
     out = torch.empty(rows, cols, dtype=torch.int32, device=header.device)
     if out.numel():
         from .kernels.generate import draws_kernel
 
-        _launch(draws_kernel, out, (rows, cols, row0, col0), header)
+        launch(draws_kernel, out, (rows, cols, row0, col0), header)
     return out
 
 
 def partition(header: Tensor, rows: int, cols: int, row0: int, col0: int) -> Tensor:
-    header = check_header(header)
+    header = header_of(header)
     out = torch.empty(rows, cols, dtype=torch.int8, device=header.device)
     if out.numel():
         from .kernels.generate import partition_kernel
 
-        _launch(partition_kernel, out, (rows, cols, row0, col0), header)
+        launch(partition_kernel, out, (rows, cols, row0, col0), header)
     return out
 
 
 def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int, col0: int) -> Tensor:
-    header = check_header(header)
+    header = header_of(header)
     out = torch.empty(rows, cols, dtype=torch.float32, device=header.device)
     if out.numel():
         from .kernels.generate import uniform_scores_kernel
 
-        _launch(uniform_scores_kernel, out, (rows, cols, row0, col0), header, _float32(bound))
+        launch(uniform_scores_kernel, out, (rows, cols, row0, col0), header, _float32(bound))
     return out
 
 
@@ -79,19 +80,33 @@ def _float32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
 
 
+def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+    header = header_of(header)
+    check_cols(cols)
+    offsets = checked_offsets(offsets, header, rows, cols)
+    out = torch.empty(int(offsets[-1]), dtype=torch.int32, device=header.device)
+    if out.numel():
+        from .kernels.masks import free_draws_kernel
+
+        programs = -(-rows // 16) * chunks(cols)
+        with on(out.device):
+            free_draws_kernel[(programs,)](out, header, offsets, rows, cols, ROWS=16, WORDS=4)
+    return out
+
+
 def histogram(header: Tensor, rows: int, cols: int) -> Tensor:
-    header = check_header(header)
+    header = header_of(header)
     out = torch.zeros(65536, dtype=torch.int64, device=header.device)
     if rows * cols:
         from .kernels.generate import histogram_kernel
 
         # twice the threads: an atomic holds an address and a count per element, which would spill
-        _launch(histogram_kernel, out, (rows, cols, 0, 0), header, num_warps=8)
+        launch(histogram_kernel, out, (rows, cols, 0, 0), header, num_warps=8)
     return out
 
 
 def partition_counts(header: Tensor, rows: int, cols: int) -> Tensor:
-    header = check_header(header)
+    header = header_of(header)
     out = torch.zeros(3, dtype=torch.int64, device=header.device)
     if rows * cols:
         from .kernels.generate import partition_counts_kernel
@@ -99,26 +114,4 @@ def partition_counts(header: Tensor, rows: int, cols: int) -> Tensor:
         with on(out.device):
             across = chunks(cols)
             partition_counts_kernel[(-(-rows // 16) * across,)](out, header, rows, cols, across, ROWS=16, WORDS=32)
-    return out
-
-
-def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
-    """The stored draws of a code: a sign plane, or a byte per element."""
-    header = check_header(header)
-    if check_code(code) == "constant":
-        raise ValueError("code: 'constant' has no draw to store")
-    if code != "sign":
-        out = torch.empty(rows, cols, dtype=torch.uint8, device=header.device)
-        if out.numel():
-            from .kernels.generate import byte_plane_kernel
-
-            _launch(byte_plane_kernel, out, (rows, cols, 0, 0), header)
-        return out
-    out = torch.empty(rows, words(cols), dtype=torch.int32, device=header.device)
-    if out.numel():
-        from .kernels.generate import sign_plane_kernel
-
-        with on(out.device):
-            across = chunks(cols)
-            sign_plane_kernel[(-(-rows // 16) * across,)](out, header, rows, cols, across, ROWS=16, WORDS=32)
     return out

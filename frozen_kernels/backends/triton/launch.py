@@ -6,18 +6,16 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...format import CODES, HEADER_WORDS, NORMAL_UPPER_HALF, chunks, matrix_shape, words
+from ...format import CODES, NORMAL_UPPER_HALF, Pack, matrix_shape
+from ..checks import checked_header, checked_pack
 from ..errors import Unsupported
 
 DEVICES = ("cuda",)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 MAX_COLS = (1 << 31) - 1024  # columns are counted in int32, elements in int64
 
 WORDS = 4  # a SIGN call makes four words
@@ -49,36 +47,6 @@ def normal_table(device: torch.device) -> Tensor:
     return torch.cat([-half.flip(0), half]).to(device)
 
 
-def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """Unsupported unless kernels read and write this floating dtype."""
-    if dtype not in DTYPES:
-        raise Unsupported(f"{name} is {dtype}, not {' or '.join(map(str, DTYPES))}")
-
-
-def check_operand(name: str, t: Tensor, header: Tensor) -> None:
-    """Unsupported unless kernels read a floating tensor of any strides beside this header."""
-    check_dtype(name, t.dtype)
-    if t.device != header.device:
-        raise Unsupported(f"{name} is on {t.device}, the header on {header.device}")
-
-
-def check_size(name: str, got: Sequence[int], wanted: Sequence[int]) -> None:
-    """ValueError where sizes differ."""
-    if tuple(got) != tuple(wanted):
-        raise ValueError(f"{name}: size {list(got)}, expected {list(wanted)}")
-
-
-def check_tensor(name: str, t: Tensor, like: Tensor, dtypes: Sequence[torch.dtype], numel: int | None) -> None:
-    if t.device != like.device:
-        raise Unsupported(f"{name} is on {t.device}, the header on {like.device}")
-    if t.dtype not in dtypes:
-        raise Unsupported(f"{name} is {t.dtype}, not {' or '.join(map(str, dtypes))}")
-    if not t.is_contiguous():
-        raise Unsupported(f"{name} is not contiguous")
-    if numel is not None and t.numel() != numel:
-        raise ValueError(f"{name}: {numel} elements expected, got {t.numel()}")
-
-
 def check_live(t: Tensor) -> None:
     """Unsupported unless kernels run on this machine, on the device of `t`."""
     why = reasons()
@@ -88,75 +56,47 @@ def check_live(t: Tensor) -> None:
         raise Unsupported(f"tensors are on {t.device}")
 
 
-def operand(name: str, t: Tensor, like: Tensor, dtype: torch.dtype, shape: tuple[int, ...] | None = None) -> Tensor:
-    """The tensor, contiguous; ValueError where its dtype or shape is another one, Unsupported for its device."""
-    if t.device != like.device:
-        raise Unsupported(f"{name} is on {t.device}, other tensors on {like.device}")
-    if t.dtype != dtype:
-        raise ValueError(f"{name}: {dtype} expected, got {t.dtype}")
-    if shape is not None and tuple(t.shape) != shape:
-        raise ValueError(f"{name}: shape {shape} expected, got {tuple(t.shape)}")
-    return t.contiguous()
-
-
-def check_header(header: Tensor) -> Tensor:
+def header_of(header: Tensor) -> Tensor:
+    """A contiguous header on a device where kernels run."""
     check_live(header)
-    return operand("header", header, header, torch.int32, (HEADER_WORDS,))
+    return checked_header(header)
 
 
-def generator_args(header: Tensor, draw: Tensor | None, code: str, shape: Sequence[int]) -> dict[str, Any]:
-    """The keyword arguments of every kernel that reads codes, from an op's pack; Unsupported where none does."""
-    check_live(header)
-    if code not in CODES:
-        raise Unsupported(f"code {code!r} is not one of {', '.join(CODES)}")
-    rows, cols = matrix_shape(shape)
+def check_cols(cols: int) -> None:
     if cols > MAX_COLS:
         raise Unsupported(f"{cols} columns are more than {MAX_COLS}")
-    check_tensor("header", header, header, (torch.int32,), HEADER_WORDS)
-    if draw is not None and code == "sign":
-        check_tensor("draw", draw, header, (torch.int32,), rows * words(cols))
-    elif draw is not None and code in ("uniform", "normal"):
-        check_tensor("draw", draw, header, (torch.uint8,), rows * cols)
-    return {
-        "header": header,
-        "draw": draw,
-        "normal_table": normal_table(header.device) if code == "normal" else None,
+
+
+def _checked(pack: Pack) -> tuple[Pack, dict[str, Any]]:
+    check_live(pack.header)
+    check_cols(matrix_shape(pack.shape)[1])
+    held, rows, cols = checked_pack(pack)
+    return held, {
+        "header": held.header,
+        "draw": held.draw,
+        "normal_table": normal_table(held.header.device) if held.code == "normal" else None,
         "rows": rows,
         "cols": cols,
-        "CODE": CODES.index(code),
+        "CODE": CODES.index(held.code),
     }
 
 
-def decode_args(
-    header: Tensor,
-    supermask: Tensor | None,
-    offsets: Tensor | None,
-    keep: Tensor | None,
-    draw: Tensor | None,
-    dense: Tensor | None,
-    code: str,
-    shape: Sequence[int],
-) -> dict[str, Any]:
-    """The keyword arguments of every kernel that decodes tiles, from an op's pack; Unsupported where no tile does."""
-    if dense is not None:
-        raise Unsupported("the dense residency has nothing to decode")
-    args = generator_args(header, draw, code, shape)
-    rows, cols = args["rows"], args["cols"]
-    if keep is not None:
-        check_tensor("keep", keep, header, (torch.int32,), rows * words(cols))
-        supermask = offsets = None
-    elif supermask is None or offsets is None:
+def generator_args(pack: Pack) -> dict[str, Any]:
+    """The keyword arguments of every kernel that reads codes of free weights, whose `offsets` may be None."""
+    held, args = _checked(pack)
+    return {**args, "offsets": held.offsets}
+
+
+def decode_args(pack: Pack) -> dict[str, Any]:
+    """The keyword arguments of every kernel that decodes tiles; Unsupported where nothing says what is kept."""
+    held, args = _checked(pack)
+    if held.keep is not None:
+        held = held._replace(supermask=None, offsets=None)
+    elif held.supermask is None or held.offsets is None:
         raise Unsupported("neither a keep plane nor a supermask with its offsets")
-    else:
-        check_tensor("supermask", supermask, header, (torch.uint8,), None)
-        check_tensor("offsets", offsets, header, (torch.int64,), rows * chunks(cols) + 1)
-    return {
-        **args,
-        "supermask": supermask,
-        "offsets": offsets,
-        "keep": keep,
-        "supermask_bytes": 0 if supermask is None else supermask.numel(),
-    }
+    supermask = held.supermask
+    size = 0 if supermask is None else supermask.numel()
+    return {**args, "supermask": supermask, "offsets": held.offsets, "keep": held.keep, "supermask_bytes": size}
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import chunks, words
-from ..errors import Unsupported
-from .launch import MAX_COLS, check_header, check_live, on, operand
+from ...format import check_code, chunks, words
+from ..checks import checked_bits, checked_offsets, keep_and_partition, matrix, operand
+from .generate import launch
+from .launch import check_cols, check_live, header_of, on
 
 PLANE_WORDS = 512  # of a block that touches words alone
 ELEMENT_WORDS = 128  # of one that touches their elements
@@ -21,23 +22,6 @@ def chunk_blocks(rows: int, cols: int, block: int) -> dict[str, Any]:
     width = min(32, 1 << (words(cols) - 1).bit_length())
     height = block // width
     return {"grid": (-(-rows // height) * chunks(cols),), "ROWS": height, "WORDS": width}
-
-
-def _check_cols(cols: int) -> None:
-    if cols > MAX_COLS:
-        raise Unsupported(f"{cols} columns are more than {MAX_COLS}")
-
-
-def _matrix(name: str, t: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    if t.dim() != 2:
-        raise ValueError(f"{name}: 2 dimensions expected, got {t.dim()}")
-    _check_cols(t.shape[1])
-    return operand(name, t, like, dtype)
-
-
-def _checked_offsets(offsets: Tensor, header: Tensor, rows: int, cols: int) -> Tensor:
-    _check_cols(cols)
-    return operand("offsets", offsets, header, torch.int64, (rows * chunks(cols) + 1,))
 
 
 def _offsets(header: Tensor | None, partition: Tensor | None, rows: int, cols: int, like: Tensor) -> Tensor:
@@ -54,22 +38,9 @@ def _offsets(header: Tensor | None, partition: Tensor | None, rows: int, cols: i
 
 def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     """The workspace is one more tensor of the result's size, and what torch's scan takes."""
-    header = check_header(header)
-    _check_cols(cols)
+    header = header_of(header)
+    check_cols(cols)
     return _offsets(header, None, rows, cols, header)
-
-
-def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
-    header = check_header(header)
-    offsets = _checked_offsets(offsets, header, rows, cols)
-    out = torch.empty(int(offsets[-1]), dtype=torch.int32, device=header.device)
-    if out.numel():
-        from .kernels.masks import free_draws_kernel
-
-        programs = -(-rows // 16) * chunks(cols)
-        with on(out.device):
-            free_draws_kernel[(programs,)](out, header, offsets, rows, cols, ROWS=16, WORDS=4)
-    return out
 
 
 def _pack(
@@ -89,27 +60,27 @@ def _pack(
 
 def pack(keep: Tensor, partition: Tensor) -> Tensor:
     check_live(keep)
-    keep = _matrix("keep", keep, keep, torch.bool)
-    partition = _matrix("partition", partition, keep, torch.int8)
-    if keep.shape != partition.shape:
-        raise ValueError(f"keep: shape {tuple(partition.shape)} of the partition expected, got {tuple(keep.shape)}")
+    keep, partition = keep_and_partition(keep, partition)
     rows, cols = keep.shape
+    check_cols(cols)
     return _pack(None, partition, keep.view(torch.uint8), _offsets(None, partition, rows, cols, keep), rows, cols)
 
 
 def pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
-    header = check_header(header)
-    offsets = _checked_offsets(offsets, header, rows, cols)
-    keep = operand("keep", keep, header, torch.int32, (rows, words(cols)))
+    header = header_of(header)
+    check_cols(cols)
+    offsets = checked_offsets(offsets, header, rows, cols)
+    keep = operand("keep", keep, header.device, torch.int32, (rows, words(cols)))
     return _pack(header, None, keep, offsets, rows, cols)
 
 
 def unpack(stream: Tensor, partition: Tensor) -> Tensor:
     """Which weights are kept. A stream of another length is read as far as it goes: to count it takes a host."""
     check_live(stream)
-    stream = operand("stream", stream, stream, torch.uint8)
-    partition = _matrix("partition", partition, stream, torch.int8)
+    stream = operand("stream", stream, stream.device, torch.uint8)
+    partition = matrix("partition", partition, stream.device, torch.int8)
     rows, cols = partition.shape
+    check_cols(cols)
     out = torch.empty(rows, cols, dtype=torch.bool, device=partition.device)
     if out.numel():
         from .kernels.masks import keep_kernel
@@ -124,9 +95,10 @@ def unpack(stream: Tensor, partition: Tensor) -> Tensor:
 
 
 def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
-    header = check_header(header)
-    offsets = _checked_offsets(offsets, header, rows, cols)
-    supermask = operand("supermask", supermask, header, torch.uint8)
+    header = header_of(header)
+    check_cols(cols)
+    offsets = checked_offsets(offsets, header, rows, cols)
+    supermask = operand("supermask", supermask, header.device, torch.uint8)
     out = torch.empty(rows, words(cols), dtype=torch.int32, device=header.device)
     if out.numel():
         from .kernels.masks import keep_kernel
@@ -141,8 +113,9 @@ def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, co
 
 def planes(keep: Tensor) -> Tensor:
     check_live(keep)
-    keep = _matrix("keep", keep, keep, torch.bool)
+    keep = matrix("keep", keep, keep.device, torch.bool)
     rows, cols = keep.shape
+    check_cols(cols)
     out = torch.empty(rows, words(cols), dtype=torch.int32, device=keep.device)
     if out.numel():
         from .kernels.masks import planes_kernel
@@ -153,11 +126,31 @@ def planes(keep: Tensor) -> Tensor:
     return out
 
 
+def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
+    """The stored draws of a code: a sign plane, or a byte per element."""
+    header = header_of(header)
+    if check_code(code) == "constant":
+        raise ValueError("code: 'constant' has no draw to store")
+    if code != "sign":
+        out = torch.empty(rows, cols, dtype=torch.uint8, device=header.device)
+        if out.numel():
+            from .kernels.generate import byte_plane_kernel
+
+            launch(byte_plane_kernel, out, (rows, cols, 0, 0), header)
+        return out
+    out = torch.empty(rows, words(cols), dtype=torch.int32, device=header.device)
+    if out.numel():
+        from .kernels.generate import sign_plane_kernel
+
+        with on(out.device):
+            across = chunks(cols)
+            sign_plane_kernel[(-(-rows // 16) * across,)](out, header, rows, cols, across, ROWS=16, WORDS=32)
+    return out
+
+
 def popcount(bits: Tensor) -> Tensor:
     check_live(bits)
-    if bits.dtype not in (torch.int32, torch.uint8):
-        raise ValueError(f"bits: int32 or uint8 expected, got {bits.dtype}")
-    bits = bits.contiguous()
+    bits = checked_bits(bits)
     total = torch.zeros((), dtype=torch.int64, device=bits.device)
     if bits.numel():
         from .kernels.masks import popcount_kernel

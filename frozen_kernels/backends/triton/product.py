@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...format import CODES, words
+from ...format import CODES, Pack, words
+from ..checks import check_dtype, checked_epilogue
 from ..errors import Unsupported
+from ..geometry import POINT, Geometry, Side, side, with_result
 from . import tuning
-from .generate import draw_plane
-from .geometry import POINT, Geometry, Side, side
-from .launch import on
-from .masks import keep_plane
+from .launch import decode_args, on
+from .masks import draw_plane, keep_plane
 
 SIGN, CONSTANT = CODES.index("sign"), CODES.index("constant")
 
@@ -128,7 +129,7 @@ def _spatial(geometry: Geometry, *sides: Side) -> int:
 
 def _reach(at: Side, geometry: Geometry) -> int:
     """Elements from the first of a side to the last that a tap may name, be it past the side."""
-    taps, _, padding, dilation, _ = geometry
+    taps, _, padding, dilation = geometry[:4]
     past = (0, 0, *((k + 1) * d + p for k, d, p in zip(taps, dilation, padding, strict=True)))
     return sum((size + more) * stride for size, more, stride in zip(at.size, past, at.stride, strict=True))
 
@@ -220,7 +221,7 @@ def _depthwise(
     )  # fmt: skip
 
 
-def product(
+def fill(
     y: Tensor,
     y_side: Side,
     x: Tensor,
@@ -244,7 +245,7 @@ def product(
         return None
     if y_side.pixels > MOST_PIXELS:
         raise Unsupported(f"{y_side.pixels} pixels are more than {MOST_PIXELS}")
-    if geometry._replace(groups=1) == POINT and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
+    if geometry[:4] == POINT[:4] and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
         x_side, y_side = _flat(x_side), _flat(y_side)
     with on(y.device):
         if not x.numel():
@@ -278,3 +279,22 @@ def product(
         if partial is not None:
             _finish(y, y_side, partial, split, args, epilogue)
         return built
+
+
+def product(
+    x: Tensor,
+    pack: Pack,
+    geometry: Geometry,
+    size: Sequence[int],
+    back: bool,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`relu(gain * W x + bias)` of that size, codes decoded in registers; with `back` of the transposed layer."""
+    check_dtype("grad" if back else "x", x.dtype)
+    args = decode_args(pack)
+    y, x, x_side, y_side = with_result(x, size, len(pack.shape) == 2)
+    epilogue = Epilogue(*checked_epilogue(bias, gain, y_side.size[1], pack.header), relu)
+    fill(y, y_side, x, x_side, args, geometry, geometry.transposed != back, epilogue)
+    return y

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import Unsupported
-from .launch import check_live, on, operand
+from ..checks import check_dtype, operand
+from .launch import check_live, on
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # compared as float32
 COUNTERS = 256 + 256 + 32768  # of a key's three digits
@@ -19,9 +19,8 @@ BYTES = 512  # of a mask per program
 
 
 def _check_scores(scores: Tensor, like: Tensor) -> Tensor:
-    if scores.dtype not in DTYPES:
-        raise Unsupported(f"scores are {scores.dtype}, not {' or '.join(map(str, DTYPES))}")
-    return operand("scores", scores, like, scores.dtype)
+    check_dtype("scores", scores.dtype, DTYPES)
+    return operand("scores", scores, like.device, scores.dtype)
 
 
 def _groups(scores: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -80,7 +79,7 @@ def pack_above(scores: Tensor, key: Tensor) -> Tensor:
     """uint8 [ceil(count / 8)]: which scores order above the key, a 0-dimensional int64 tensor."""
     check_live(scores)
     scores = _check_scores(scores, scores)
-    key = operand("key", key, scores, torch.int64, ())
+    key = operand("key", key, scores.device, torch.int64, ())
     out = torch.empty(-(-scores.numel() // 8), dtype=torch.uint8, device=scores.device)
     if out.numel():
         from .kernels.select import pack_above_kernel

@@ -1,0 +1,73 @@
+"""The targets that cases count towards: what is held against which figure."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+FASTER, LONGER = "x", "x the time"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table of targets, or one half of it: a statistic over the cases that name the line.
+
+    `unit`: `FASTER`, how many times as fast as the baseline; `LONGER`, how many times as long a call takes; else the
+    unit of what is counted.
+    """
+
+    line: str
+    text: str
+    statistic: str  # minimum, geomean or maximum
+    goal: float
+    unit: str = FASTER
+
+    def value(self, values: list[float]) -> float:
+        if self.statistic == "geomean":
+            return statistics.geometric_mean(values)
+        return min(values) if self.statistic == "minimum" else max(values)
+
+    def met(self, value: float) -> bool:
+        """Ratios are to be reached, sizes and times not to be passed."""
+        return value <= self.goal if self.statistic == "maximum" else value >= self.goal
+
+
+TARGETS = (
+    Target("vector-planes", "linear 4096 x 4096, batch 1, sign, `planes`, over torch fp32", "minimum", 15.0),
+    Target("vector-planes-bf16", "linear 4096 x 4096, batch 1, sign, `planes`, over torch bf16", "minimum", 8.0),
+    Target("vector-mask", "linear 4096 x 4096, batch 1, sign, `mask`, over torch fp32", "minimum", 10.0),
+    Target("vector-seed", "linear 4096 x 4096, batch 1, sign, `seed`, over torch fp32", "minimum", 1.5),
+    Target("vector-seed-8", "the same with 8 threshold bits", "minimum", 2.5),
+    Target("vector-bytes", "linear, batch 1, uniform or normal, `mask`, over torch fp32", "minimum", 1.5),
+    Target("batch-planes", "linear, batch 64 to 512, sign, `planes`, over torch fp32", "minimum", 2.2),
+    Target("batch-planes-bf16", "linear, batch 64 to 512, sign, `planes`, over torch bf16", "minimum", 1.1),
+    Target("conv-planes", "conv2d of ResNet-18 and -50, sign, `planes`, over torch fp32", "geomean", 1.8),
+    Target("conv-planes", "the same, the slowest layer", "minimum", 1.0),
+    Target("conv-mask", "conv2d of ResNet-18 and -50, sign, `mask`, over torch fp32", "geomean", 1.6),
+    Target("conv-bytes", "conv2d of ResNet-18 and -50, uniform or normal, `mask`", "geomean", 0.9),
+    Target("select", "threshold over 11.2 M scores, over torch.sort", "minimum", 25.0),
+    Target(
+        "training-step",
+        "step of a search, ResNet-18 on 32x32 images, batch 32, sign, over the published method",
+        "minimum",
+        2.5,
+    ),
+    Target("training-pass", "forward and backward of it alone", "minimum", 1.2),
+    Target(
+        "training-memory", "memory of the step but for activations, bytes per weight", "maximum", 5.0, "bytes/weight"
+    ),
+    Target("ticket-load", "loading a ticket of ResNet-50, seconds", "maximum", 0.3, "s"),
+    Target("ticket-plain", "ticket of ResNet-50 without affine batch norm, MB", "maximum", 1.25, "MB"),
+    Target("ticket-affine", "ticket of ResNet-50 with affine batch norm, MB", "maximum", 1.45, "MB"),
+    Target("peak", "rise of process memory beyond activations, of the dense weight", "maximum", 1 / 8, "of dense"),
+    Target("call", "call without gradients of linear 16 x 16 and conv2d 8 to 8 on 8 x 8", "maximum", 2.0, LONGER),
+    Target("call-dense", "the same in `dense`", "maximum", 1.2, LONGER),
+    Target("call-train", "the same with backward, to scores and not to the weight", "maximum", 2.5, LONGER),
+    Target("auto-layer", "one layer in `auto`, over dense torch", "minimum", 0.97),
+    Target("auto-net", "a small net in `auto`, over dense torch", "minimum", 0.97),
+    Target("load-seed", "process memory of 24 layers 4096 x 4096 in `seed`", "maximum", 0.6, "bits/weight"),
+    Target("load-mask", "the same in `mask`", "maximum", 1.2, "bits/weight"),
+    Target("load-planes", "the same in `planes`", "maximum", 2.3, "bits/weight"),
+    Target("freeze-peak", "peak of process memory in `freeze_`, of the dense model", "maximum", 1.05, "of dense"),
+    Target("load-peak", "peak of process memory in `load_ticket`, of what stays", "maximum", 1.5, "of what stays"),
+)

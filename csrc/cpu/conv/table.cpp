@@ -1,0 +1,155 @@
+// Which kernel does a product: the first of the operation's table that serves it. What a kernel serves may depend on
+// shapes, strides, dtype, code and values of the inputs, never on residency or threads, for its bits may be its own.
+#include "cpu/conv/kernels.h"
+#include "cpu/depthwise/depthwise.h"
+#include "cpu/fma/fma.h"
+#include "cpu/lookup/lookup.h"
+#include "cpu/scores/scores.h"
+
+#if FK_HAS_AVX512
+#include "cpu/small_batch/small_batch.h"
+#endif
+#if FK_HAS_TILES
+#include "cpu/amx/amx.h"
+#endif
+
+namespace fk::FK_ISA_NS {
+
+namespace {
+
+template <class Call>
+struct Kernel {
+  KernelInfo info;
+  bool (*serves)(const Call&);
+  bool (*run)(const Call&);  // false where values of the inputs need the next kernel
+};
+
+template <auto kernel, class Call>
+bool always(const Call& c) {
+  kernel(c);
+  return true;
+}
+template <class Call>
+bool any(const Call&) {
+  return true;
+}
+
+constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
+#if FK_HAS_AVX512
+    {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
+#endif
+    {{"depthwise", "one channel per group, more than one group"}, depthwise_serves, always<depthwise, Call>},
+#if FK_HAS_TILES
+    {{"amx", "at least 8 rows per group, more than one pixel"}, tiles_serve, always<convolve_tiles, Call>},
+#endif
+#if FK_USES_LOOKUP
+    {{"lookup", "sign and constant codes, at least 16 rows per group and 5 pixels, enough reads of each table"},
+     lookup_serves,
+     always<convolve_lookup, Call>},
+#endif
+    {{"fma", "everything else"}, any<Call>, always<convolve_panels, Call>},
+};
+
+constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
+    {{"depthwise", "one row and one channel per group, more than one group"},
+     depthwise_transposed_serves,
+     always<depthwise_transposed, Call>},
+#if FK_HAS_TILES
+    {{"amx", "strides of 1, more than one pixel, enough rows and channels per group"},
+     transposed_tiles_serve,
+     always<convolve_transposed_tiles, Call>},
+#endif
+    {{"fma", "everything else"}, any<Call>, always<convolve_transposed_panels, Call>},
+};
+
+constexpr Kernel<ScoreCall> SCORE_KERNELS[] = {
+#if FK_HAS_TILES
+    {{"amx", "at least 96 rows per group (16 where both sides are bfloat16), 64 pixels and 32 columns"},
+     score_tiles_serve,
+     always<score_gradient_tiles, ScoreCall>},
+#endif
+    {{"along_pixels", "few rows per group: sums along the pixels, a quarter of a vector of rows at most"},
+     score_along_pixels_serves,
+     always<score_gradient_along_pixels, ScoreCall>},
+    {{"fma", "everything else"}, any<ScoreCall>, always<score_gradient_panels, ScoreCall>},
+};
+
+template <class Call, size_t N>
+void run(const Kernel<Call> (&kernels)[N], const Call& call) {
+  for (const Kernel<Call>& kernel : kernels) {
+    if (kernel.serves(call) && kernel.run(call)) return;
+  }
+}
+
+template <class Call, size_t N>
+const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
+  const Kernel<Call>* kernel = kernels;
+  while (!kernel->serves(call)) ++kernel;
+  return kernel->info.name;
+}
+
+template <class Call, size_t N>
+std::vector<KernelInfo> infos(const Kernel<Call> (&kernels)[N]) {
+  std::vector<KernelInfo> all;
+  for (const Kernel<Call>& kernel : kernels) all.push_back(kernel.info);
+  return all;
+}
+
+// Both sides with their pixels merged.
+struct Sides {
+  Geometry g;
+  Activations wide, narrow;
+
+  Sides(const Geometry& geometry, const Activations& wide_side, const Activations& narrow_side)
+      : g(geometry), wide(wide_side), narrow(narrow_side) {
+    merge_pixels(g, wide, narrow);
+  }
+  Call call(const Frozen& f, const Epilogue& epilogue, bool wide_result, int threads) const {
+    const int64_t* const size = wide_result ? g.wide : g.narrow;
+    return {f, g, wide, narrow, epilogue, threads, Layer(f, g), g.batch * size[0] * size[1] * size[2]};
+  }
+};
+
+void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+              const Epilogue& epilogue, int threads) {
+  const Sides sides(g, wide, narrow);
+  const Call call = sides.call(f, epilogue, false, threads);
+  if (call.pixels && f.rows) run(CONVOLVE_KERNELS, call);
+}
+
+void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
+                         const Epilogue& epilogue, int threads) {
+  const Sides sides(g, wide, narrow);
+  const Call call = sides.call(f, epilogue, true, threads);
+  if (call.pixels && f.cols) run(TRANSPOSED_KERNELS, call);
+}
+
+void score_gradient(const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow,
+                    const void* scores, void* out, int scores_dtype, int threads) {
+  const Sides sides(g, wide, narrow);
+  if (!f.rows || !f.cols) return;
+  run(SCORE_KERNELS, ScoreCall{f, sides.g, sides.wide, sides.narrow, Layer(f, g), scores, out, scores_dtype, threads});
+}
+
+std::vector<KernelInfo> list(Operation operation) {
+  if (operation == CONVOLVE) return infos(CONVOLVE_KERNELS);
+  return operation == CONVOLVE_TRANSPOSED ? infos(TRANSPOSED_KERNELS) : infos(SCORE_KERNELS);
+}
+
+const char* choose(Operation operation, const Frozen& f, const Geometry& g, const Activations& wide,
+                   const Activations& narrow) {
+  const Sides sides(g, wide, narrow);
+  if (operation == SCORE_GRADIENT) {
+    return first_of(SCORE_KERNELS,
+                    ScoreCall{f, sides.g, sides.wide, sides.narrow, Layer(f, g), nullptr, nullptr, FLOAT32, 1});
+  }
+  const Call call = sides.call(f, Epilogue{}, operation == CONVOLVE_TRANSPOSED, 1);
+  return operation == CONVOLVE ? first_of(CONVOLVE_KERNELS, call) : first_of(TRANSPOSED_KERNELS, call);
+}
+
+}  // namespace
+
+extern const ConvKernels conv_kernels;
+const ConvKernels conv_kernels = {convolve, convolve_transposed, score_gradient, list, choose};
+
+}  // namespace fk::FK_ISA_NS

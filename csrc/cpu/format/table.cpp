@@ -1,0 +1,32 @@
+#include "cpu/format/ops.h"
+
+namespace fk::FK_ISA_NS {
+
+extern const FormatKernels format_kernels;
+const FormatKernels format_kernels = {
+    codes,
+    draws,
+    partition,
+    uniform_scores,
+    histogram,
+    partition_counts,
+    offsets,
+    free_draws,
+    keep_plane,
+    pack_plane,
+    sign_plane,
+    byte_plane,
+    count_free,
+    pack,
+    unpack,
+    planes,
+    popcount,
+    select,
+    pack_above,
+    weight,
+    weight_grad_scores,
+    embedding,
+    embedding_grad_scores,
+};
+
+}  // namespace fk::FK_ISA_NS

@@ -1,0 +1,325 @@
+#include "cpu/lookup/lookup.h"
+
+#include "cpu/core/parallel.h"
+#include "cpu/lookup/plan.h"
+
+#if FK_USES_LOOKUP
+namespace fk::FK_ISA_NS {
+
+namespace {
+
+constexpr int64_t NOWHERE = INT64_MIN;
+constexpr int64_t LEAST_REUSE = 8;  // lookups of a table that pay for building it
+constexpr int SHARED_SLOT = 1;      // of the calling thread's scratch, whose own tasks use slot 0
+
+// One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each.
+struct Job {
+  const Frozen& f;
+  const Geometry& g;
+  const Layer layer;
+  const Activations& wide;
+  const Result result;
+  const Grid grid;
+  const LookupPlan plan;
+
+  void run(int threads) const;
+};
+
+int64_t block_vectors(const Layer& layer, int64_t block) {
+  return std::min<int64_t>(TILE_ROW_VECTORS, divide_up(layer.rows - block * BLOCK_ROWS, VL));
+}
+
+// Where the inputs of neighbouring source pixels lie as floats.
+struct Inputs {
+  const float* data;
+  int64_t pixel_step, channel_step;
+};
+
+// A part of a group's rows in a panel and the sums of a tile of pixels.
+class TileTask {
+ public:
+  TileTask(const Job& job, const LookupPanel& panel, int64_t group, int64_t first_block, int64_t panel_block,
+           int64_t blocks, int64_t tile)
+      : job_(job),
+        panel_(panel),
+        shape_(job.plan.shape),
+        group_(group),
+        first_block_(first_block),
+        panel_block_(panel_block),
+        blocks_(blocks),
+        rows_(std::min(job.layer.rows - first_block * BLOCK_ROWS, blocks * BLOCK_ROWS)),
+        ld_(round_up(rows_, VL)) {
+    const LookupPlan& plan = job.plan;
+    const int64_t along = tile % plan.tiles_along, down = tile / plan.tiles_along % plan.tiles_down;
+    plane_ = tile / plan.tiles_along / plan.tiles_down;
+    line0_ = down * plan.lines;
+    column0_ = along * plan.columns;
+  }
+
+  void run() {
+    if (taps_slide(job_.g)) {
+      slide();
+    } else {
+      pointwise();
+    }
+  }
+
+ private:
+  void slide();
+  void pointwise();
+  void find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const;
+  void build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const;
+  void build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const;
+  void build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const;
+  void add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels, float* sums) const;
+  void store(float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const;
+
+  bool by_channel() const { return job_.wide.stride[CHANNEL] == 1; }
+  bool in_place() const { return by_channel() && job_.wide.dtype == FLOAT32; }
+  int64_t channels_of(int64_t chunk) const {
+    return std::min(TRIPLE * shape_.groups_of(chunk), shape_.channels - TRIPLE * chunk * shape_.chunk);
+  }
+  int64_t first_channel(int64_t chunk) const { return group_ * job_.layer.channels + TRIPLE * chunk * shape_.chunk; }
+  // Sums and, transposed, 16 rows of them.
+  int64_t sum_floats(int64_t pixels) const { return round_up(pixels, VL) * (ld_ + VL); }
+
+  const Job& job_;
+  const LookupPanel& panel_;
+  const LookupShape& shape_;
+  const int64_t group_, first_block_, panel_block_, blocks_, rows_, ld_;
+  int64_t plane_, line0_, column0_;
+  const TableBuilder builder_;
+};
+
+void TileTask::build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const {
+  const int64_t channels = channels_of(chunk), next = shape_.groups_of(chunk) * TABLE;
+  const auto run = [&, builder = builder_](auto step) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      builder.build(inputs.data + p * inputs.pixel_step, step, channels, tables + p * next);
+    }
+  };
+  if (inputs.channel_step == 1) {
+    run(std::integral_constant<int64_t, 1>());
+  } else {
+    run(inputs.channel_step);
+  }
+}
+
+void TileTask::add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels,
+                            float* sums) const {
+  for (int64_t b = 0; b < blocks_; ++b) {
+    const LookUp look_up = find_lookup(block_vectors(job_.layer, first_block_ + b), pixels);
+    look_up(panel_.at(chunk, panel_block_ + b), path, tables, chunk > 0, sums + b * BLOCK_ROWS, ld_);
+  }
+}
+
+// Tables of `columns` source pixels from `from` on, those outside the source zero.
+void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const {
+  const Geometry& g = job_.g;
+  const int64_t channels = channels_of(chunk), step = shape_.groups_of(chunk) * TABLE;
+  const bool inside =
+      from.x[0] >= 0 && from.x[0] < g.wide[0] && from.x[1] >= 0 && from.x[1] < g.wide[1] && from.x[2] < g.wide[2];
+  const int64_t begin = inside ? std::clamp<int64_t>(-from.x[2], 0, columns) : columns;
+  const int64_t end = inside ? std::clamp<int64_t>(g.wide[2] - from.x[2], begin, columns) : columns;
+  clear(tables, begin * step);
+  clear(tables + end * step, (columns - end) * step);
+  if (begin == end) return;
+  const int64_t* const stride = job_.wide.stride;
+  const int64_t next = stride[SPATIAL + 2], batch = plane_ / g.narrow[0];
+  const int64_t offset = batch * stride[BATCH] + from.x[0] * stride[SPATIAL] + from.x[1] * stride[SPATIAL + 1] +
+                         (from.x[2] + begin) * next + first_channel(chunk) * stride[CHANNEL];
+  if (in_place()) {
+    build({static_cast<const float*>(job_.wide.data) + offset, next, 1}, end - begin, chunk, tables + begin * step);
+    return;
+  }
+  const Inputs inputs = by_channel() ? Inputs{staged, TRIPLE * shape_.chunk, 1} : Inputs{staged, 1, columns};
+  with_dtype(job_.wide.dtype, [&](auto dtype) {
+    const auto* source = static_cast<const typename Element<dtype>::Type*>(job_.wide.data) + offset;
+    if (by_channel()) {
+      for (int64_t p = 0; p < end - begin; ++p, source += next) {
+        read<dtype>(source, 1, channels, staged + p * inputs.pixel_step);
+      }
+    } else {
+      for (int64_t c = 0; c < channels; ++c, source += stride[CHANNEL]) {
+        read<dtype>(source, next, end - begin, staged + c * inputs.channel_step);
+      }
+    }
+  });
+  build(inputs, end - begin, chunk, tables + begin * step);
+}
+
+void TileTask::build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const {
+  const Geometry& g = job_.g;
+  const int64_t line_step = window.line_step(shape_.groups_of(chunk));
+  for (int64_t z = 0; z < window.planes; ++z) {
+    for (int64_t line = 0; line < window.lines; ++line, tables += line_step) {
+      const Position from{{plane_ % g.narrow[0] * g.stride[0] + z * g.dilation[0] - g.padding[0],
+                           line0_ * g.stride[1] + line - g.padding[1], column0_ * g.stride[2] - g.padding[2]}};
+      build_line(chunk, from, window.columns, staged, tables);
+    }
+  }
+}
+
+void TileTask::slide() {
+  const Geometry& g = job_.g;
+  const int64_t lines = std::min(job_.plan.lines, g.narrow[1] - line0_);
+  const int64_t columns = std::min(job_.plan.columns, g.narrow[2] - column0_);
+  const int64_t pixels = lines * columns;
+  const LookupWindow window(g, lines, columns);
+  const int64_t staged_floats = TRIPLE * shape_.chunk * window.columns;
+  Scratch scratch(4 * (window.floats(shape_.chunk) + staged_floats + sum_floats(pixels)) + 8 * shape_.entries +
+                  lines * static_cast<int64_t>(sizeof(Run)) + 1024);
+  float* const tables = scratch.take<float>(window.floats(shape_.chunk));
+  float* const staged = scratch.take<float>(staged_floats);
+  float* const sums = scratch.take<float>(sum_floats(pixels));
+  int64_t* const offsets = scratch.take<int64_t>(shape_.entries);
+  Run* const runs = scratch.take<Run>(lines);
+  for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
+    build_window(chunk, window, staged, tables);
+    const int64_t groups = shape_.groups_of(chunk), pixel_step = groups * TABLE, line_step = window.line_step(groups);
+    for (int64_t i = 0; i < shape_.entries; ++i) {
+      const Position tap = tap_position(g, i * shape_.run_taps);
+      offsets[i] =
+          (tap.x[0] * window.lines + tap.x[1] * g.dilation[1]) * line_step + tap.x[2] * g.dilation[2] * pixel_step;
+    }
+    const Path path{offsets, shape_.entries, shape_.run_taps * groups};
+    const int64_t tiles = divide_up(pixels, TILE_PIXELS);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
+      const float* at[TILE_PIXELS];
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t line = (first + p) / columns, column = (first + p) % columns;
+        at[p] = tables + line * g.stride[1] * line_step + column * g.stride[2] * pixel_step;
+      }
+      add_products(chunk, path, at, count, sums + first * ld_);
+    }
+  }
+  const int64_t q0 = plane_ % g.narrow[0], batch = plane_ / g.narrow[0];
+  for (int64_t i = 0; i < lines; ++i) runs[i] = {i * columns, columns, batch, {{q0, line0_ + i, column0_}}};
+  store(sums, sums + round_up(pixels, VL) * ld_, runs, lines, pixels);
+}
+
+// Offset of each pixel's source; pixels of the padding get NOWHERE.
+void TileTask::find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const {
+  std::fill_n(offsets, pixels, NOWHERE);
+  const int64_t step = job_.grid.step[2] * job_.wide.stride[SPATIAL + 2];
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t p = 0; p < spans[i].count; ++p) offsets[spans[i].lane + p] = spans[i].offset + p * step;
+  }
+}
+
+// One tap: tables are built for a tile of registers at a time and stay in the first-level cache.
+void TileTask::pointwise() {
+  const int64_t pixels = std::min(job_.plan.columns, job_.grid.pixels() - column0_);
+  const int64_t lanes = round_up(pixels, VL) + VL, floats = shape_.chunk * TABLE;
+  const int64_t staged_floats = in_place() ? 0 : by_channel() ? pixels * LD : TRIPLE * shape_.chunk * lanes;
+  Scratch scratch(4 * (TILE_PIXELS * floats + staged_floats + sum_floats(pixels)) +
+                  pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span) + sizeof(int64_t)) + 1024);
+  float* const tables = scratch.take<float>(TILE_PIXELS * floats);
+  float* const staged = scratch.take<float>(staged_floats);
+  float* const sums = scratch.take<float>(sum_floats(pixels));
+  Run* const runs = scratch.take<Run>(pixels);
+  Span* const spans = scratch.take<Span>(pixels);
+  int64_t* const offsets = scratch.take<int64_t>(pixels);
+  const int64_t run_count = find_runs(job_.grid, column0_, pixels, runs);
+  const int64_t span_count = find_spans(job_.grid, job_.wide, narrow_shift(job_.g, 0), runs, run_count, spans);
+  find_offsets(spans, span_count, pixels, offsets);
+  const int64_t zero = 0, tiles = divide_up(pixels, TILE_PIXELS);
+
+  for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
+    const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), from = first_channel(chunk);
+    if (!in_place() && by_channel()) {
+      pack_channels(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged);
+    } else if (!in_place()) {
+      pack_lanes(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged, lanes);
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
+      const float* at[TILE_PIXELS];
+      for (int64_t p = 0; p < count; ++p) {
+        float* const own = tables + p * groups * TABLE;
+        at[p] = own;
+        if (!in_place()) {
+          build(by_channel() ? Inputs{staged + (first + p) * LD, LD, 1} : Inputs{staged + first + p, 1, lanes}, 1,
+                chunk, own);
+        } else if (offsets[first + p] == NOWHERE) {
+          clear(own, groups * TABLE);
+        } else {
+          build({static_cast<const float*>(job_.wide.data) + offsets[first + p] + from, 0, 1}, 1, chunk, own);
+        }
+      }
+      add_products(chunk, {&zero, 1, groups}, at, count, sums + first * ld_);
+    }
+  }
+  store(sums, sums + round_up(pixels, VL) * ld_, runs, run_count, pixels);
+}
+
+void TileTask::store(float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const {
+  const int64_t channel = group_ * job_.layer.rows + first_block_ * BLOCK_ROWS;
+  if (job_.result.side.stride[CHANNEL] == 1) {
+    job_.result.store_channels(sums, ld_, channel, rows_, runs, count);
+    return;
+  }
+  const int64_t lanes = round_up(pixels, VL);
+  for (int64_t row = 0; row < rows_; row += VL) {
+    transpose(sums + row, ld_, pixels, VL, turned, lanes);
+    job_.result.store_lanes(turned, lanes, channel + row, std::min<int64_t>(VL, rows_ - row), runs, count);
+  }
+}
+
+// Panel by panel: all indices are made once, then used by every tile of pixels.
+void Job::run(int threads) const {
+  const LookupPanel largest{plan.shape, plan.panel_groups * plan.panel_blocks, plan.vectors, nullptr};
+  Scratch shared(largest.bytes(), SHARED_SLOT);
+  uint8_t* const indices = shared.take<uint8_t>(largest.bytes());
+  for (int64_t group0 = 0; group0 < layer.groups; group0 += plan.panel_groups) {
+    const int64_t groups = std::min(plan.panel_groups, layer.groups - group0);
+    for (int64_t block0 = 0; block0 < plan.blocks; block0 += plan.panel_blocks) {
+      const int64_t blocks = std::min(plan.panel_blocks, plan.blocks - block0);
+      const LookupPanel panel{plan.shape, groups * blocks, plan.vectors, indices};
+      parallel_for(threads, groups * blocks * plan.vectors, [&](int64_t i) {
+        const int64_t at = i / plan.vectors, vector = i % plan.vectors;
+        const int64_t group = group0 + at / blocks, block = block0 + at % blocks;
+        const int64_t vectors = block_vectors(layer, block), row = block * BLOCK_ROWS + vector * VL;
+        if (vector >= vectors) return;
+        Scratch scratch(IndexPacker::scratch_bytes(f));
+        IndexPacker packer(f, scratch);
+        packer.read_rows(group * layer.rows + row, std::min<int64_t>(VL, layer.rows - row));
+        for (int64_t c = 0; c < plan.shape.chunks(); ++c) {
+          packer.pack(plan.shape, c, panel.at(c, at) + 64 * vector, 64 * vectors);
+        }
+      });
+      const int64_t part = plan.split_blocks(), parts = divide_up(blocks, part);
+      parallel_for(threads, groups * parts * plan.tiles(), [&](int64_t i) {
+        const int64_t piece = i / plan.tiles(), first = piece % parts * part, group = piece / parts;
+        TileTask(*this, panel, group0 + group, block0 + first, group * blocks + first, std::min(part, blocks - first),
+                 i % plan.tiles())
+            .run();
+      });
+    }
+  }
+}
+
+}  // namespace
+
+bool lookup_serves(const Call& c) {
+  if (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) return false;
+  const Layer& layer = c.layer;
+  const Geometry& g = c.g;
+  if (layer.rows < VL || !layer.channels || c.pixels < TILE_PIXELS) return false;
+  const int64_t vectors = divide_up(layer.rows, VL);
+  if (!taps_slide(g)) return vectors >= LEAST_REUSE;
+  const int64_t lines = std::min<int64_t>(g.narrow[1], 8), columns = std::min<int64_t>(g.narrow[2], 16);
+  const LookupWindow window(g, lines, columns);
+  return 4 * window.floats(lookup_shape(g, layer.channels).chunk) <= STRIP_BYTES &&
+         lines * columns * layer.taps * vectors >= LEAST_REUSE * window.pixels();
+}
+
+void convolve_lookup(const Call& c) {
+  const LookupPlan plan(c.g, c.layer, c.threads);
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan}.run(c.threads);
+}
+
+}  // namespace fk::FK_ISA_NS
+
+#endif

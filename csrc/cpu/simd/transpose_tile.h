@@ -1,0 +1,75 @@
+// to[j][i] = from[i][j] for one tile of VL x VL 32-bit values; row strides in bytes.
+#pragma once
+#include "cpu/simd/simd.h"
+
+namespace fk::FK_ISA_NS {
+
+#if FK_HAS_AVX512
+// 16 bytes to each quarter of a vector: loads with a mask, which do not need the one port that shuffles.
+FK_INLINE __m512i load_quarters(const char* from, int64_t stride) {
+  const auto quarter = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + row * stride)); };
+  __m512i x = _mm512_castsi128_si512(quarter(0));
+  x = _mm512_mask_broadcast_i32x4(x, 0x00F0, quarter(4));
+  x = _mm512_mask_broadcast_i32x4(x, 0x0F00, quarter(8));
+  return _mm512_mask_broadcast_i32x4(x, 0xF000, quarter(12));
+}
+
+FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    // Quarter q of x[i] holds columns 4 * j to 4 * j + 3 of row 4 * q + i.
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      x[i] = load_quarters(static_cast<const char*>(from) + i * stride_from + 16 * j, stride_from);
+    const __m512i low0 = _mm512_unpacklo_epi32(x[0], x[1]), low1 = _mm512_unpacklo_epi32(x[2], x[3]);
+    const __m512i high0 = _mm512_unpackhi_epi32(x[0], x[1]), high1 = _mm512_unpackhi_epi32(x[2], x[3]);
+    char* const out = static_cast<char*>(to) + 4 * j * stride_to;
+    _mm512_storeu_si512(out, _mm512_unpacklo_epi64(low0, low1));
+    _mm512_storeu_si512(out + stride_to, _mm512_unpackhi_epi64(low0, low1));
+    _mm512_storeu_si512(out + 2 * stride_to, _mm512_unpacklo_epi64(high0, high1));
+    _mm512_storeu_si512(out + 3 * stride_to, _mm512_unpackhi_epi64(high0, high1));
+  }
+}
+#elif FK_HAS_AVX2
+inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  const auto row = [&](int i) {
+    return reinterpret_cast<const float*>(static_cast<const char*>(from) + i * stride_from);
+  };
+  const auto column = [&](int j) { return reinterpret_cast<float*>(static_cast<char*>(to) + j * stride_to); };
+  __m256 a[8], b[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(row(i));
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+  }
+  // Half h of a[4 * i + j] becomes column 4 * h + j of rows 4 * i to 4 * i + 3.
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256d low0 = _mm256_castps_pd(b[i]), low1 = _mm256_castps_pd(b[i + 2]);
+    const __m256d high0 = _mm256_castps_pd(b[i + 1]), high1 = _mm256_castps_pd(b[i + 3]);
+    a[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(low0, low1));
+    a[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low0, low1));
+    a[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(high0, high1));
+    a[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high0, high1));
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    _mm256_storeu_ps(column(j), _mm256_permute2f128_ps(a[j], a[4 + j], 0x20));
+    _mm256_storeu_ps(column(4 + j), _mm256_permute2f128_ps(a[j], a[4 + j], 0x31));
+  }
+}
+#else
+inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  for (int i = 0; i < VL; ++i) {
+    for (int j = 0; j < VL; ++j) {
+      memcpy(static_cast<char*>(to) + j * stride_to + 4 * i, static_cast<const char*>(from) + i * stride_from + 4 * j,
+             4);
+    }
+  }
+}
+#endif
+
+}  // namespace fk::FK_ISA_NS

@@ -1,0 +1,55 @@
+#include "cpu/small_batch/small_batch.h"
+
+#include "cpu/core/parallel.h"
+
+#if FK_HAS_TILES
+#include "cpu/small_batch/digits.h"
+#elif FK_HAS_AVX512
+#include "cpu/small_batch/tables.h"
+#endif
+
+#if FK_HAS_AVX512
+
+namespace fk::FK_ISA_NS {
+
+namespace {
+
+// Calls sums(row0, rows, out) for all rows, ROWS at a time, and stores what comes out.
+template <class Sums, class Input>
+void run_blocks(const Frozen& f, const Input& input, const Result& result, const Run* runs, int64_t run_count,
+                int threads) {
+  constexpr int64_t R = Sums::ROWS;
+  const int64_t blocks = divide_up(f.rows, R);
+  // Long enough that a thread reads planes in order, short enough that none waits for another at the end.
+  const int64_t per_task = std::clamp<int64_t>(blocks / (8 * threads), 1, 256 / R);
+  parallel_for(threads, divide_up(blocks, per_task), [&](int64_t task) {
+    Scratch scratch(Sums::SCRATCH_BYTES + input.pixels() * R * 4);
+    Sums sums(f, input, scratch);
+    float* const out = scratch.take<float>(input.pixels() * R);
+    for (int64_t block = task * per_task; block < std::min((task + 1) * per_task, blocks); ++block) {
+      const int64_t row0 = block * R, rows = std::min(R, f.rows - row0);
+      sums(row0, rows, out);
+      result.store_channels(out, R, row0, rows, runs, run_count);
+    }
+  });
+}
+
+}  // namespace
+
+bool small_batch_serves(const Call& c) {
+  return c.layer.groups == 1 && c.pixels <= VectorSums::PIXELS && VectorSums::serves(c.f);
+}
+
+bool convolve_small_batch(const Call& call) {
+  const Grid grid = narrow_grid(call.g);
+  Run runs[VectorSums::PIXELS];
+  const int64_t run_count = find_runs(grid, 0, call.pixels, runs);
+  const VectorInput input(call.f, call.g, call.wide, grid, runs, run_count);
+  if (!VectorSums::Input::serves(input, call.f)) return false;
+  run_blocks<VectorSums>(call.f, VectorSums::Input(input, call.f), narrow_result(call), runs, run_count, call.threads);
+  return true;
+}
+
+}  // namespace fk::FK_ISA_NS
+
+#endif

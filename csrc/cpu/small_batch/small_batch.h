@@ -1,0 +1,20 @@
+// Layers of one to four result pixels: batch 1. Each weight is used once or little more, so what counts is how many
+// instructions turn stored or drawn bits into a term of a sum, not the multiplications.
+#pragma once
+#include "cpu/conv/layer.h"
+
+namespace fk::FK_ISA_NS {
+
+#if FK_HAS_TILES
+constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, at most 65536 columns, inputs of a common range";
+#else
+constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, sign and constant codes, inputs far from overflow";
+#endif
+
+// What decides is the shape, the code and the inputs, never residency or threads.
+bool small_batch_serves(const Call& call);
+// narrow = W wide, or false where a sum of table entries or of integers would not treat the inputs as a sum of products
+// does.
+bool convolve_small_batch(const Call& call);
+
+}  // namespace fk::FK_ISA_NS

@@ -1,0 +1,70 @@
+"""The compiled extension: whether it is there, and what of tensors it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...format import CODES, Pack, check_code
+from ..checks import checked_header, checked_pack, checked_scores
+from ..errors import Unsupported
+
+_C: Any
+try:
+    from ... import _C  # type: ignore[attr-defined,no-redef]
+
+    _missing = ""
+except ImportError as error:
+    _C, _missing = None, f"the extension is not built ({error})"
+
+DEVICES = ("cpu",)
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+threads = torch.get_num_threads
+
+
+def reasons() -> list[str]:
+    """Why this backend is not live. RuntimeError where FROZEN_KERNELS_ISA asks for what this machine lacks."""
+    if _C is None:
+        return [_missing]
+    _C.isa()
+    return []
+
+
+def check_cpu(name: str, t: Tensor) -> None:
+    if not t.is_cpu:
+        raise Unsupported(f"{name} is on {t.device}; the CPU kernels need cpu")
+
+
+def header_of(header: Tensor) -> Tensor:
+    """A header that the extension reads: contiguous, on the CPU."""
+    check_cpu("header", header)
+    return checked_header(header)
+
+
+def code_id(code: str) -> int:
+    return CODES.index(check_code(code))
+
+
+def score_args(scores: Tensor, header: Tensor) -> tuple[tuple[int, int, int], Tensor]:
+    """Address, count and dtype of scores, and the contiguous tensor that they point into."""
+    scores = checked_scores(scores, header)
+    return (scores.data_ptr(), scores.numel(), DTYPES[scores.dtype]), scores
+
+
+def pack_args(pack: Pack) -> tuple[tuple[int, ...], Pack]:
+    """A frozen tensor as the extension takes it, and the contiguous tensors that it points into."""
+    check_cpu("header", pack.header)
+    held, rows, cols = checked_pack(pack)
+    header, supermask, offsets, keep, draw, _, code, _ = held
+    at = header.data_ptr()
+
+    def address(t: Tensor | None) -> int:
+        # an empty tensor has no address, yet says which residency this is
+        return 0 if t is None else t.data_ptr() or at
+
+    size = 0 if supermask is None else supermask.numel()
+    args = (at, CODES.index(code), rows, cols, address(supermask), size, address(offsets), address(keep), address(draw))
+    return args, held

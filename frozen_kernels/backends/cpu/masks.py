@@ -1,0 +1,96 @@
+"""Bit planes and supermask streams on the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...format import Pack, chunks, matrix_shape, words
+from ..checks import checked_bits, checked_offsets, keep_and_partition, matrix, operand
+from .extension import _C, check_cpu, code_id, header_of, pack_args, threads
+
+
+def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
+    header, out = header_of(header), torch.empty(rows * chunks(cols) + 1, dtype=torch.int64)
+    _C.offsets(header.data_ptr(), rows, cols, out.data_ptr(), threads())
+    return out
+
+
+def with_offsets(pack: Pack) -> Pack:
+    """A pack with the stream offsets that a score gradient needs; made where the tensor does not hold them."""
+    if pack.offsets is not None:
+        return pack
+    return pack._replace(offsets=offsets(pack.header, *matrix_shape(pack.shape)))
+
+
+def pack(keep: Tensor, partition: Tensor) -> Tensor:
+    check_cpu("keep", keep)
+    keep, partition = keep_and_partition(keep, partition)
+    rows, cols = keep.shape
+    free = _C.count_free(partition.data_ptr(), partition.numel(), threads())
+    out = torch.empty(-(-free // 8), dtype=torch.uint8)
+    _C.pack(keep.data_ptr(), partition.data_ptr(), rows, cols, out.data_ptr(), out.numel(), threads())
+    return out
+
+
+def unpack(stream: Tensor, partition: Tensor) -> Tensor:
+    check_cpu("stream", stream)
+    stream = operand("stream", stream, stream.device, torch.uint8)
+    partition = matrix("partition", partition, stream.device, torch.int8)
+    rows, cols = partition.shape
+    free = _C.count_free(partition.data_ptr(), partition.numel(), threads())
+    if stream.numel() != -(-free // 8):
+        raise ValueError(f"stream: {-(-free // 8)} bytes expected for {free} free weights, got {stream.numel()}")
+    out = torch.empty(rows, cols, dtype=torch.bool)
+    address = stream.data_ptr()
+    _C.unpack(address, stream.numel(), partition.data_ptr(), rows, cols, out.data_ptr(), threads())
+    return out
+
+
+def planes(keep: Tensor) -> Tensor:
+    check_cpu("keep", keep)
+    keep = matrix("keep", keep, keep.device, torch.bool)
+    rows, cols = keep.shape
+    out = torch.empty(rows, words(cols), dtype=torch.int32)
+    _C.planes(keep.data_ptr(), rows, cols, out.data_ptr(), threads())
+    return out
+
+
+def _mask_args(
+    header: Tensor, supermask: Tensor | None, offsets: Tensor, keep: Tensor | None, rows: int, cols: int
+) -> tuple[tuple[int, ...], Pack]:
+    return pack_args(Pack(header, supermask, offsets, keep, None, None, "constant", (rows, cols)))
+
+
+def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+    args, _held = _mask_args(header, supermask, offsets, None, rows, cols)
+    out = torch.empty(rows, words(cols), dtype=torch.int32)
+    _C.keep_plane(args, out.data_ptr(), threads())
+    return out
+
+
+def pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+    offsets = checked_offsets(offsets, header, rows, cols)
+    args, _held = _mask_args(header, None, offsets, keep, rows, cols)
+    out = torch.empty(-(-int(offsets[-1]) // 8), dtype=torch.uint8)
+    _C.pack_plane(args, out.data_ptr(), out.numel(), threads())
+    return out
+
+
+def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
+    """The stored draws of a code: a sign plane, or a byte per element."""
+    header, kind = header_of(header), code_id(code)
+    if code == "constant":
+        raise ValueError("code: 'constant' has no draw to store")
+    if code == "sign":
+        out = torch.empty(rows, words(cols), dtype=torch.int32)
+    else:
+        out = torch.empty(rows, cols, dtype=torch.uint8)
+    _C.draw_plane(header.data_ptr(), kind, rows, cols, out.data_ptr(), threads())
+    return out
+
+
+def popcount(bits: Tensor) -> Tensor:
+    check_cpu("bits", bits)
+    bits = checked_bits(bits)
+    return torch.tensor(_C.popcount(bits.data_ptr(), bits.numel() * bits.element_size(), threads()), dtype=torch.int64)

@@ -1,0 +1,295 @@
+"""Prepared calls on the CPU: the extension holds pointers and geometry, Python makes the result and names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ... import calls
+from ...calls import Geometry
+from ...format import memory_format_of
+from ...tensor import FrozenTensor
+from .extension import _C, DTYPES, pack_args
+from .product import LARGE_RESULT
+
+_threads = torch.get_num_threads
+_strided = torch.strided
+_linear = F.linear
+_unwatched = calls.unwatched
+
+
+def _plain(x: Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype is dtype and x.is_cpu and x.layout is _strided and not x.is_neg()
+
+
+def _filled(out: Tensor) -> Tensor:
+    """A fresh result; a large one is asked to lie in huge pages before it is written."""
+    if out.nbytes >= LARGE_RESULT:
+        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
+class _Train(torch.autograd.Function):
+    """A prepared call with gradients, for eager calls that nothing watches."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, scores: Tensor | None, call: _Fused) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.call = call
+        # the mask is among them, so that a backward after new masks is an error
+        ctx.save_for_backward(x if scores is not None else None, scores, call.record.keep, call.record.supermask)
+        ctx.size, ctx.bias_dtype = x.shape, None if bias is None else bias.dtype
+        y = call.forward(x)
+        y = call.forward(x.contiguous()) if y is None else y
+        assert y is not None  # `serves` said so
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        if grad is None:
+            return None, None, None, None
+        call, (x, scores, _, _) = ctx.call, ctx.saved_tensors
+        need_x, need_bias, need_scores, _ = ctx.needs_input_grad
+        # a derivative of this one, or somebody who watches, takes the ops
+        if torch.is_grad_enabled() or not (_plain(grad, call.dtype) and type(grad) is Tensor and calls.unwatched()):
+            return *call.backward_by_ops(ctx, grad, x, scores), None
+        grad_x = call.grad_input(grad, ctx.size) if need_x else None
+        grad_bias = call.grad_bias(grad).to(ctx.bias_dtype) if need_bias else None
+        grad_scores = call.grad_scores(grad, x, scores) if need_scores else None
+        return grad_x, grad_bias, grad_scores, None
+
+
+class _Fused:
+    """A layer on the extension's kernels: what linear layers and convolutions have in common."""
+
+    def __init__(
+        self,
+        record: FrozenTensor,
+        geometry: Geometry,
+        bias: Tensor | None,
+        gain: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        (args, packed), spatial = pack_args(record.pack()), len(record.shape) - 2
+        self.record, self.geometry, self.dtype = record, geometry, dtype
+        self.shape, self.spatial = record.shape, spatial
+        self.tensors = (packed, bias, gain)  # the call points into their memory
+        self.trains = gain is None and not relu
+        numbers = (
+            (record.shape[2:], 1), (geometry.stride, 1), (geometry.padding, 0),
+            (geometry.output_padding or (0,) * spatial, 0), (geometry.dilation, 1),
+        )  # fmt: skip
+        self.call = _C.Call(
+            args,
+            DTYPES[dtype],
+            geometry.op.startswith("conv_transpose"),
+            spatial,
+            geometry.groups,
+            [(*[fill] * (3 - spatial), *values) for values, fill in numbers],
+            (0, 0, 0) if bias is None else (bias.data_ptr(), DTYPES[bias.dtype], bias.stride(0)),
+            (0, 0) if gain is None else (gain.data_ptr(), gain.stride(0)),
+            relu,
+        )
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        if not (self.trains and calls.unwatched() and self.call.current() and self.serves(x)):
+            return None
+        return _Train.apply(x, bias, scores, self)
+
+    def serves(self, x: Tensor) -> bool:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        raise NotImplementedError
+
+    def backward_by_ops(self, ctx: Any, grad: Tensor, x: Tensor | None, scores: Tensor | None) -> tuple[Any, ...]:
+        """The same gradients through ops, which have derivatives of their own."""
+        need_x, need_bias, need_scores, _ = ctx.needs_input_grad
+        g, pack = self.geometry, self.record.pack()
+        others: list[Any] = [] if g.op == "linear" else [list(g.stride), list(g.padding)]
+        if g.op.startswith("conv_transpose"):
+            others.append(list(g.output_padding))
+        if others:
+            others += [list(g.dilation), g.groups]
+        op = getattr(torch.ops.frozen_kernels, f"{g.op}_grad_input")
+        size = (list(ctx.size),) if others else ()
+        grad_x = op(grad, *size, *pack, *others, scores=scores) if need_x else None
+        grad_bias = self.grad_bias(grad).to(ctx.bias_dtype) if need_bias else None
+        grad_scores = None
+        if need_scores:
+            grad_scores = getattr(torch.ops.frozen_kernels, f"{g.op}_grad_scores")(grad, x, scores, *pack, *others)
+        return grad_x, grad_bias, grad_scores
+
+    def grad_bias(self, grad: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
+        raise NotImplementedError
+
+    def grad_scores(self, grad: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Linear(_Fused):
+    def serves(self, x: Tensor) -> bool:
+        return _plain(x, self.dtype) and x.dim() > 0 and x.shape[-1] == self.shape[1] and x.numel() > 0
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        rows, cols = self.shape
+        if (
+            not _unwatched()
+            or x.dtype is not self.dtype
+            or not x.is_cpu
+            or x.layout is not _strided
+            or x.is_neg()
+            or not x.is_contiguous()
+        ):
+            return None
+        shape = x.shape
+        if len(shape) == 2:
+            pixels, width = shape
+            if width != cols or not pixels:
+                return None
+            y = x.new_empty((pixels, rows))
+        else:
+            if not shape or shape[-1] != cols or not x.numel():
+                return None
+            pixels = x.numel() // cols
+            y = x.new_empty((*shape[:-1], rows))
+        if pixels * rows > _LARGE_COUNT:
+            _filled(y)
+        return y if self.call.rows(x.data_ptr(), pixels, y.data_ptr(), _threads()) else None
+
+    def grad_bias(self, grad: Tensor) -> Tensor:
+        dims = list(range(grad.dim() - 1))
+        return grad.sum(dims) if dims else grad.clone()
+
+    def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
+        grad = grad.contiguous()
+        out = _filled(grad.new_empty(size))
+        self.call.rows_back(grad.data_ptr(), grad.numel() // self.shape[0], out.data_ptr(), _threads())
+        return out
+
+    def grad_scores(self, grad: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        grad, x, scores = grad.contiguous(), x.contiguous(), scores.contiguous()
+        out = torch.empty_like(scores)
+        self.call.rows_scores(
+            x.data_ptr(), grad.data_ptr(), x.numel() // self.shape[1], scores.data_ptr(), scores.numel(),
+            DTYPES[scores.dtype], out.data_ptr(), _threads(),
+        )  # fmt: skip
+        return out
+
+
+class _Convolution(_Fused):
+    def serves(self, x: Tensor) -> bool:
+        return _plain(x, self.dtype) and self.call.size(x.shape) is not None
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        if not _unwatched() or x.dtype is not self.dtype or not x.is_cpu or x.layout is not _strided or x.is_neg():
+            return None
+        shape = x.shape
+        size = self.call.size(shape)
+        if size is None:
+            return None
+        y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
+        if y.numel() > _LARGE_COUNT:
+            _filled(y)
+        done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
+        return y if done else None
+
+    def _empty(self, size: Any, like: Tensor) -> Tensor:
+        return torch.empty(size, dtype=like.dtype, memory_format=memory_format_of(like))
+
+    def grad_bias(self, grad: Tensor) -> Tensor:
+        return grad.sum([0, *range(2, grad.dim())])
+
+    def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
+        out = _filled(self._empty(size, grad))
+        self.call.convolve_back(
+            grad.data_ptr(), grad.shape, grad.stride(), out.data_ptr(), size, out.stride(), _threads()
+        )
+        return out
+
+    def grad_scores(self, grad: Tensor, x: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.contiguous()
+        out = torch.empty_like(scores)
+        self.call.convolve_scores(
+            x.data_ptr(), x.shape, x.stride(), grad.data_ptr(), grad.shape, grad.stride(), scores.data_ptr(),
+            scores.numel(), DTYPES[scores.dtype], out.data_ptr(), _threads(),
+        )  # fmt: skip
+        return out
+
+
+class _Dense:
+    """The dense residency without scores: torch's own layer on the effective weight, which every mode sees as such."""
+
+    def __init__(self, record: FrozenTensor, geometry: Geometry, bias: Tensor | None, dtype: torch.dtype) -> None:
+        assert record.dense is not None
+        self.weight: Tensor = record.dense
+        self.bias, self.dtype = bias, dtype
+        self.transposed = geometry.op.startswith("conv_transpose")
+        self.function: Any = getattr(F, geometry.op)
+        g = geometry
+        self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
+            g.stride, g.padding, g.dilation, g.groups)  # fmt: skip
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        raise NotImplementedError
+
+
+class _DenseLinear(_Dense):
+    def forward(self, x: Tensor) -> Tensor | None:
+        try:
+            return _linear(x, self.weight, self.bias)
+        except RuntimeError:
+            return None  # the op says what does not fit
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        if scores is not None:
+            return None
+        try:
+            return _linear(x, self.weight, bias)
+        except RuntimeError:
+            return None  # the op says what does not fit
+
+
+class _DenseConvolution(_Dense):
+    def forward(self, x: Tensor) -> Tensor | None:
+        return self.train(x, self.bias, None)
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        if scores is not None or x.dim() != self.weight.dim():
+            return None
+        try:
+            y = self.function(x, self.weight, bias, *self.numbers)
+        except RuntimeError:
+            return None  # the op says what does not fit
+        return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
+
+
+_LARGE_COUNT = LARGE_RESULT // 4
+
+
+def prepare(
+    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
+) -> calls.Prepared | None:
+    """A call of a layer on the CPU; None for what these kernels do not serve, or a state that is not whole."""
+    if any(t is not None and (t.device.type != "cpu" or t.dim() != 1) for t in (record.header, bias, gain)):
+        return None
+    if bias is not None and bias.dtype is not dtype:
+        return None
+    linear = geometry.op == "linear"
+    if record.dense is not None:
+        if gain is not None or relu or record.dense.dtype is not dtype:
+            return None
+        return (_DenseLinear if linear else _DenseConvolution)(record, geometry, bias, dtype)
+    if _C is None or dtype not in DTYPES or (record.keep is None and record.supermask is None):
+        return None
+    try:
+        return (_Linear if linear else _Convolution)(record, geometry, bias, gain, relu, dtype)
+    except (RuntimeError, ValueError):
+        return None  # the op says what is wrong

@@ -1,0 +1,88 @@
+"""Prepared calls: a layer's pointers and geometry, held by what runs it, for eager calls that nothing watches.
+
+An op goes through the dispatcher, which serves autograd, compilation, autocast and modes, and costs more than the
+kernel of a small layer. A prepared call skips it where it can change nothing. Whoever prepares calls registers here, so
+that layers know no backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from .tensor import FrozenTensor
+
+
+class Geometry(NamedTuple):
+    """What a layer does beside its weight: the op's name, and a convolution's arguments as tuples of its dimensions."""
+
+    op: str
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+class Prepared(Protocol):
+    """A call of one layer in one state. `bias` and `scores` are the layer's, checked when the call was prepared."""
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        """The layer's result without gradients; None where this input has to take the ordinary way."""
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        """The same with gradients of whatever of the three requires them."""
+
+
+Prepare = Callable[[FrozenTensor, Geometry, "Tensor | None", "Tensor | None", bool, torch.dtype], "Prepared | None"]
+
+_makers: list[Prepare] = []
+_skipped = 0  # how many blocks force an implementation that prepares no calls
+
+
+def register(maker: Prepare) -> None:
+    """Ask `maker(record, geometry, bias, gain, relu, dtype)` for the calls of every state made from now on."""
+    _makers.append(maker)
+
+
+def prepare(
+    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
+) -> Prepared | None:
+    """A call of a layer whose state these tensors are, None where nobody prepares one."""
+    for maker in _makers:
+        found = maker(record, geometry, bias, gain, relu, dtype)
+        if found is not None:
+            return found
+    return None
+
+
+def skip(more: int) -> None:
+    """Take the ordinary way in every thread while the sum of what was given is above 0."""
+    global _skipped
+    _skipped += more
+
+
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+_autocast = torch._C._is_any_autocast_enabled
+_profiling = torch._C._autograd._profiler_enabled
+
+
+def unwatched() -> bool:
+    """Whether nothing sees or changes the calls of this thread: a mode, transform, trace, autocast or profiler."""
+    return not (
+        _skipped
+        or _autocast()
+        or _dispatch_modes()
+        or _function_modes()
+        or _transforms()
+        or _profiling()
+        or forward_ad._current_level >= 0
+        or _tracing() is not None
+    )

@@ -1,0 +1,154 @@
+"""Which modules of a model `freeze_` can convert, and why it passes over the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..nn.layer import FrozenLayer
+from ..nn.layers import TWINS
+from ..nn.models import named_modules
+from ..select.sharded import is_sharded, loaded_class
+from .report import listed
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+_LAYERS: tuple[type[nn.Module], ...] = (*TWINS, FrozenLayer)
+# these read their children's weights without calling them
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_HOLDERS = (  # module and class of wrappers that hold on to the parameters a model had when it was wrapped
+    ("torch.nn.parallel", "DistributedDataParallel"),
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+)
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """ValueError where a wrapper in or around the model would go on with the parameters that it now has."""
+    holders = tuple(kind for place in _HOLDERS if (kind := loaded_class(*place)) is not None)
+    for name, module in model.named_modules():
+        if isinstance(module, holders):
+            where = f"{name!r} is" if name else "is"
+            raise ValueError(f"model: {where} in {type(module).__name__}; freeze the model before it is wrapped")
+
+
+def _reads(readers: list[tuple[str, str]], name: str) -> str | None:
+    for reader, kind in readers:
+        if name != reader and (not reader or name.startswith(reader + ".")):
+            return f"{kind} {reader!r} reads its weight without calling it"
+    return None
+
+
+def _readers(model: nn.Module) -> list[tuple[str, str]]:
+    return [(name, type(m).__name__) for name, m in named_modules(model) if isinstance(m, _READERS)]
+
+
+def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str) -> str | None:
+    """Why a layer that holds a weight cannot be converted; None where it can."""
+    if isinstance(module, FrozenLayer):
+        return "already frozen"
+    reads = _reads(readers, name)
+    if reads is not None:
+        return reads
+    if nn.utils.parametrize.is_parametrized(module):
+        return "parametrized"
+    if hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
+        return "its weight is recomputed by a hook of torch.nn.utils"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return "lazy: run a batch through the model first"
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return "its weight is not a parameter"
+    if is_sharded(weight):
+        return "sharded: freeze the model before fully_shard"
+    if type(module) not in TWINS:
+        return f"subclass {type(module).__name__} of a torch layer"
+    if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
+        return "max_norm, scale_grad_by_freq and sparse need a stored weight"
+    if weight.dtype not in _DTYPES:
+        return f"weight of {weight.dtype}"
+    if weight.layout != torch.strided:
+        return f"weight of layout {weight.layout}"
+    return None
+
+
+def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
+    """Layers that can be converted by name, and (name, reason) of those that are not."""
+    readers = _readers(model)
+    chosen: dict[str, nn.Module] = {}
+    skipped: list[tuple[str, str]] = []
+    for name, module in named_modules(model):
+        if not isinstance(module, _LAYERS):
+            continue
+        why = _reason_to_skip(module, readers, name)
+        if why is None and filter_fn is None and isinstance(module, nn.Embedding):
+            why = "embeddings are converted where filter_fn says so"
+        if why is None and filter_fn is not None and not filter_fn(module, name):
+            why = "filter_fn"
+        if why is None:
+            chosen[name] = module
+        else:
+            skipped.append((name, why))
+    converted = {id(m) for m in chosen.values()}
+    kept = {
+        id(p): name or type(m).__name__
+        for name, m in named_modules(model)
+        if id(m) not in converted
+        for p in m._parameters.values()
+    }
+    for name, module in list(chosen.items()):
+        if id(module.weight) in kept:
+            del chosen[name]
+            skipped.append((name, f"shares its weight with {kept[id(module.weight)]!r}, which is not converted"))
+    return chosen, skipped
+
+
+def passed_over(model: nn.Module) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Modules beside torch's layers and frozen ones that hold parameters of their own.
+
+    Those with a parameter of two or more dimensions with the reason why they stay, and the others with their type.
+    """
+    readers = _readers(model)
+    matrices: list[tuple[str, str]] = []
+    vectors: list[tuple[str, str]] = []
+    for name, module in named_modules(model):
+        held = {n: p for n, p in module._parameters.items() if p is not None}
+        if isinstance(module, _LAYERS) or not held:
+            continue
+        kind = type(module).__name__
+        lazy = [n for n, p in held.items() if isinstance(p, nn.UninitializedParameter)]
+        wide = [n for n, p in held.items() if n not in lazy and p.dim() >= 2]
+        if not lazy and not wide:
+            vectors.append((name, kind))
+        elif isinstance(module, nn.utils.parametrize.ParametrizationList):
+            matrices.append((name, "parametrized"))
+        else:
+            why = _reads(readers, name) or f"{kind} has no frozen twin"
+            shapes = [f"{n} {list(held[n].shape)}" for n in wide] + [f"{n}, lazy," for n in lazy]
+            matrices.append((name, f"{why}; {listed(shapes)} stay{'s' if len(shapes) == 1 else ''}"))
+    return matrices, vectors
+
+
+def model_bytes(model: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, int]:
+    """Bytes of the weights of frozen layers and of those `chosen` to be, as dense weights, and of the whole model."""
+    frozen: dict[object, int] = {}
+    other: dict[int, int] = {}
+    picked = {id(m) for m in chosen.values()}
+    for module in model.modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is None or isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                continue
+            size = tensor.numel() * tensor.element_size()
+            if isinstance(module, FrozenLayer):
+                if name in ("bias", "gain"):
+                    other[id(tensor)] = size
+            elif id(module) in picked and name == "weight":
+                frozen[id(tensor)] = size
+            else:
+                other[id(tensor)] = size
+        if isinstance(module, FrozenLayer):
+            frozen[module.seed, module.stream] = module.rows * module.cols * module.dtype.itemsize
+    weights = sum(frozen.values())
+    return weights, weights + sum(other.values())

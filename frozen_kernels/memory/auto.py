@@ -1,0 +1,114 @@
+"""What `set_residency(model, "auto")` picks for a layer, from the measured table."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from ..nn.layer import FrozenLayer
+from ..nn.layers import FrozenEmbedding
+from ..tensor import Residency, resident_bytes
+from . import crossover
+
+Goal = Literal["speed", "memory"]
+FEW_ROWS = 16  # of a group: below, a grouped convolution is measured as a depthwise one
+CLEAR = 1.1  # planes must be so many times as fast as the mask to be worth their memory
+FACTOR = 1.5  # of torch's time, that `memory` may take
+LINEAR_SAMPLES, CONVOLUTION_PIXELS = 1, 28 * 28  # of a call, where there is no sample input
+
+
+class Choice(NamedTuple):
+    """The residency picked for a layer, why, and whether a table said so."""
+
+    residency: Residency
+    why: str
+    measured: bool = False
+
+
+class Wish(NamedTuple):
+    """What is wanted: speed, or memory within a factor of torch's time."""
+
+    goal: Goal = "speed"
+    factor: float = FACTOR
+
+
+def kind_of(layer: FrozenLayer) -> str:
+    """What a layer is measured as: linear, embedding, conv, depthwise (few rows a group) or transposed."""
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, FrozenEmbedding):
+        return "embedding"
+    if getattr(layer, "transposed", False):
+        return "transposed"
+    if len(layer.shape) == 2:
+        return "linear"
+    return "depthwise" if groups > 1 and layer.rows // groups < FEW_ROWS else "conv"
+
+
+def auto_residency(
+    layer: FrozenLayer, pixels: int | None = None, wish: Wish | None = None, table: crossover.Table | None = None
+) -> Choice:
+    """The residency that `auto` picks for a layer, and why.
+
+    For speed: of mask and planes the smaller, or planes where clearly faster, if surely at least as fast as dense
+    torch; else dense. For memory: the smallest of seed, mask and planes that surely takes no more than the wished
+    factor of torch's time; else dense.
+
+    Args:
+        pixels: output pixels of a call, samples of a linear layer, indices of an embedding, if known.
+        table: the one in use by default.
+    """
+    wish = Wish() if wish is None else wish
+    small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
+    if layer.device.type != "cpu":
+        return Choice(small, f"not measured on {layer.device.type}")
+    level = crossover.active_level()
+    if level is None:
+        return Choice("dense", "no fused kernels here: the extension is missing")
+    if layer.dtype == torch.float64:
+        return Choice("dense", "float64 has no fused kernels")
+    if pixels is None:
+        pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
+    dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
+    # a constant code has nothing but a mask, and runs as sign does with both planes at hand
+    code = "sign" if layer.code == "constant" else layer.code
+    table = crossover.in_use(level)[1] if table is None else table
+    cells = [cell for cell in table.cells(level, dtype, code) if cell.kind == kind_of(layer)]
+    if not cells:
+        return Choice(small, f"not measured for {kind_of(layer)} layers on {level}")
+    rows, cols = layer.rows // getattr(layer, "groups", 1), layer.cols
+    found = crossover.estimate(cells, kind_of(layer), rows, cols, pixels)
+    if found is None:
+        return Choice("dense", "smaller than all that was measured", True)
+    return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
+
+
+def _of_code(layer: FrozenLayer, by_residency: dict[str, float]) -> dict[str, float]:
+    """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask."""
+    if layer.code != "constant":
+        return by_residency
+    return {("mask" if name == "planes" else name): x for name, x in by_residency.items() if name != "mask"}
+
+
+def _said(factors: dict[str, float], found: crossover.Estimate) -> str:
+    return f"{', '.join(f'{name} {factor:.2f}' for name, factor in factors.items())} times as fast as torch {found}"
+
+
+def _fastest(layer: FrozenLayer, found: crossover.Estimate) -> Choice:
+    factors, floors = _of_code(layer, found.factors), _of_code(layer, found.floors)
+    said = _said({name: factor for name, factor in factors.items() if name != "seed"}, found)
+    names: tuple[Residency, ...] = ("mask", "planes")
+    fast = {name: factors[name] for name in names if floors.get(name, 0.0) >= 1}
+    if not fast:
+        return Choice("dense", said, True)
+    if len(fast) == 2 and fast["planes"] < CLEAR * fast["mask"]:
+        return Choice("mask", said, True)
+    return Choice(max(fast, key=lambda name: fast[name]), said, True)
+
+
+def _smallest(layer: FrozenLayer, found: crossover.Estimate, factor: float) -> Choice:
+    factors, floors = _of_code(layer, found.factors), _of_code(layer, found.floors)
+    names: tuple[Residency, ...] = ("seed", "mask", "planes")
+    size = {name: resident_bytes(layer.shape, layer.code, layer.free, name) for name in names}
+    good = [name for name in names if floors.get(name, 0.0) * factor >= 1]
+    return Choice(min(good, key=lambda name: size[name], default="dense"), _said(factors, found), True)

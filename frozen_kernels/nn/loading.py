@@ -1,0 +1,127 @@
+"""A frozen layer's part of `state_dict`: what is saved under its names, and what may be loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import format as fmt
+from .masks import FrozenMasks
+from .state import swapping
+
+_CHECKPOINT = "torch.distributed.checkpoint.state_dict"
+
+
+class FrozenLoading(FrozenMasks):
+    """Saving and loading of the state: header, supermask, shape, and scores while searching."""
+
+    @property
+    def weight_shape(self) -> Tensor:
+        """int64: the shape of the torch weight, as a state holds it."""
+        return torch.tensor(self.shape, device=self.device)
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """As torch's.
+
+        torch.distributed.checkpoint looks here for the names of a state, and is also told those that no buffer bears.
+        """
+        found = dict(super().named_buffers(prefix, recurse, remove_duplicate))
+        if not recurse and sys._getframe(1).f_globals.get("__name__") == _CHECKPOINT:
+            dot = f"{prefix}." if prefix else ""
+            for name, value in self._derived_state().items():
+                found.setdefault(dot + name, value)
+        return iter(found.items())
+
+    def _derived_state(self) -> dict[str, Tensor]:
+        """What a state holds beside parameters and buffers."""
+        if self.device.type == "meta":
+            supermask = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
+        else:
+            supermask = self.packed_supermask()
+        # weights of other shapes can have the same counts, so nothing else in a state tells them apart
+        return {"supermask": supermask, "weight_shape": self.weight_shape}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, value in self._derived_state().items():
+            destination[prefix + name] = value
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = ("header", "supermask", "weight_shape")
+        state = dict(state_dict)
+        header, supermask, shape = (state.pop(prefix + name, None) for name in own)
+        if strict:
+            missing_keys += [f"{prefix}{n}" for n, v in zip(own, (header, supermask, shape), strict=True) if v is None]
+        trouble = self._state_trouble(prefix, header, supermask, shape, state)
+        if trouble is not None:
+            error_msgs.append(trouble)
+            return
+        with swapping, torch.inference_mode(False), torch.no_grad():
+            # buffers that torch must not write: a forward of another thread may be reading them
+            kept = {name: self._buffers[name] for name in own[:2]}
+            self._held = None
+            self._buffers.update(dict.fromkeys(kept))
+            super()._load_from_state_dict(
+                state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            )
+            self._buffers.update(kept)
+            if local_metadata.get("assign_to_params_buffers", False) and header is not None:
+                # tensors of the state take the place of the layer's, with their device and dtype
+                self._buffers["header"] = header
+                dtype = self.dtype if self.bias is None else self.bias.dtype
+                self._buffers["_like"] = torch.empty(0, dtype=dtype, device=header.device)
+            if header is None or supermask is None or "meta" in (self.device.type, header.device.type):
+                self.prepare_calls()
+                return
+            header = header.detach().to("cpu", copy=True)
+            self._become(header, self._partition_counts(header), supermask.to(self.device, copy=True), rescale=False)
+            self._follow_scale()
+
+    def _follow_scale(self) -> None:
+        """Take the sigma that explains a loaded scale, so that a later step rescales from it and not from our own."""
+        factor = self.config.factor(self._count_kept(), self.rows * self.cols)
+        if factor and fmt.scale_of(self.code, self.sigma, factor) != self.scale:
+            self.sigma = self.scale * fmt.RMS[self.code] / factor
+
+    def _state_trouble(self, prefix: str, header: Any, supermask: Any, shape: Any, state: dict[str, Any]) -> str | None:
+        """Why a state cannot be loaded, found before anything is changed."""
+        if shape is not None and shape.device.type != "meta" and shape.tolist() != list(self.shape):
+            return f"{prefix}weight_shape: {shape.tolist()} in the state, {list(self.shape)} in the layer"
+        if (header is None) != (supermask is None):
+            present, absent = ("header", "supermask") if supermask is None else ("supermask", "header")
+            return f"{prefix}{present}: the state has no {prefix}{absent}, and one means nothing without the other"
+        scores = state.get(prefix + "scores")
+        for name, own in (("bias", self.bias), ("gain", self.gain)):
+            given = state.get(prefix + name)
+            if given is not None and own is not None and given.shape != own.shape:
+                return f"{prefix}{name}: {list(given.shape)} in the state, {list(own.shape)} in the layer"
+        if header is None or header.device.type == "meta":
+            return None
+        try:
+            fields = fmt.header_fields(header)
+            if fields["code"] != self.code:
+                return f"{prefix}header: code {fields['code']}, the layer has {self.code}"
+            free = self._partition_counts(header.cpu())[2]
+            fmt.check_supermask(supermask, free, prefix + "supermask")
+        except ValueError as why:
+            return f"{prefix.rstrip('.')}: {why}"
+        if self.scores is not None and self.scores.numel() != free:
+            return f"{prefix}scores: the state's partition has {free} free weights, the layer {self.scores.numel()}"
+        if scores is not None and tuple(scores.shape) != (free,):
+            return f"{prefix}scores: {list(scores.shape)} for {free} free weights"
+        return None

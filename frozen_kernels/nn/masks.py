@@ -1,0 +1,297 @@
+"""The mask of a frozen layer: scores, thresholds, the packed supermask, and both as tensors of the weight's shape."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from .. import format as fmt
+from ..config import FreezeConfig
+from ..select import initial, sharded, thresholds
+from ..tensor import FrozenTensor, all_kept, calibrated
+from .state import FrozenState, swapping
+
+# how often a layer's mask was made, and that number at its last forward: of this process, so neither copied nor pickled
+_masks_made: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+_mask_seen: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+class Made(NamedTuple):
+    """A finalized weight made elsewhere, for a layer to hold as it is: nobody else may write to its tensors.
+
+    `frozen` holds what `residency` names, on the device where the layer is or, from the meta device, comes to be.
+    `counts`: pruned, locked and free weights of the header.
+    """
+
+    frozen: FrozenTensor
+    counts: tuple[int, int, int]
+    residency: str
+
+
+def check_recomputed(layer: nn.Module) -> None:
+    """RuntimeError where a backward computes a checkpointed forward of a layer again after the mask changed."""
+    # autograd sees no version of what a checkpoint computes again
+    made = _masks_made.get(layer, 0)
+    if torch._C._current_autograd_node() is None:
+        _mask_seen[layer] = made
+    elif _mask_seen.get(layer, made) != made:
+        raise RuntimeError("supermask: changed between a checkpointed forward and its backward")
+
+
+class FrozenMasks(FrozenState):
+    """How the mask of a layer is made, changed and read."""
+
+    ratios: tuple[float, float]
+    sigma: float
+
+    @property
+    def competitor(self) -> thresholds.Competitor:
+        """The layer as a threshold sees it."""
+        return thresholds.Competitor(self.scores, self.rows * self.cols, self.pruned, self.config.sparsity)
+
+    @torch.no_grad()
+    def reset_parameters(self, masks: bool = True) -> None:
+        """The state the constructor leaves: calibrated thresholds, initial scores, their local supermask, zero bias.
+
+        Without `masks` there is none and no forward, until a caller makes the masks of several layers together.
+        """
+        self.gain, self.relu = None, False
+        config = self.config
+        score_dtype = getattr(torch, config.score_dtype)
+        with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
+            seed, stream = self._start["seed"], self._start["stream"]
+            tau_prune, tau_freeze, counts = calibrated(
+                self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits
+            )
+            header = fmt.make_header(
+                seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
+                code=self.code,
+            )  # fmt: skip
+            self._describe(header, counts)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+            if self.device.type == "meta":
+                self._start_scores(torch.empty(self.free, device="meta", dtype=score_dtype))
+                return
+            offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
+            scale = fmt.scale_of(self.code, self.sigma)
+            scores = initial.initial_scores(
+                header, offsets, self.code, self.rows, self.cols, self.free, config.score_init, scale
+            )
+            self._start_scores(scores.to(self.device, score_dtype))
+        record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
+        if masks:
+            key = thresholds.threshold([self.competitor], self.device)
+            self._adopt(record._replace(supermask=self._above(key)), rescale=True)
+        else:
+            self._put(record, self.residency)
+
+    def _start_scores(self, scores: Tensor) -> None:
+        if self.scores is not None and sharded.is_sharded(self.scores):
+            sharded.copy_part_(self.scores, scores)
+        elif self.scores is not None and self.scores.shape == scores.shape and self.scores.device == scores.device:
+            self.scores.copy_(scores)
+        else:
+            self.scores = nn.Parameter(scores) if scores.numel() else None
+
+    @torch.no_grad()
+    def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
+        """Become the finalized tensor of a header (on the CPU) and a supermask, with the settings that describe it.
+
+        ValueError where the supermask does not fit the header; the layer is then unchanged.
+        """
+        counts = self._partition_counts(header)
+        fmt.check_supermask(supermask, counts[2])
+        with swapping:
+            self._drop_scores()
+            self.config, self.ratios, self.sigma = config, config.ratios, sigma
+            self._become(header, counts, supermask.to(self.device), rescale=False)
+
+    @torch.no_grad()
+    def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:
+        """Become the tensor made elsewhere, unchecked, with the settings that describe it; from meta, where that is.
+
+        `bias` replaces the values of the layer's bias in the same moment.
+        """
+        frozen = made.frozen
+        with swapping:
+            self._drop_scores()
+            self.config, self.ratios, self.sigma = config, config.ratios, sigma
+            if self.device.type == "meta":
+                self._buffers["_like"] = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
+            if bias is not None:
+                self._replace_bias(bias)
+            self._describe(frozen.header.cpu(), made.counts)
+            self._note_mask()
+            self._put(frozen, made.residency)
+
+    def _replace_bias(self, bias: Tensor) -> None:
+        assert self.bias is not None
+        if self.device.type == "cpu":
+            with torch.inference_mode(False), torch.no_grad():
+                # not in place: a forward of another thread may be reading the old values
+                self.bias.data = bias.clone()
+        else:
+            self.bias.copy_(bias)
+
+    def _describe(self, header: Tensor, counts: tuple[int, ...]) -> None:
+        """Note the numbers of a header on the CPU and of its partition."""
+        fields = fmt.header_fields(header)
+        self._counts, self._words, self._kept = counts, header.tolist(), counts[1] + counts[2]
+        self._start = {name: fields[name] for name in ("seed", "stream", "generation")}
+
+    def _become(self, header: Tensor, counts: tuple[int, ...], supermask: Tensor, rescale: bool) -> None:
+        """Be another tensor from now on: `header` is on the CPU, `supermask` on the layer's device."""
+        self._describe(header, counts)
+        self._adopt(FrozenTensor(self.shape, self.code, header.to(self.device), supermask), rescale)
+
+    def _adopt(self, record: FrozenTensor, rescale: bool) -> None:
+        self._note_mask()
+        if rescale:
+            assert record.supermask is not None
+            record = record._replace(header=self._rescaled(record.header, record.supermask))
+        self._take(record, self.residency)
+
+    def _note_mask(self) -> None:
+        self._kept = None
+        if not torch.compiler.is_compiling():
+            _masks_made[self] = _masks_made.get(self, 0) + 1
+            self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
+
+    def _rescaled(self, header: Tensor, supermask: Tensor) -> Tensor:
+        """The header with the scale that the settings ask for: a new tensor, or the same one written in place."""
+        weights = self.rows * self.cols
+        if self.config.scaling == "dynamic":
+            kept = torch.ops.frozen_kernels.popcount(supermask) + self._counts[1]
+            bits: Tensor | int = fmt.dynamic_scale_bits(self.code, self.sigma, kept, weights)
+        else:
+            bits = fmt.float32_bits(fmt.scale_of(self.code, self.sigma, self.config.factor(weights, weights)))
+        if self.in_place:
+            header[fmt.SCALE] = bits
+            return header
+        if int(bits) == int(header[fmt.SCALE]):
+            return header
+        self._words = [*self._words[: fmt.SCALE], int(bits), *self._words[fmt.SCALE + 1 :]]
+        return torch.tensor(self._words, dtype=torch.int32)
+
+    def _above(self, key: Tensor | None) -> Tensor:
+        """The supermask of a threshold: all free weights where it is None."""
+        if key is None or self.scores is None:
+            return all_kept(self.free, self.device)
+        return thresholds.pack_above(self.scores, key, self.device)
+
+    def apply_threshold(self, key: Tensor | None) -> None:
+        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
+
+        RuntimeError for a finalized layer: it has no scores to compare. Collective where the scores are sharded.
+        """
+        if self.scores is None and self._counts[2]:
+            raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
+        self.adopt_supermask(self._above(key))
+
+    @torch.no_grad()
+    def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
+        """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
+        if supermask.dtype == torch.bool or tuple(supermask.shape) == self.shape:
+            raise ValueError(
+                f"supermask: packed bits, uint8 [{-(-self._counts[2] // 8)}], got {supermask.dtype} "
+                f"{list(supermask.shape)}; set_keep_mask takes a bool of the weight's shape"
+            )
+        fmt.check_supermask(supermask, self._counts[2])
+        self.adopt_supermask(supermask.to(self.device).contiguous(), rescale)
+
+    @torch.no_grad()
+    def adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
+        """Take over a supermask that fits, on the layer's device, without a check or a wait."""
+        self._adopt(self._record()._replace(supermask=supermask, keep=None, dense=None), rescale)
+
+    @torch.no_grad()
+    def set_keep_mask(self, keep: Tensor) -> None:
+        """Keep the weights that a bool of the weight's shape says; the inverse of `keep_mask()`.
+
+        ValueError for another dtype or shape, or where a pruned weight would be kept or a locked one dropped: only free
+        weights are chosen (`partition() == 0`). Scores stay; the next `search.step()` makes the mask from them again.
+        """
+        if keep.dtype != torch.bool or tuple(keep.shape) != self.shape:
+            raise ValueError(f"keep: bool {list(self.shape)}, got {keep.dtype} {list(keep.shape)}")
+        matrix, partition = fmt.to_matrix(keep.to(self.device)), self._partition_matrix()
+        pruned, locked = int((matrix & (partition == -1)).sum()), int((~matrix & (partition == 1)).sum())
+        if pruned or locked:
+            raise ValueError(
+                f"keep: {pruned} pruned weights kept and {locked} locked ones dropped, expected 0 and 0: only free "
+                "weights, where partition() is 0, are chosen"
+            )
+        self.adopt_supermask(fmt.pack(matrix.contiguous(), partition))
+
+    def keep_mask(self) -> Tensor:
+        """bool of the weight's shape: which weights are kept."""
+        return fmt.from_matrix(fmt.unpack(self.packed_supermask(), self._partition_matrix()), self.shape)
+
+    def partition(self) -> Tensor:
+        """int8 of the weight's shape: -1 pruned, 0 free, +1 locked."""
+        return fmt.from_matrix(self._partition_matrix(), self.shape)
+
+    def _partition_matrix(self) -> Tensor:
+        return torch.ops.frozen_kernels.partition(self.header, self.rows, self.cols, 0, 0)
+
+    def _free_positions(self) -> Tensor:
+        """int64 [free]: row * columns + column of each free weight in stream order."""
+        part = self._partition_matrix()
+        place = torch.arange(part.numel(), device=part.device).view_as(part)
+        return fmt.stream_order(place)[fmt.stream_order(part) == 0]
+
+    def _searched(self) -> nn.Parameter:
+        if self.scores is None:
+            raise RuntimeError(f"scores: the layer has none: finalized, or none of its {self.free} weights is free")
+        return self.scores
+
+    @torch.no_grad()
+    def scores_as_weight(self) -> Tensor:
+        """The scores at their weights' places: the weight's shape, the scores' dtype, NaN where a weight is not free.
+
+        RuntimeError for a finalized layer. Collective where the scores are sharded.
+        """
+        scores = sharded.whole(self._searched().detach())
+        matrix = torch.full((self.rows * self.cols,), torch.nan, dtype=scores.dtype, device=scores.device)
+        matrix[self._free_positions()] = scores
+        return fmt.from_matrix(matrix.view(self.rows, self.cols), self.shape)
+
+    @torch.no_grad()
+    def set_scores_as_weight(self, values: Tensor) -> None:
+        """Take the scores of the free weights from a floating tensor of the weight's shape; others are not read.
+
+        The inverse of `scores_as_weight()`; masks follow at the next `search.step()`.
+        ValueError for another shape or dtype, or NaN at a free weight; RuntimeError for a finalized layer.
+        """
+        scores = self._searched()
+        if not values.is_floating_point() or tuple(values.shape) != self.shape:
+            raise ValueError(f"values: floating {list(self.shape)}, got {values.dtype} {list(values.shape)}")
+        new = fmt.to_matrix(values.to(self.device)).reshape(-1)[self._free_positions()].to(scores.dtype)
+        if new.isnan().any():
+            raise ValueError(f"values: NaN at {int(new.isnan().sum())} of {self.free} free weights, expected none")
+        if sharded.is_sharded(scores):
+            sharded.copy_part_(scores, new)
+        else:
+            scores.copy_(new)
+
+    def packed_supermask(self) -> Tensor:
+        """uint8 [ceil(free / 8)]: the supermask, from whatever the residency holds."""
+        return self._record().packed()
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Drop the scores and keep the supermask: the search is over. RuntimeError where `fully_shard` holds them."""
+        self._drop_scores()
+        if self.residency != "seed" and self.offsets is not None:
+            self._take(self._record(), self.residency)
+
+    def _drop_scores(self) -> None:
+        if sharded.is_sharded(self.scores):
+            raise RuntimeError(
+                "scores: fully_shard holds them and would bring them back; save_ticket the model as it is and load the "
+                "ticket into one that is not sharded"
+            )
+        self.scores = None

@@ -1,0 +1,28 @@
+"""The memory of this process, as the system sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Callable
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of that name; None in a process with another allocator."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        trim = ctypes.CDLL(None).malloc_trim
+        trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+        return trim  # type: ignore[no-any-return]
+    return None
+
+
+def release_memory() -> None:
+    """Give freed blocks back to the system: glibc keeps them, since a large one that is freed raises its threshold.
+
+    Without it a process that has dropped dense weights holds their memory to its end. Nothing happens elsewhere.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,95 @@
+"""The table by which the CPU chooses a kernel: what it lists, and what it chooses."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import pytest
+import torch
+
+from frozen_kernels import __main__ as cli
+from frozen_kernels import format as fmt
+
+extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
+
+ISAS = extension.isa_available()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    before = extension.isa()
+    extension.set_isa(request.param)
+    yield request.param
+    extension.set_isa(before)
+
+
+def choose(operation, rows, cols, pixels, *, code="sign", groups=1, taps=1, dtype=0):
+    """The kernel of a convolution of `pixels` results in a line with `taps` taps; its channels are contiguous."""
+    header = fmt.make_header(1, 0, tau_prune=0, tau_freeze=65536, scale=1.0, code=code)
+    keep = torch.zeros(rows * fmt.words(cols), dtype=torch.int32)
+    pack = [header.data_ptr(), fmt.CODES.index(code), rows, cols, 0, 0, 0, keep.data_ptr(), 0]
+    wide = pixels + taps - 1
+    channels = cols // taps * groups
+    sizes = [1, groups, *[1, 1, 1, 1, 0, 1] * 2, wide, pixels, taps, 1, 0, 1]
+    sides = [[0, dtype, 0, 1, 0, 0, channels], [0, dtype, 0, 1, 0, 0, rows]]
+    return extension.kernel_of(operation, pack, sizes, *sides)
+
+
+def test_every_operation_ends_with_a_kernel_that_serves_the_rest(isa):
+    listed = extension.kernels()
+    assert len({(operation, name) for operation, name, _ in listed}) == len(listed)
+    for operation in ("convolve", "convolve_transposed", "score_gradient"):
+        own = [(name, serves) for op, name, serves in listed if op == operation]
+        assert own[-1] == ("fma", "everything else") and all(serves for _, serves in own)
+
+
+CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable and avx2, of avx512, of amx
+    ("convolve", 64, 96, 1, {}, ("fma", "small_batch", "small_batch")),
+    ("convolve", 64, 96, 1, {"code": "uniform"}, ("fma", "fma", "small_batch")),
+    ("convolve", 64, 96, 4, {}, ("fma", "fma", "small_batch")),
+    ("convolve", 64, 70000, 1, {}, ("fma", "small_batch", "fma")),
+    ("convolve", 128, 96, 5, {}, ("fma", "lookup", "amx")),
+    ("convolve", 112, 96, 5, {}, ("fma", "fma", "amx")),
+    ("convolve", 128, 96, 5, {"code": "normal"}, ("fma", "fma", "amx")),
+    ("convolve", 7, 96, 64, {}, ("fma", "fma", "fma")),
+    ("convolve", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise")),
+    ("convolve", 32, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise")),
+    ("convolve_transposed", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise")),
+    ("convolve_transposed", 32, 3, 64, {"groups": 16, "taps": 3}, ("fma", "fma", "fma")),
+    ("convolve_transposed", 64, 96, 4, {}, ("fma", "fma", "amx")),
+    ("convolve_transposed", 64, 96, 1, {}, ("fma", "fma", "fma")),
+    ("score_gradient", 96, 96, 64, {}, ("fma", "fma", "amx")),
+    ("score_gradient", 95, 96, 64, {}, ("fma", "fma", "fma")),
+    ("score_gradient", 16, 96, 64, {"dtype": 1}, ("fma", "fma", "amx")),
+    ("score_gradient", 1, 96, 64, {}, ("along_pixels", "along_pixels", "along_pixels")),
+]
+
+
+def test_the_first_kernel_that_serves_a_shape(isa):
+    level = {"portable": 0, "avx2": 0, "avx512": 1, "amx": 2}[isa]
+    found = [choose(*shape, **options) for *shape, options, _ in CHOICES]
+    assert found == [kernels[level] for *_, kernels in CHOICES]
+
+
+def test_an_unknown_operation_is_refused():
+    with pytest.raises(ValueError, match="operation is fold"):
+        choose("fold", 4, 4, 4)
+
+
+def test_info_prints_the_table(isa, capsys):
+    assert cli.main(["info", "--kernels"]) == 0
+    out = capsys.readouterr().out
+    assert isa in out and all(name in out and serves in out for _, name, serves in extension.kernels())
+
+
+def test_info_without_the_extension(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "frozen_kernels._C", None)
+    monkeypatch.delattr("frozen_kernels._C", raising=False)
+    assert cli.main(["info", "--kernels"]) == 1
+    assert "the extension is missing" in capsys.readouterr().err
+
+
+def test_memory_goes_back_to_the_system():
+    """Where the C library has a call for it, which glibc's is."""
+    assert extension.release_memory() is (sys.platform == "linux" and "glibc" in platform.libc_ver()[0])
