@@ -74,10 +74,8 @@ def test_values_and_gradients(name, backend):
 
 @pytest.mark.parametrize("name", ["linear", "conv2d-groups", "conv_transpose2d-groups"])
 def test_without_a_bias_and_of_any_stride(name, backend):
-    for residency in RESIDENCIES:
-        for actual, expected in run_both(name, residency, torch.float32, True, True, with_bias=False):
-            close(actual, expected)
-        for actual, expected in run_both(name, residency, torch.float32, True, True, strides=channels_last):
+    for residency, part in zip(RESIDENCIES, 2 * [{"with_bias": False}, {"strides": channels_last}], strict=True):
+        for actual, expected in run_both(name, residency, torch.float32, True, True, **part):
             close(actual, expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -52,8 +53,9 @@ def threads():
     torch.set_num_threads(before)
 
 
+@functools.cache
 def make(rows, cols, *, seed=7, stream=3, code="sign", generation=0, tau=(20000, 40001), scale=0.37):
-    """A header, the keyword arguments of the numpy twin, a keep matrix and the residencies that hold it."""
+    """A header, and the partition and keep matrix of the numpy twin, which every instruction set is compared with."""
     header = fmt.make_header(
         seed, stream, generation=generation, tau_prune=tau[0], tau_freeze=tau[1], scale=scale, code=code
     )
