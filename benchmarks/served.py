@@ -23,8 +23,8 @@ from .verify import Verdict, judge
 TURN = 0.5e-3  # seconds: calls that take less are timed in a loop, short enough to fit between interruptions
 MOST_CALLS = 400  # of a turn
 TRIED = 5  # calls to see how long one takes
-JUDGED = 4096  # outputs, so that errors of few do not decide by chance
-MOST_JUDGED, NETS_JUDGED = 256, 64  # samples of a layer and of a net that are compared
+JUDGED = 1 << 17  # outputs, so that errors of few do not decide by chance
+MOST_JUDGED, NETS_JUDGED = 4096, 64  # samples of a layer and of a net that are compared
 GRADIENTS_JUDGED = 64
 
 MODES: dict[str, Callable[[], Any]] = {
@@ -151,7 +151,7 @@ def auto_setup(cases: Sequence[Case]) -> Setup:
     (case,) = cases
     torch.manual_seed(SEED)
     whole = case.op in NETS
-    model = (NETS[case.op].make() if whole else nn.Sequential(plain_layer(case))).eval()
+    model: Any = (NETS[case.op].make() if whole else nn.Sequential(plain_layer(case))).eval()
     fk.freeze_(model, fk.FreezeConfig(seed=SEED, code=case.code))
     fk.finalize_(model)
     plain: Any = fk.to_dense(model)
@@ -163,6 +163,8 @@ def auto_setup(cases: Sequence[Case]) -> Setup:
 
     x = draw()
     chosen = fk.set_residency(model, "auto", sample_input=x)
+    if not whole:
+        model = model.to(memory_format=torch.channels_last)  # a dense weight, as on torch's side
     ours, theirs = (model, plain) if whole else (model.get_submodule("0"), plain.get_submodule("0"))
     times = _calls_of_a_turn(lambda: theirs(x))
     counts = {kept: list(chosen.values()).count(kept) for kept in dict.fromkeys(chosen.values())}

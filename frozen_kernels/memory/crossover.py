@@ -121,17 +121,19 @@ def estimate(cells: Iterable[Cell], kind: str, rows: int, cols: int, pixels: int
 
 
 def _weights(cells: Iterable[Cell], wanted: tuple[int, ...]) -> dict[Cell, float]:
-    """The nearest cell of each side, with the inverse of its distance's square; one of these very sizes alone."""
+    """The nearest cell of each side, with the inverse of its distance's square; those of these very sizes alone."""
     nearest: dict[tuple[int, ...], tuple[float, Cell]] = {}
+    exact: dict[Cell, float] = {}  # several where layers of other groups have these sizes in each
     for cell in cells:
         away = [math.log(size / asked) for size, asked in zip(cell[1:4], wanted, strict=True)]
         distance = sum(d * d for d in away)
         if distance == 0:
-            return {cell: 1.0}
+            exact[cell] = 1.0
+            continue
         for side in itertools.product(*((-1, 1) if d == 0 else (1,) if d > 0 else (-1,) for d in away)):
             if side not in nearest or distance < nearest[side][0]:
                 nearest[side] = distance, cell
-    return {cell: 1 / distance for distance, cell in nearest.values()}
+    return exact or {cell: 1 / distance for distance, cell in nearest.values()}
 
 
 def processor() -> str:
