@@ -1,8 +1,10 @@
-"""Plain text tables for reports and the command line."""
+"""Plain text for reports and the command line: tables, and lists of names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+NAMES_SHOWN = 5
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -15,3 +17,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numeric, strict=True)]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -11,7 +11,7 @@ from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
 from ..nn.models import named_modules
 from ..select.sharded import is_sharded, loaded_class
-from .report import listed
+from ..text import listed
 
 FilterFn = Callable[[nn.Module, str], bool]
 

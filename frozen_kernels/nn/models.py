@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..select.sharded import is_sharded, loaded_class
+from ..text import listed
 from .layer import FrozenLayer
 
-_NAMES_SHOWN = 5
 # wrappers that keep what they wrap as it is: where the class stands, its name, and the name that the inside has there
 _WRAPPERS = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
@@ -112,9 +112,8 @@ def warn_of_stale_masks(layers: dict[str, FrozenLayer]) -> None:
     """UserWarning, as of the caller's caller, that names the layers whose scores moved since their masks were made."""
     stale = [name or "model" for name, layer in layers.items() if layer.masks_are_stale]
     if stale:
-        more = f" and {len(stale) - _NAMES_SHOWN} more" if len(stale) > _NAMES_SHOWN else ""
         warnings.warn(
-            f"model: the scores of {', '.join(stale[:_NAMES_SHOWN])}{more} changed since the masks were made of them; "
+            f"model: the scores of {listed(stale)} changed since the masks were made of them; "
             "the masks stay as they are, call search.step() after the optimizer's to make new ones",
             stacklevel=3,
         )
