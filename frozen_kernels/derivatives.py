@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from . import format as fmt
 from .ops import CONVOLUTIONS, NAMESPACE, PACK_ARGS, TRANSPOSED_CONVOLUTIONS, library
 
-_TENSORS, _CODE, _SHAPE = PACK_ARGS - 2, PACK_ARGS - 2, PACK_ARGS - 1  # of the pack: how many lead, then places
+# of the pack: how many lead, then places
+_TENSORS, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
 
 _LEVEL = 0  # of forward mode: torch has one, and torch.func nests by wrapping tensors
 
@@ -38,10 +39,14 @@ def _op(name: str) -> Any:
 def weight_change(v: Tensor, scores: Tensor, pack: Sequence) -> Tensor:
     """How the weight changes where the scores change by v: `v * sign(S) * code * scale`, dense, of torch's shape.
 
-    v and scores: 1-D of the free weights in stream order. Gives float32, or float64 where v is.
+    v and scores: 1-D of the free weights in stream order. Of a stored weight `v * value`. Gives float32, or float64
+    where v is.
     """
     header, shape = pack[0], pack[_SHAPE]
     rows, cols = fmt.matrix_shape(shape)
+    if pack[_CODE] == fmt.STORED:
+        values = fmt.from_stream(v.to(torch.promote_types(v.dtype, torch.float32)), rows, cols)
+        return fmt.from_matrix(values, shape) * pack[_VALUES]
     free = _op("partition")(header, rows, cols, 0, 0) == 0
     places = fmt.stream_order(torch.arange(rows * cols, device=header.device).view(rows, cols))
     entries = fmt.stream_order(free).cumsum(0) - 1
@@ -392,7 +397,7 @@ def _function(rule: _Rule) -> Any:
         with _recording() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext():
             y = _below_autograd(rule.op, keys, args)
         for name, a in zip(rule.names, args, strict=False):
-            if name in ("gain", "dense") and a is not None and a.requires_grad:
+            if name in ("gain", "dense", "values") and a is not None and a.requires_grad:
                 raise ValueError(f"{name}: requires_grad, but it gets no gradient; pass {name}.detach()")
         rule.save(ctx, ctx.needs_input_grad[2:], rule.whole(held), y)
         return y

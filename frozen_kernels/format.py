@@ -28,8 +28,12 @@ CHUNK_WORDS = 32  # words per entry of a stream offset table
 
 _NAN_KEY = 0x7F800001  # see score_keys
 
-Code = Literal["sign", "uniform", "normal", "constant"]
-CODES: tuple[Code, ...] = get_args(Code)
+DrawnCode = Literal["sign", "uniform", "normal", "constant"]
+Code = Literal["sign", "uniform", "normal", "constant", "stored"]
+CODES: tuple[DrawnCode, ...] = get_args(DrawnCode)  # that the generator draws
+STORED: Literal["stored"] = "stored"  # values that are tensors, section 8
+ALL_CODES: tuple[Code, ...] = get_args(Code)
+VALUE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
 
 NORMAL_UPPER_HALF = (
@@ -53,6 +57,8 @@ class Pack(NamedTuple):
 
     `header` int32 [8]; `supermask` uint8, `offsets` int64 [rows * chunks + 1], `keep` int32 [rows, words], `draw` int32
     [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `shape` of the torch weight.
+    Of a stored weight `values`: all of them in the torch weight's shape, or the kept ones, 1-D in stream order, times
+    `row_scale` float32 [rows] where they are int8; its `offsets` count kept values.
     """
 
     header: Tensor
@@ -61,6 +67,8 @@ class Pack(NamedTuple):
     keep: Tensor | None
     draw: Tensor | None
     dense: Tensor | None
+    values: Tensor | None
+    row_scale: Tensor | None
     code: str
     shape: Sequence[int]
 
@@ -103,11 +111,34 @@ def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
 
+def stream_columns(cols: int, device: torch.device | None = None) -> Tensor:
+    """int64 [cols]: the columns of a row in the order of a stream: word, then bit 0..31 of the word."""
+    return (torch.arange(cols, device=device) // 32 * 32 + bit_of_column(cols, device)).argsort()
+
+
 def stream_order(matrix: Tensor) -> Tensor:
     """[rows, cols] in the order of a stream: row, then word, then bit 0..31 of the word; flat."""
-    cols = matrix.shape[1]
-    order = torch.arange(cols, device=matrix.device) // 32 * 32 + bit_of_column(cols, matrix.device)
-    return matrix[:, order.argsort()].flatten()
+    return matrix[:, stream_columns(matrix.shape[1], matrix.device)].flatten()
+
+
+def from_stream(values: Tensor, rows: int, cols: int) -> Tensor:
+    """The inverse of `stream_order`."""
+    matrix = torch.empty(rows, cols, dtype=values.dtype, device=values.device)
+    return matrix.index_copy(1, stream_columns(cols, values.device), values.view(rows, cols))
+
+
+def weight_indices(positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """int64: places in the flat torch weight of that shape, for int64 positions in the stream of all its weights."""
+    cols, channels = matrix_shape(shape)[1], shape[1]
+    row, column = positions // cols, stream_columns(cols, positions.device)[positions % cols]
+    return row * cols + column % channels * (cols // channels) + column // channels
+
+
+def raw_keys(scores: Tensor) -> Tensor:
+    """int64 keys that order scores of any float dtype, 0.0 and -0.0 alike, all NaN alike and above inf."""
+    bits = (scores.detach().to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)
+    keys = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return torch.where(scores.isnan(), _NAN_KEY, keys)
 
 
 def score_keys(scores: Tensor) -> Tensor:
@@ -124,6 +155,7 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
 
 
 def check_code(code: str) -> str:
+    """The code; ValueError where the generator does not draw it."""
     if code not in CODES:
         raise ValueError(f"code: one of {', '.join(CODES)}, got {code!r}")
     return code
@@ -216,7 +248,7 @@ def make_header(
         tau_prune,
         tau_freeze,
         float32_bits(scale),
-        CODES.index(check_code(code)),
+        ALL_CODES.index(code if code == STORED else check_code(code)),  # type: ignore[arg-type]
     ]
     return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -241,7 +273,7 @@ def header_fields(header: Tensor) -> dict:
     raw = [v & 0xFFFFFFFF for v in header.tolist()]
     if not raw[TAU_PRUNE] <= raw[TAU_FREEZE] <= 65536:
         raise ValueError(f"header: tau_prune <= tau_freeze <= 65536, got {raw[TAU_PRUNE]} and {raw[TAU_FREEZE]}")
-    if raw[CODE] >= len(CODES) or raw[GENERATION] >= 1 << 24:
+    if raw[CODE] >= len(ALL_CODES) or raw[GENERATION] >= 1 << 24:
         raise ValueError(f"header: unknown code {raw[CODE]} or generation {raw[GENERATION]} of 2^24 and more")
     return {
         "seed": raw[SEED_LO] | raw[SEED_HI] << 32,
@@ -250,7 +282,7 @@ def header_fields(header: Tensor) -> dict:
         "tau_prune": raw[TAU_PRUNE],
         "tau_freeze": raw[TAU_FREEZE],
         "scale": struct.unpack("<f", struct.pack("<I", raw[SCALE]))[0],
-        "code": CODES[raw[CODE]],
+        "code": ALL_CODES[raw[CODE]],
     }
 
 

@@ -1,8 +1,8 @@
 """The catalogue of ops: schemas and shape functions. Derivatives are in `derivatives`; no implementation lives here.
 
 Every op on a frozen tensor takes the same pack of arguments behind its own: `header` int32 [8] (see `format`), and of
-`supermask`, `offsets`, `keep`, `draw` and `dense` those that the tensor's residency holds. `backends` registers what
-runs; `reference` is the default.
+`supermask`, `offsets`, `keep`, `draw`, `dense`, `values` and `row_scale` those that the tensor's residency holds.
+`backends` registers what runs; `reference` is the default.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ library = torch.library.Library(NAMESPACE, "DEF")
 
 PACK = (
     "Tensor header, Tensor? supermask, Tensor? offsets, Tensor? keep, Tensor? draw, Tensor? dense, "
-    "str code, int[] shape"
+    "Tensor? values, Tensor? row_scale, str code, int[] shape"
 )
-PACK_ARGS = 8
+PACK_ARGS = 10
 # of a layer's result y = relu(gain * W x + bias), one gain per output channel; left out where the default
 _EPILOGUE = "Tensor? gain=None, bool relu=False"
 # for the derivative of a gradient of the input; backends do not read them
@@ -57,9 +57,14 @@ SCHEMAS: dict[str, str] = {
     "pack_plane": f"(Tensor header, Tensor keep, Tensor offsets, {_EXTENT}) -> Tensor",
     "draw_plane": f"(Tensor header, str code, {_EXTENT}) -> Tensor",
     "popcount": "(Tensor bits) -> Tensor",
+    # stored weights: kept values in stream order, and where those of a row begin
+    "plane_offsets": "(Tensor keep, int cols) -> Tensor",
+    "pack_values": "(Tensor weight, Tensor keep) -> Tensor",
     # search: selection of the supermask
     "select": "(Tensor[] scores, int rank) -> Tensor",
     "pack_above": "(Tensor scores, Tensor key) -> Tensor",
+    "swap": "(Tensor scores, Tensor supermask, int kept, float rate) -> Tensor",
+    "flip": "(Tensor supermask, Tensor positions) -> Tensor",
     # layers
     "weight": f"(Tensor? scores, {PACK}, ScalarType dtype) -> Tensor",
     "weight_grad_scores": f"(Tensor grad, Tensor scores, {PACK}) -> Tensor",
@@ -200,6 +205,26 @@ def shape_select(scores: list[Tensor], rank: int) -> Tensor:
 @_shape
 def shape_pack_above(scores: Tensor, key: Tensor) -> Tensor:
     return scores.new_empty((scores.shape[0] + 7) // 8, dtype=torch.uint8)
+
+
+@_shape
+def shape_plane_offsets(keep: Tensor, cols: int) -> Tensor:
+    return keep.new_empty(keep.shape[0] * chunks(cols) + 1, dtype=torch.int64)
+
+
+@_shape
+def shape_pack_values(weight: Tensor, keep: Tensor) -> Tensor:
+    return weight.new_empty(_free_count())
+
+
+@_shape
+def shape_swap(scores: Tensor, supermask: Tensor, kept: int, rate: float) -> Tensor:
+    return scores.new_empty(2, _free_count(), dtype=torch.int64)
+
+
+@_shape
+def shape_flip(supermask: Tensor, positions: Tensor) -> Tensor:
+    return torch.empty_like(supermask)
 
 
 # `args` begin with the pack, or with what follows its header

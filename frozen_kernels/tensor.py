@@ -10,8 +10,10 @@ from torch import Tensor
 
 from . import format as fmt
 
-Residency = Literal["seed", "mask", "planes", "dense"]
-RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
+Residency = Literal["seed", "mask", "planes", "packed", "dense"]
+RESIDENCIES: tuple[Residency, ...] = ("seed", "mask", "planes", "dense")  # of drawn weights
+STORED_RESIDENCIES: tuple[Residency, ...] = ("packed", "dense")
+ALL_RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 class FrozenTensor(NamedTuple):
@@ -21,6 +23,11 @@ class FrozenTensor(NamedTuple):
     holds. seed: `supermask` uint8 and `offsets` int64. mask: `keep` int32 [rows, words]. planes: `keep` and `draw`
     (sign plane int32 [rows, words], or bytes uint8 [rows, cols]). dense: `dense`, the effective weight. `scores`, 1-D
     in stream order, receives gradients; `offsets` beside it save making them at each.
+
+    Code "stored" has values instead of draws. While a search runs it is dense: `values` of the weight's shape,
+    `supermask` and `dense`. Packed (`pack_stored`) it keeps `values`, the kept ones alone, 1-D in stream order, and
+    `row_scale` float32 [rows] where they are int8; packed: `keep` and `offsets` of kept values; dense: `supermask`
+    and `dense`.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +38,8 @@ class FrozenTensor(NamedTuple):
     keep: Tensor | None = None
     draw: Tensor | None = None
     dense: Tensor | None = None
+    values: Tensor | None = None
+    row_scale: Tensor | None = None
     scores: Tensor | None = None
 
     @classmethod
@@ -67,8 +76,78 @@ class FrozenTensor(NamedTuple):
         record = cls(tuple(shape), code, header.to(device=device), supermask.to(device=device))
         return record.hold(residency, dtype)
 
+    @classmethod
+    def stored(
+        cls,
+        weight: Tensor,
+        keep: Tensor | None = None,
+        *,
+        values: str = "float32",
+        residency: str = "packed",
+        dtype: torch.dtype = torch.float32,
+    ) -> FrozenTensor:
+        """A stored weight: the values of `weight` that bool `keep` of its shape keeps (all by default), packed.
+
+        `values`: float32, float16, bfloat16 or int8, what they are rounded to; `dtype`: of the dense residency.
+        ValueError for a mask of another shape or dtype, or another name.
+        """
+        keep = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
+        if keep.dtype != torch.bool or keep.shape != weight.shape:
+            raise ValueError(f"keep: bool {list(weight.shape)}, got {keep.dtype} {list(keep.shape)}")
+        record = stored_record(weight, fmt.pack(*stored_partition(keep)))
+        return record.pack_stored(values).hold(residency, dtype)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a stored weight holds its kept values alone."""
+        return self.values is not None and self.values.dim() == 1
+
+    def pack_stored(self, values: str) -> FrozenTensor:
+        """The stored weight with its kept values alone, as float32, float16, bfloat16 or int8: rounded once.
+
+        An int8 value is `round(value / row_scale)` with the row's largest magnitude at 127. ValueError where one is not
+        finite in the new dtype.
+        """
+        if values not in fmt.VALUE_DTYPES:
+            raise ValueError(f"values: one of {', '.join(fmt.VALUE_DTYPES)}, got {values!r}")
+        assert self.values is not None and not self.is_packed and self.supermask is not None
+        rows, cols = fmt.matrix_shape(self.shape)
+        ops, exact, scale = torch.ops.frozen_kernels, self.values.detach(), None
+        keep = ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
+        if values == "int8":
+            kept = ops.pack_values(exact, keep)
+            counts = stored_counts(ops.plane_offsets(keep, cols), rows)
+            kept, scale = quantized(kept, counts)
+        else:
+            kept = ops.pack_values(exact.to(fmt.VALUE_DTYPES[values]), keep)
+        held = kept if scale is None else scale
+        if not held.isfinite().all():
+            raise ValueError(f"values: {int((~held.isfinite()).sum())} of those kept are not finite in {values}")
+        return self._replace(
+            supermask=None, offsets=ops.plane_offsets(keep, cols), keep=keep, dense=None, values=kept, row_scale=scale,
+            scores=None,
+        )  # fmt: skip
+
+    def _hold_stored(self, residency: str, dtype: torch.dtype) -> FrozenTensor:
+        if residency not in STORED_RESIDENCIES:
+            raise ValueError(f"residency: a stored weight has {' and '.join(STORED_RESIDENCIES)}, got {residency!r}")
+        rows, cols = fmt.matrix_shape(self.shape)
+        ops = torch.ops.frozen_kernels
+        base = self._replace(supermask=None, offsets=None, keep=None, dense=None)
+        if residency == "dense":
+            base = base._replace(supermask=self.packed())
+            return base._replace(dense=base.weight(dtype).detach())
+        if not self.is_packed:
+            raise ValueError("residency: 'packed' is for a finalized layer; while a search runs it is 'dense'")
+        keep = self.keep
+        if keep is None:
+            keep = ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
+        return base._replace(keep=keep, offsets=ops.plane_offsets(keep, cols))
+
     def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
         """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
+        if self.code == fmt.STORED:
+            return self._hold_stored(residency, dtype)
         if residency not in RESIDENCIES:
             raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
         rows, cols = fmt.matrix_shape(self.shape)
@@ -96,19 +175,52 @@ class FrozenTensor(NamedTuple):
         if self.supermask is not None:
             return self.supermask
         rows, cols = fmt.matrix_shape(self.shape)
-        offsets = self.offsets if offsets is None else offsets
+        offsets = self.offsets if offsets is None and self.code != fmt.STORED else offsets
         if offsets is None:
             offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
         return torch.ops.frozen_kernels.pack_plane(self.header, self.keep, offsets, rows, cols)
 
     def pack(self) -> fmt.Pack:
         """The arguments that every op takes of a frozen tensor, in the order of its schema."""
-        fields = (self.supermask, self.offsets, self.keep, self.draw, self.dense, self.code, list(self.shape))
-        return tuple.__new__(fmt.Pack, (self.header, *fields))  # Pack(*fields) takes twice as long
+        fields = (
+            self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense, self.values, self.row_scale,
+            self.code, list(self.shape),
+        )  # fmt: skip
+        return tuple.__new__(fmt.Pack, fields)  # Pack(*fields) takes twice as long
 
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""
         return torch.ops.frozen_kernels.weight(self.scores, *self.pack(), dtype)
+
+
+def stored_partition(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """A bool mask of a weight's shape as a matrix, and the partition of a stored weight: all free."""
+    matrix = fmt.to_matrix(keep).contiguous()
+    return matrix, torch.zeros_like(matrix, dtype=torch.int8)
+
+
+def stored_record(weight: Tensor, supermask: Tensor) -> FrozenTensor:
+    """All values of a weight and a supermask, as they are while a search runs; without the dense effective weight."""
+    header = fmt.make_header(0, 0, code=fmt.STORED).to(weight.device)
+    return FrozenTensor(tuple(weight.shape), fmt.STORED, header, supermask, values=weight.detach())
+
+
+def stored_counts(offsets: Tensor, rows: int) -> Tensor:
+    """int64 [rows]: how many values each row keeps, from their offsets."""
+    if rows == 0:
+        return offsets.new_zeros(0)
+    return offsets[:: (offsets.numel() - 1) // rows].diff() if offsets.numel() > 1 else offsets.new_zeros(rows)
+
+
+def quantized(kept: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 values and the float32 scale of each row, whose largest magnitude becomes 127; rows keep `counts` each."""
+    row = torch.arange(counts.numel(), device=kept.device).repeat_interleave(counts)
+    exact = kept.to(torch.float32)
+    largest = exact.new_zeros(counts.numel()).scatter_reduce(0, row, exact.abs(), "amax")
+    scale = largest / 127
+    # a row of zeros, or of values too small to have a scale, is zero
+    steps = torch.where(scale[row] > 0, exact / scale[row], 0.0)
+    return steps.round().clamp(-127, 127).to(torch.int8), scale
 
 
 def all_kept(free: int, device: torch.device | str | None = None) -> Tensor:

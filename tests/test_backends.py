@@ -63,7 +63,7 @@ def test_layer_ops_come_from_two_primitives(name):
     )
     if not dims:
         x_size, y_size = (2, 7, 4), (2, 7, 6)
-    pack = fmt.Pack(fmt.make_header(1), None, None, None, None, None, "sign", list(shape))
+    pack = fmt.Pack(fmt.make_header(1), *[None] * 7, "sign", list(shape))
     x, y, bias, gain, scores = torch.ones(x_size), torch.ones(y_size), torch.ones(1), torch.ones(2), torch.ones(3)
 
     getattr(backend, name)(x, bias, None, *pack, *spatial, gain, True)

@@ -331,6 +331,10 @@ def sample(op: str) -> list[tuple]:
         "popcount": [(plane,), (stream,)],
         "select": [([scores.detach(), scores.detach().bfloat16()], 7)],
         "pack_above": [(scores.detach(), torch.tensor(1 << 29))],
+        "plane_offsets": [(plane, cols)],
+        "pack_values": [(torch.randn(rows, cols), plane), (torch.randn(rows, 10, 7).mT.half().mT, plane)],
+        "swap": [(scores.detach(), torch.tensor([255, 3, 0, 0], dtype=torch.uint8), 10, 0.5)],
+        "flip": [(stream, torch.tensor([[3, 4], [11, 9]]))],
     }
     if op in plain:
         return plain[op]

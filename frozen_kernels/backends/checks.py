@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..format import CODES, HEADER_WORDS, Pack, chunks, matrix_shape, words
+from ..format import ALL_CODES, HEADER_WORDS, STORED, VALUE_DTYPES, Pack, chunks, matrix_shape, words
 from .errors import Unsupported
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that kernels read and write
@@ -116,11 +116,11 @@ def checked_epilogue(
 
 def checked_pack(pack: Pack) -> tuple[Pack, int, int]:
     """The pack with contiguous tensors, and the rows and columns of its weight; Unsupported in the dense residency."""
-    header, supermask, offsets, keep, draw, dense, code, shape = pack
+    header, supermask, offsets, keep, draw, dense, values, row_scale, code, shape = pack
     if dense is not None:
         raise Unsupported("the tensor is in the dense residency, which torch's own kernels serve")
-    if code not in CODES:
-        raise Unsupported(f"code {code!r} is not one of {', '.join(CODES)}")
+    if code not in ALL_CODES:
+        raise Unsupported(f"code {code!r} is not one of {', '.join(ALL_CODES)}")
     rows, cols = matrix_shape(shape)
     plane, device = (rows, words(cols)), header.device
     header = operand("header", header, device, torch.int32, (HEADER_WORDS,))
@@ -130,9 +130,25 @@ def checked_pack(pack: Pack) -> tuple[Pack, int, int]:
         offsets = operand("offsets", offsets, device, torch.int64, (rows * chunks(cols) + 1,))
     if keep is not None:
         keep = operand("keep", keep, device, torch.int32, plane)
-    if code == "constant":
+    if code == STORED:
+        values, row_scale = _checked_values(values, row_scale, device, rows)
+    if code in ("constant", STORED):
         draw = None
     elif draw is not None:
         bits = code == "sign"
         draw = operand("draw", draw, device, torch.int32 if bits else torch.uint8, plane if bits else (rows, cols))
-    return Pack(header, supermask, offsets, keep, draw, None, code, shape), rows, cols
+    return Pack(header, supermask, offsets, keep, draw, None, values, row_scale, code, shape), rows, cols
+
+
+def _checked_values(
+    values: Tensor | None, row_scale: Tensor | None, device: torch.device, rows: int
+) -> tuple[Tensor, Tensor | None]:
+    """Packed values and the scales of their rows, contiguous; Unsupported for values that are not packed."""
+    if values is None or values.dim() != 1:
+        raise Unsupported("the stored weight is not packed: torch's own kernels serve it")
+    if values.dtype not in VALUE_DTYPES.values():
+        raise ValueError(f"values: {', '.join(VALUE_DTYPES)} expected, got {values.dtype}")
+    values = operand("values", values, device, values.dtype)
+    if (row_scale is None) == (values.dtype == torch.int8):
+        raise ValueError(f"row_scale: with int8 values and with no others, got {values.dtype}")
+    return values, None if row_scale is None else operand("row_scale", row_scale, device, torch.float32, (rows,))

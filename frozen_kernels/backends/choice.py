@@ -146,7 +146,7 @@ def _chooser(op: str) -> Callable:
             args = args[:taken]
         if dense is None or args[dense] is None:
             return _choose(op, args)
-        if reads_codes:
+        if reads_codes:  # a stored weight has values in their place
             return _choose(op, (*args[:dense], None, *args[dense + 1 :]))
         return by_definition(*args)
 

@@ -114,7 +114,7 @@ def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.devic
     keep = reference.keep_plane(header, supermask, offsets, rows, cols)
     draw = reference.draw_plane(header, code, rows, cols) if residency == "planes" else None
     draw = None if draw is None else draw.to(device)
-    return Pack(header.to(device), None, None, keep.to(device), draw, None, code, shape)
+    return Pack(header.to(device), None, None, keep.to(device), draw, None, None, None, code, shape)
 
 
 def _cases(

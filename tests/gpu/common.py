@@ -51,11 +51,11 @@ def pack_of(h: Tensor, residency: str, code: str, shape: tuple[int, ...], keep: 
     if residency == "seed":
         # no padding in front or behind: a read past either end leaves the view
         supermask = torch.cat([supermask.new_tensor([255]), supermask, supermask.new_tensor([255])]).to(DEVICE)[1:-1]
-        return to(DEVICE, (h, supermask, offsets, None, None, None, code, shape))
+        return to(DEVICE, (h, supermask, offsets, *[None] * 5, code, shape))
     plane = reference.keep_plane(h, supermask, offsets, rows, cols)
     stored = residency == "planes" and code != "constant"
     draw = reference.draw_plane(h, code, rows, cols) if stored else None
-    return to(DEVICE, (h, None, None, plane, draw, None, code, shape))
+    return to(DEVICE, (h, None, None, plane, draw, None, None, None, code, shape))
 
 
 def dense(pack: Sequence, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, Pack, check_code
+from ...format import CODES, STORED, Pack, check_code
 from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
 
@@ -58,7 +58,9 @@ def pack_args(pack: Pack) -> tuple[tuple[int, ...], Pack]:
     """A frozen tensor as the extension takes it, and the contiguous tensors that it points into."""
     check_cpu("header", pack.header)
     held, rows, cols = checked_pack(pack)
-    header, supermask, offsets, keep, draw, _, code, _ = held
+    header, supermask, offsets, keep, draw, _, _, _, code, _ = held
+    if code == STORED:
+        raise Unsupported("stored weights have no kernels here")
     at = header.data_ptr()
 
     def address(t: Tensor | None) -> int:

@@ -59,7 +59,7 @@ def planes(keep: Tensor) -> Tensor:
 def _mask_args(
     header: Tensor, supermask: Tensor | None, offsets: Tensor, keep: Tensor | None, rows: int, cols: int
 ) -> tuple[tuple[int, ...], Pack]:
-    return pack_args(Pack(header, supermask, offsets, keep, None, None, "constant", (rows, cols)))
+    return pack_args(Pack(header, supermask, offsets, keep, None, None, None, None, "constant", (rows, cols)))
 
 
 def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:

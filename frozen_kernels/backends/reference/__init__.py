@@ -6,8 +6,19 @@ Nothing here is fused: the layer ops build the effective weight and call torch w
 
 from . import embeddings, product, score_gradient, weights
 from .generate import codes, draws, free_draws, histogram, partition, partition_counts, uniform_scores
-from .masks import draw_plane, keep_plane, offsets, pack, pack_plane, planes, popcount, unpack
-from .search import pack_above, select
+from .masks import (
+    draw_plane,
+    keep_plane,
+    offsets,
+    pack,
+    pack_plane,
+    pack_values,
+    plane_offsets,
+    planes,
+    popcount,
+    unpack,
+)
+from .search import flip, pack_above, select, swap
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 

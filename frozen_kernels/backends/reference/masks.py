@@ -17,7 +17,7 @@ def pack_bits(bits: Tensor) -> Tensor:
     return (padded.reshape(-1, 8) * weights).sum(1).to(torch.uint8)
 
 
-def _unpack_bits(stream: Tensor, count: int) -> Tensor:
+def unpack_bits(stream: Tensor, count: int) -> Tensor:
     bits = stream.to(torch.int64)[:, None] >> torch.arange(8, device=stream.device) & 1
     return bits.flatten()[:count].bool()
 
@@ -30,7 +30,7 @@ def unpack(stream: Tensor, partition: Tensor) -> Tensor:
     rows, cols = partition.shape
     free = fmt.stream_order(partition == 0)
     kept = torch.zeros_like(free)
-    kept[free] = _unpack_bits(stream, int(free.sum()))
+    kept[free] = unpack_bits(stream, int(free.sum()))
     back = torch.arange(cols, device=partition.device) // 32 * 32 + fmt.bit_of_column(cols, partition.device)
     # column k stands at the rank of its bit position within the row
     rank = back.argsort().argsort()
@@ -62,6 +62,19 @@ def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
     return out
 
 
+def plane_offsets(keep: Tensor, cols: int) -> Tensor:
+    counts = torch.zeros(keep.shape[0], fmt.chunks(cols) * fmt.CHUNK_WORDS, dtype=torch.int64, device=keep.device)
+    counts[:, : keep.shape[1]] = popcounts(keep)
+    out = torch.zeros(keep.shape[0] * fmt.chunks(cols) + 1, dtype=torch.int64, device=keep.device)
+    out[1:] = counts.reshape(-1, fmt.CHUNK_WORDS).sum(1).cumsum(0)
+    return out
+
+
+def pack_values(weight: Tensor, keep: Tensor) -> Tensor:
+    cols = fmt.matrix_shape(weight.shape)[1]
+    return fmt.stream_order(fmt.to_matrix(weight))[fmt.stream_order(from_planes(keep, cols))]
+
+
 def keep_plane(header: Tensor, supermask: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
     return planes(unpack(supermask, partition(header, rows, cols, 0, 0)))
 
@@ -80,6 +93,11 @@ def draw_plane(header: Tensor, code: str, rows: int, cols: int) -> Tensor:
     return fill(out, 0, 0, lambda r, c: byte_draws(fields, r, c))
 
 
-def popcount(bits: Tensor) -> Tensor:
+def popcounts(bits: Tensor) -> Tensor:
+    """int64, of each element of a uint8 or int32 tensor."""
     table = torch.tensor([bin(i).count("1") for i in range(256)], device=bits.device)
-    return table[bits.contiguous().view(torch.uint8).flatten().int()].sum()
+    return table[bits.contiguous().view(torch.uint8).int()].view(*bits.shape, bits.element_size()).sum(-1)
+
+
+def popcount(bits: Tensor) -> Tensor:
+    return popcounts(bits).sum()

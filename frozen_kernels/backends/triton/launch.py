@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, NORMAL_UPPER_HALF, Pack, matrix_shape
+from ...format import CODES, NORMAL_UPPER_HALF, STORED, Pack, matrix_shape
 from ..checks import checked_header, checked_pack
 from ..errors import Unsupported
 
@@ -71,6 +71,8 @@ def _checked(pack: Pack) -> tuple[Pack, dict[str, Any]]:
     check_live(pack.header)
     check_cols(matrix_shape(pack.shape)[1])
     held, rows, cols = checked_pack(pack)
+    if held.code == STORED:
+        raise Unsupported("stored weights have no kernels here")
     return held, {
         "header": held.header,
         "draw": held.draw,
