@@ -17,9 +17,11 @@ from ..select import sharded
 from ..tensor import RESIDENCIES, FrozenTensor
 
 DERIVED = ("offsets", "keep", "draw", "dense")
+STORED = ("values", "row_scale")  # of a stored weight
 # what seed and scores make again, the same in every process
 OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED)
-_READ = ("header", "supermask", *DERIVED, "gain")  # by a forward
+_RECORD = ("header", "supermask", *DERIVED, *STORED)  # the fields of a FrozenTensor
+_READ = (*_RECORD, "gain")  # by a forward
 # what a prepared call was made of: assigning one makes the call anew
 _PREPARED_FROM = {
     *_READ, "bias", "relu", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode",
@@ -67,6 +69,8 @@ class FrozenState(nn.Module):
     keep: Tensor | None
     draw: Tensor | None
     dense: Tensor | None
+    values: Tensor | None
+    row_scale: Tensor | None
     bias: nn.Parameter | None
     gain: Tensor | None
     scores: nn.Parameter | None
@@ -95,7 +99,8 @@ class FrozenState(nn.Module):
         self.register_buffer("supermask", None)
         for name in DERIVED:
             self.register_buffer(name, None, persistent=False)
-        self.register_buffer("gain", None)
+        for name in (*STORED, "gain"):
+            self.register_buffer(name, None)
         self.relu = False
 
     @property
@@ -180,7 +185,7 @@ class FrozenState(nn.Module):
         b: Any = self._buffers  # attributes of a module are looked up in three dicts, one after the other
         return FrozenTensor(
             self.shape, self.config.code, b["header"], b["supermask"], b["offsets"], b["keep"], b["draw"], b["dense"],
-            scores,
+            b["values"], b["row_scale"], scores,
         )  # fmt: skip
 
     def _partition_counts(self, header: Tensor) -> tuple[int, ...]:
@@ -233,6 +238,8 @@ class FrozenState(nn.Module):
             and b["keep"] is record.keep
             and b["draw"] is record.draw
             and b["dense"] is record.dense
+            and b["values"] is record.values
+            and b["row_scale"] is record.row_scale
             and b["gain"] is held.gain
             and self._has_bias_of(held)
         )
@@ -272,7 +279,7 @@ class FrozenState(nn.Module):
             self._held = None
             return
         with torch.inference_mode(False), torch.no_grad():
-            new = {name: _own(getattr(held, name)) for name in ("header", "supermask", *DERIVED)}
+            new = {name: _own(getattr(held, name)) for name in _RECORD}
         with swapping:
             old = [t for name, t in self._buffers.items() if name in new and t is not None and t is not new[name]]
             self._buffers.update(new)
@@ -284,7 +291,7 @@ class FrozenState(nn.Module):
     def _write(self, held: FrozenTensor, residency: str) -> None:
         self.residency = residency
         self.supermask = held.supermask
-        for name in ("header", *DERIVED):
+        for name in ("header", *DERIVED, *STORED):
             new, old = getattr(held, name), getattr(self, name)
             if new is not None and old is not None and new is not old and _alike(new, old):
                 old.copy_(new)  # in place: captured graphs and views stay valid
