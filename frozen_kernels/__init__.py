@@ -1,7 +1,7 @@
 """frozen_kernels: fused kernels for networks whose weights are never stored.
 
 A seed regenerates random weights inside the kernel; packed bits say which of them count. `freeze_` converts a model,
-`EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes everything that is not regenerated.
+`EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
 from . import backends, distributed, format, functional, nn, ops

@@ -149,7 +149,8 @@ class FreezeConfig:
         if not stored:
             for name in ("rates", "pattern"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name}: {getattr(self, name)!r}, but only code 'stored' has it, not {self.code!r}")
+                    value = getattr(self, name)
+                    raise ValueError(f"{name}: {value!r}, but only code 'stored' has it, not {self.code!r}")
             return
         if self.scaling != "none":
             raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")

@@ -21,7 +21,6 @@ def residencies_of(code: str) -> tuple[Residency, ...]:
     return STORED_RESIDENCIES if code == fmt.STORED else RESIDENCIES
 
 
-
 class FrozenTensor(NamedTuple):
     """A weight that is a function of its header, its partition and a supermask.
 

@@ -196,7 +196,8 @@ def finalize_(model: nn.Module, values: str | None = None) -> None:
     """Drop the scores of every frozen layer and keep its supermask.
 
     Stored layers keep the values that their masks keep, packed, as `values`: float32, float16, bfloat16, or int8 with a
-    scale for each row; in their own dtype by default. Warns where scores changed since the masks were made of them: the last search step is then not in the masks.
+    scale for each row; in their own dtype by default. Warns where scores changed since the masks were made of them: the
+    last search step is then not in the masks.
     ValueError for a model without frozen layers, for another name or where a kept value is not finite in it: nothing is
     changed then. RuntimeError where `fully_shard` holds the scores.
     """

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 

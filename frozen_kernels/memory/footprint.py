@@ -154,6 +154,14 @@ class Footprint:
         return "\n".join(lines)
 
 
+def _stored_bytes(layer: FrozenLayer) -> int:
+    """Bytes of a ticket for the values of a stored weight and the scales of its rows."""
+    if layer.values is None:
+        return 0
+    scale = 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
+    return layer.counts["kept"] * layer.values.element_size() + scale
+
+
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:
     """Tensors that are not part of a frozen weight: those that a ticket stores, and all that are held."""
     frozen = {id(t) for layer in layers.values() for t in _frozen_state(layer)}
@@ -300,7 +308,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
                 residency=layer.residency,
                 weights=weights,
                 free=free,
-                disk=0 if shared else -(-free // 8),
+                disk=0 if shared else -(-free // 8) + _stored_bytes(layer),
                 resident=storage_bytes(state),
                 scores=scores,
                 dense=0 if shared else weights * layer.dtype.itemsize,

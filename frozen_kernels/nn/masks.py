@@ -79,7 +79,7 @@ class FrozenMasks(FrozenState):
             offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
             scale = fmt.scale_of(self.code, self.sigma)
             scores = initial.initial_scores(
-                header, offsets, self.code, self.rows, self.cols, self.free, config.score_init, scale
+                header, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
             )
             self._start_scores(scores.to(self.device, score_dtype))
         record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))

@@ -72,7 +72,9 @@ class FrozenStored(FrozenMasks):
     def _pattern(self) -> tuple[int, int]:
         kept, of = kept_of_pattern(self.config.pattern or "")
         if self.cols % of:
-            raise ValueError(f"pattern: {self.config.pattern} needs columns in groups of {of}, the weight has {self.cols}")
+            raise ValueError(
+                f"pattern: {self.config.pattern} needs columns in groups of {of}, the weight has {self.cols}"
+            )
         return kept, of
 
     def swap_(self, kept: int, rate: float) -> int:
@@ -121,7 +123,9 @@ class FrozenStored(FrozenMasks):
             self.finalize()
             assert self.values is not None
             if not self.values.is_floating_point():
-                raise ValueError(f"values: float32, float16 or bfloat16 can be tuned, the layer has {self.values.dtype}")
+                raise ValueError(
+                    f"values: float32, float16 or bfloat16 can be tuned, the layer has {self.values.dtype}"
+                )
             with swapping, torch.inference_mode(False):
                 self.set_residency("packed")
                 self.tuned = nn.Parameter(self.values.clone())
@@ -135,7 +139,9 @@ class FrozenStored(FrozenMasks):
 
     def set_residency(self, residency: str) -> None:
         if self.tuned is not None and residency != "packed":
-            raise RuntimeError(f"residency: 'packed' while the kept values are tuned, got {residency!r}; finalize first")
+            raise RuntimeError(
+                f"residency: 'packed' while the kept values are tuned, got {residency!r}; finalize first"
+            )
         super().set_residency(residency)
 
     @torch.no_grad()

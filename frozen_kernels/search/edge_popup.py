@@ -25,8 +25,9 @@ class EdgePopup(Search):
         refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.
 
     Raises:
-        ValueError: the model has no frozen layer with scores (stored weights are for `Jackpot`), or layers whose seeds were overwritten, as by averaging
-            buffers; it is in `FullyShardedDataParallel`; or `refresh_every` is no integer >= 1.
+        ValueError: the model has no frozen layer with scores (stored weights are for `Jackpot`), or layers whose seeds
+            were overwritten, as by averaging buffers; it is in `FullyShardedDataParallel`; or `refresh_every` is no
+            integer >= 1.
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
