@@ -6,7 +6,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 
 from typing import TYPE_CHECKING, Any
 
-from . import backends, distributed, format, functional, nn, ops
+from . import backends, distributed, format, functional, importers, nn, ops
 from .config import FreezeConfig
 from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
@@ -45,6 +45,7 @@ __all__ = [
     "format",
     "freeze_",
     "functional",
+    "importers",
     "load_ticket",
     "nn",
     "ops",
