@@ -127,11 +127,15 @@ def from_stream(values: Tensor, rows: int, cols: int) -> Tensor:
     return matrix.index_copy(1, stream_columns(cols, values.device), values.view(rows, cols))
 
 
-def weight_indices(positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64: places in the flat torch weight of that shape, for int64 positions in the stream of all its weights."""
-    cols, channels = matrix_shape(shape)[1], shape[1]
+def weight_offsets(positions: Tensor, weight: Tensor) -> Tensor:
+    """int64: offsets into the memory of a torch weight, for int64 positions in the stream of all its weights."""
+    cols, channels = matrix_shape(weight.shape)[1], weight.shape[1]
+    tap_offsets = [0]
+    for size, stride in zip(weight.shape[2:], weight.stride()[2:], strict=True):
+        tap_offsets = [start + i * stride for start in tap_offsets for i in range(size)]
     row, column = positions // cols, stream_columns(cols, positions.device)[positions % cols]
-    return row * cols + column % channels * (cols // channels) + column // channels
+    taps = torch.tensor(tap_offsets, device=positions.device)
+    return row * weight.stride(0) + column % channels * weight.stride(1) + taps[column // channels]
 
 
 def raw_keys(scores: Tensor) -> Tensor:

@@ -284,14 +284,14 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
     whole, model = model, unwrapped(model)
     layers = frozen_layers(model)
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[object, ...]] = set()
     rows = []
     counted: set[int] = set()
     for name, layer in layers.items():
         state = [t for t in _frozen_state(layer) if id(t) not in counted]
         counted.update(id(t) for t in state)
         weights, free = layer.rows * layer.cols, layer.counts["free"]
-        shared = (layer.seed, layer.stream) in seen
+        shared = layer.identity in seen
         scores = storage_bytes([layer.scores]) if any(t is layer.scores for t in state) else 0
         rows.append(
             LayerFootprint(
@@ -307,7 +307,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
                 shared=shared,
             )
         )
-        seen.add((layer.seed, layer.stream))
+        seen.add(layer.identity)
     stored, held = _ordinary(model, layers)
     ordinary_disk = _logical_bytes(stored)
     metadata = None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import calls
 from ...calls import Geometry
-from ...format import memory_format_of
+from ...format import STORED, memory_format_of
 from ...tensor import FrozenTensor
 from .extension import _C, DTYPES, pack_args
 from .product import LARGE_RESULT
@@ -224,11 +224,30 @@ class _Convolution(_Fused):
         return out
 
 
+class _StoredWeight(torch.autograd.Function):
+    """The effective weight of a stored one while its mask is searched, as it is held; gradients go to the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, dense: Tensor, record: FrozenTensor) -> Tensor:
+        ctx.pack = record.pack()
+        ctx.save_for_backward(scores, dense)
+        return dense.view_as(dense)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        scores, _ = ctx.saved_tensors  # a mask made since then is an error here
+        return torch.ops.frozen_kernels.weight_grad_scores(grad, scores, *ctx.pack), None, None
+
+
 class _Dense:
-    """The dense residency without scores: torch's own layer on the effective weight, which every mode sees as such."""
+    """The dense residency: torch's own layer on the effective weight, which every mode sees as such.
+
+    With scores it takes eager calls of a stored weight that nothing watches.
+    """
 
     def __init__(self, record: FrozenTensor, geometry: Geometry, bias: Tensor | None, dtype: torch.dtype) -> None:
         assert record.dense is not None
+        self.record = record
         self.weight: Tensor = record.dense
         self.bias, self.dtype = bias, dtype
         self.transposed = geometry.op.startswith("conv_transpose")
@@ -236,6 +255,16 @@ class _Dense:
         g = geometry
         self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
             g.stride, g.padding, g.dilation, g.groups)  # fmt: skip
+
+    def searched(self, scores: Tensor | None) -> Tensor | None:
+        """The weight of a call with gradients; None for one that takes the ordinary way."""
+        if scores is None:
+            return self.weight
+        if self.record.code != STORED or type(scores) is not nn.Parameter or not calls.unwatched():
+            return None
+        if not scores.requires_grad:
+            return self.weight
+        return _StoredWeight.apply(scores, self.weight, self.record)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         raise NotImplementedError
@@ -249,10 +278,11 @@ class _DenseLinear(_Dense):
             return None  # the op says what does not fit
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        if scores is not None:
+        weight = self.searched(scores)
+        if weight is None:
             return None
         try:
-            return _linear(x, self.weight, bias)
+            return _linear(x, weight, bias)
         except RuntimeError:
             return None  # the op says what does not fit
 
@@ -262,10 +292,13 @@ class _DenseConvolution(_Dense):
         return self.train(x, self.bias, None)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        if scores is not None or x.dim() != self.weight.dim():
+        if x.dim() != self.weight.dim():
+            return None
+        weight = self.searched(scores)
+        if weight is None:
             return None
         try:
-            y = self.function(x, self.weight, bias, *self.numbers)
+            y = self.function(x, weight, bias, *self.numbers)
         except RuntimeError:
             return None  # the op says what does not fit
         return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
@@ -283,6 +316,8 @@ def prepare(
     if bias is not None and bias.dtype is not dtype:
         return None
     linear = geometry.op == "linear"
+    if record.values is not None and record.values.requires_grad:
+        return None
     if record.dense is not None:
         if gain is not None or relu or record.dense.dtype is not dtype:
             return None
