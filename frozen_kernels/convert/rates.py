@@ -30,7 +30,9 @@ def leave_dense(
     left: dict[str, str] = {}
     for name in stored:
         config, cols = configs[name], fmt.matrix_shape(modules[name].weight.shape)[1]  # type: ignore[arg-type, union-attr]
-        if isinstance(config.rates, Mapping):
+        if isinstance(modules[name], nn.Embedding):
+            left[name] = "embeddings have no stored weights: it stays dense"
+        elif isinstance(config.rates, Mapping):
             unknown = [key for key in config.rates if key not in stored]
             if unknown:
                 raise ValueError(f"rates: {listed(unknown)}, but the layers that can be stored are {listed(stored)}")
