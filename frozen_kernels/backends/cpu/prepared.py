@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.dlpack import from_dlpack
 
 from ... import calls
 from ...calls import Geometry
@@ -18,11 +20,18 @@ from .product import LARGE_RESULT
 _threads = torch.get_num_threads
 _strided = torch.strided
 _linear = F.linear
+_OWN_COUNT = (128 << 10) // 2  # elements, from the smallest block on that malloc would map
 _unwatched = calls.unwatched
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> bool:
     return x.dtype is dtype and x.is_cpu and x.layout is _strided and not x.is_neg()
+
+
+def _own(x: Tensor, size: Any, count: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A fresh result of that many elements in memory that the next one of its size finds again."""
+    y: Tensor = from_dlpack(_C.block(count, DTYPES[x.dtype])).resize_(size, memory_format=memory_format)
+    return _filled(y)
 
 
 def _filled(out: Tensor) -> Tensor:
@@ -154,14 +163,14 @@ class _Linear(_Fused):
             pixels, width = shape
             if width != cols or not pixels:
                 return None
-            y = x.new_empty((pixels, rows))
+            size: tuple[int, ...] = (pixels, rows)
         else:
             if not shape or shape[-1] != cols or not x.numel():
                 return None
             pixels = x.numel() // cols
-            y = x.new_empty((*shape[:-1], rows))
-        if pixels * rows > _LARGE_COUNT:
-            _filled(y)
+            size = (*shape[:-1], rows)
+        count = pixels * rows
+        y = x.new_empty(size) if count < _OWN_COUNT else _own(x, size, count)
         return y if self.call.rows(x.data_ptr(), pixels, y.data_ptr(), _threads()) else None
 
     def grad_bias(self, grad: Tensor) -> Tensor:
@@ -195,9 +204,11 @@ class _Convolution(_Fused):
         size = self.call.size(shape)
         if size is None:
             return None
-        y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
-        if y.numel() > _LARGE_COUNT:
-            _filled(y)
+        count = prod(size)
+        if count >= _OWN_COUNT:
+            y = _own(x, size, count, memory_format_of(x))
+        else:
+            y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
         done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
         return y if done else None
 
@@ -302,9 +313,6 @@ class _DenseConvolution(_Dense):
         except RuntimeError:
             return None  # the op says what does not fit
         return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
-
-
-_LARGE_COUNT = LARGE_RESULT // 4
 
 
 def prepare(
