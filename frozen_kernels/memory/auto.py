@@ -81,10 +81,12 @@ def auto_residency(
     # a constant code has nothing but a mask, and runs as sign does with both planes at hand
     code: str = "sign" if layer.code == "constant" else layer.code
     if layer.stored:
-        measured = stored_code(1 - layer.counts["kept"] / max(layer.rows * layer.cols, 1))
+        measured = measured_sparsity(1 - layer.counts["kept"] / max(layer.rows * layer.cols, 1))
         if measured is None:
             return Choice("dense", f"fewer than {STORED_SPARSITIES[0]:.0%} of its weights are dropped")
-        code = measured
+        code = stored_code(measured)
+        # tiles serve no stored weight: the kernels are those of AVX-512
+        level = "avx512" if level == "amx" else level
     table = crossover.in_use(level)[1] if table is None else table
     cells = [cell for cell in table.cells(level, dtype, code) if cell.kind == kind_of(layer)]
     if not cells:
@@ -98,10 +100,14 @@ def auto_residency(
     return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
 
 
-def stored_code(sparsity: float) -> str | None:
-    """The code in a table of stored weights that drop so many: the next lower that is measured, None below them all."""
-    lower = [s for s in STORED_SPARSITIES if s <= sparsity + 1e-3]
-    return f"{STORED} {lower[-1]:g}" if lower else None
+def measured_sparsity(sparsity: float) -> float | None:
+    """The next lower sparsity that stored weights are measured at, None below them all: fewer zeros take longer."""
+    return max((s for s in STORED_SPARSITIES if s <= sparsity + 1e-3), default=None)
+
+
+def stored_code(sparsity: float) -> str:
+    """The code in a table of stored weights that drop so many."""
+    return f"{STORED} {sparsity:g}"
 
 
 def _packed(found: crossover.Estimate, wish: Wish) -> Choice:
