@@ -44,6 +44,14 @@ def header_of(header: Tensor) -> Tensor:
     return checked_header(header)
 
 
+def weight_args(t: Tensor, dtype: int) -> tuple[tuple[int, int, int, int], list[int]]:
+    """Address, dtype id and the strides of rows and channels of a weight of torch's shape; the offsets of its taps."""
+    taps = [0]
+    for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True):
+        taps = [start + i * stride for start in taps for i in range(size)]
+    return (t.data_ptr(), dtype, t.stride(0), t.stride(1)), taps
+
+
 def code_id(code: str) -> int:
     return CODES.index(check_code(code))
 
