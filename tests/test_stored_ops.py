@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import pairwise
 from torch import Tensor
 
 import frozen_kernels as fk
@@ -79,40 +80,40 @@ def best(scores: Tensor, kept: int, wrong: float) -> Tensor:
     return keep
 
 
-def check_swap(scores: Tensor, keep: Tensor, rate: float) -> Tensor:
+def check_swap(scores: Tensor, keep: Tensor, rate: float) -> None:
+    """On every instruction set, and for many scores with several numbers of threads."""
     mask, kept = mask_of(keep), int(keep.sum())
-    ours = cpu.swap(scores, mask, kept, rate)
-    assert same(ours, reference.swap(scores, mask, kept, rate)), (scores.numel(), kept, rate)
-    return ours
+    wanted, before = reference.swap(scores, mask, kept, rate), (_C.isa(), torch.get_num_threads())
+    for isa, threads in itertools.product(_C.isa_available(), (1, 2, 3) if scores.numel() > 1000 else (1,)):
+        _C.set_isa(isa)
+        torch.set_num_threads(threads)
+        assert same(cpu.swap(scores, mask, kept, rate), wanted), (isa, threads, scores.numel(), kept, rate)
+    _C.set_isa(before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_swap_of_few_scores(isa, kind, dtype):
+def test_swap_of_few_scores(kind, dtype):
     for n in (0, 1, 7, 8, 9, 31, 33, 64, 65, 257):
         scores = KINDS[kind](n).to(dtype)
-        for kept, rate in itertools.product(sorted({0, min(1, n), n // 3, max(0, n - 1), n}), RATES):
-            check_swap(scores, torch.randperm(n) < kept, rate)
-            check_swap(scores, best(scores, kept, 0.1), rate)
+        for kept in sorted({0, min(1, n), n // 3, max(0, n - 1), n}):
+            for rate in RATES:
+                check_swap(scores, torch.randperm(n) < kept, rate)
+            check_swap(scores, best(scores, kept, 0.1), 1.0)
 
 
 @pytest.mark.parametrize("dtype", SCORE_DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_swap_of_many_scores_does_not_depend_on_threads(isa, threads, kind, dtype):
-    n = 200_003
-    scores, results = KINDS[kind](n).to(dtype), []
-    cases = [(best(scores, kept, wrong), rate) for kept in (1, 20_011, n - 1) for wrong in (0.0, 0.01) for rate in (1.0, 0.07)]
-    cases.append((torch.randperm(n) < n // 2, 1.0))
-    for count in (1, 2, 3):
-        threads(count)
-        if count == 1:
-            results = [check_swap(scores, keep, rate) for keep, rate in cases]
-            continue
-        for (keep, rate), wanted in zip(cases, results, strict=True):
-            assert torch.equal(cpu.swap(scores, mask_of(keep), int(keep.sum()), rate), wanted)
+def test_swap_of_many_scores(kind, dtype):
+    n = 140_003
+    scores = KINDS[kind](n).to(dtype)
+    for kept, wrong, rate in ((1, 0.1, 1.0), (14_011, 0.01, 1.0), (70_000, 0.001, 0.07), (n - 1, 0.1, 0.5)):
+        check_swap(scores, best(scores, kept, wrong), rate)
+    check_swap(scores, torch.randperm(n) < n // 3, 1.0)
 
 
-def test_swap_where_a_sample_misleads(isa):
+def test_swap_where_a_sample_misleads():
     """The scores that a sample reads are all high: the threshold lies outside the bracket that it gives."""
     n, step = 16 * 3000, 16
     scores, part = torch.randn(n) - 5, torch.arange(3000)
@@ -164,13 +165,19 @@ def test_flip_changes_the_bits_of_a_copy():
         assert torch.equal(mask, before)
 
 
-def layouts(weight: Tensor) -> list[Tensor]:
-    """The same weight at several strides: contiguous, reversed, padded, channels_last, and one value for all rows."""
-    reverse = tuple(reversed(range(weight.dim())))
-    padded = weight.new_zeros([2 * n + 1 for n in weight.shape])
-    padded = padded[tuple(slice(1, 2 * n + 1, 2) for n in weight.shape)].copy_(weight)
-    last = weight.movedim(1, -1).contiguous().movedim(-1, 1)
-    return [weight, weight.permute(reverse).contiguous().permute(reverse), padded, last]
+LAYOUTS = ("contiguous", "reversed", "padded", "channels last")
+GRADIENTS = pairwise(KERNEL_DTYPES, KERNEL_DTYPES, SCORE_DTYPES, LAYOUTS, LAYOUTS, (1, 2, 3))
+
+
+def laid_out(weight: Tensor, layout: str) -> Tensor:
+    """The same weight at other strides."""
+    if layout == "reversed":
+        dims = tuple(reversed(range(weight.dim())))
+        return weight.permute(dims).contiguous().permute(dims)
+    if layout == "padded":
+        padded = weight.new_zeros([2 * n + 1 for n in weight.shape])
+        return padded[tuple(slice(1, 2 * n + 1, 2) for n in weight.shape)].copy_(weight)
+    return weight.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels last" else weight
 
 
 def plane_of(shape, share=0.4) -> tuple[Tensor, Tensor]:
@@ -181,14 +188,13 @@ def plane_of(shape, share=0.4) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_offsets_and_values_of_a_plane(isa, threads, shape):
-    cols = fmt.matrix_shape(shape)[1]
-    for share, count in ((0.4, 1), (0.0, 2), (1.0, 3)):
+    cols, dtypes = fmt.matrix_shape(shape)[1], (*KERNEL_DTYPES, torch.float64, torch.int8)
+    for share, dtype, layout, count in pairwise((0.0, 0.4, 1.0), dtypes, LAYOUTS, (1, 2, 3)):
         threads(count)
         plane, _ = plane_of(shape, share)
         assert same(cpu.plane_offsets(plane, cols), reference.plane_offsets(plane, cols))
-        for dtype in (*KERNEL_DTYPES, torch.float64, torch.int8):
-            for weight in layouts((torch.randn(shape) * 50).to(dtype)):
-                assert same(cpu.pack_values(weight, plane), reference.pack_values(weight, plane))
+        weight = laid_out((torch.randn(shape) * 50).to(dtype), layout)
+        assert same(cpu.pack_values(weight, plane), reference.pack_values(weight, plane))
 
 
 def pack_of(shape, values, plane=None, supermask=None, row_scale=None) -> fmt.Pack:
@@ -205,42 +211,41 @@ def extreme(shape, dtype) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_weight_of_all_values(isa, threads, shape):
     plane, supermask = plane_of(shape)
-    for n, (dtype, out) in enumerate(itertools.product(KERNEL_DTYPES, KERNEL_DTYPES)):
-        threads(n % 3 + 1)
-        for values in layouts(extreme(shape, dtype)):
-            packs = pack_of(shape, values, supermask=supermask), pack_of(shape, values, plane=plane)
-            for pack in packs:
-                ours = cpu.weights.weight(None, pack, out)
-                assert ours.is_contiguous() and same(ours, reference.weights.weight(None, pack, out).contiguous())
+    sources = {"plane": plane}, {"supermask": supermask}
+    for dtype, out, layout, n in pairwise(KERNEL_DTYPES, KERNEL_DTYPES, LAYOUTS, range(2)):
+        threads(n + 1)
+        pack = pack_of(shape, laid_out(extreme(shape, dtype), layout), **sources[n])
+        ours = cpu.weights.weight(None, pack, out)
+        assert ours.is_contiguous() and same(ours, reference.weights.weight(None, pack, out).contiguous())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_weight_of_packed_values(isa, threads, shape):
     plane, supermask = plane_of(shape)
-    for n, (dtype, out) in enumerate(itertools.product((*KERNEL_DTYPES, torch.int8), KERNEL_DTYPES)):
-        threads(n % 3 + 1)
+    sources = {"plane": plane}, {"supermask": supermask}
+    for dtype, out, n in pairwise((*KERNEL_DTYPES, torch.int8), KERNEL_DTYPES, range(2)):
+        threads(n + 1)
         weight = extreme(shape, dtype) if dtype.is_floating_point else torch.randint(-127, 128, shape, dtype=dtype)
         scale = None if dtype.is_floating_point else torch.rand(shape[0]) / 127
-        values = reference.pack_values(weight, plane)
-        for planes in ({"plane": plane}, {"supermask": supermask}):
-            pack = pack_of(shape, values, row_scale=scale, **planes)
-            assert same(cpu.weights.weight(None, pack, out), reference.weights.weight(None, pack, out))
+        pack = pack_of(shape, reference.pack_values(weight, plane), row_scale=scale, **sources[n])
+        assert same(cpu.weights.weight(None, pack, out), reference.weights.weight(None, pack, out))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_score_gradient_of_all_values(isa, threads, shape):
-    for n, (dtype, values_dtype, out) in enumerate(itertools.product(KERNEL_DTYPES, KERNEL_DTYPES, SCORE_DTYPES)):
-        threads(n % 3 + 1)
-        scores = torch.zeros(math.prod(shape), dtype=out)
-        values, grads = layouts(extreme(shape, values_dtype)), layouts(extreme(shape, dtype))
-        grads = [*grads, torch.tensor(3.0, dtype=dtype).expand(shape)]
-        for i, grad in enumerate(grads):
-            pack = pack_of(shape, values[i % 4], supermask=torch.zeros(0))
-            ours = cpu.weights.weight_grad_scores(grad, scores, pack)
-            assert same(ours, reference.weights.weight_grad_scores(grad, scores, pack))
-            pack = pack_of(shape, values[-i % 4], supermask=torch.zeros(0))
-            ours = cpu.weights.weight_grad_scores(grad, scores, pack)
-            assert same(ours, reference.weights.weight_grad_scores(grad, scores, pack))
+    def check(grad: Tensor, values: Tensor, out: torch.dtype, count: int) -> None:
+        threads(count)
+        pack, scores = pack_of(shape, values), torch.zeros(math.prod(shape), dtype=out)
+        ours = cpu.weights.weight_grad_scores(grad, scores, pack)
+        assert same(ours, reference.weights.weight_grad_scores(grad, scores, pack))
+
+    for dtype, other, out, layout, other_layout, count in GRADIENTS:
+        grad, values = laid_out(extreme(shape, dtype), layout), laid_out(extreme(shape, other), other_layout)
+        check(grad, values, out, count)
+    for layout, dtype, out in pairwise(LAYOUTS, KERNEL_DTYPES, SCORE_DTYPES):
+        check(laid_out(extreme(shape, dtype), layout), laid_out(extreme(shape, dtype), layout), out, 2)
+        check(torch.tensor(3.0, dtype=dtype).expand(shape), laid_out(extreme(shape, dtype), layout), out, 1)
+        check(torch.tensor(3.0, dtype=dtype).expand(shape), torch.tensor(0.3, dtype=dtype).expand(shape), out, 1)
 
 
 def test_what_the_kernels_do_not_serve_runs_on_the_reference():

@@ -1,4 +1,5 @@
 // Stored weights: their values in torch's order at any strides, or the kept ones alone in stream order.
+#include "cpu/core/scratch.h"
 #include "cpu/format/ops.h"
 #include "cpu/scores/writer.h"
 
@@ -12,14 +13,15 @@ FK_INLINE int columns_of(int64_t cols, int64_t w) { return static_cast<int>(std:
 
 // Offsets of a row's elements, in stream order: of a word the even columns, then the odd ones. Padded to whole words
 // with the row's first element.
-std::vector<int64_t> stream_places(const WeightStrides& strides) {
+std::vector<int32_t> stream_places(const WeightStrides& strides) {
   const int64_t cols = strides.channels * strides.taps;
-  std::vector<int64_t> places(static_cast<size_t>(round_up(cols, 32)));
+  std::vector<int32_t> places(static_cast<size_t>(round_up(cols, 32)));
   int64_t k = 0;
   for (int64_t tap = 0; tap < strides.taps; ++tap) {
     for (int64_t c = 0; c < strides.channels; ++c, ++k) {
       const int64_t even = (columns_of(cols, k / 32) + 1) / 2;
-      places[k / 32 * 32 + (k & 1) * even + (k & 31) / 2] = c * strides.channel_stride + strides.tap_offsets[tap];
+      const int64_t place = c * strides.channel_stride + strides.tap_offsets[tap];
+      places[k / 32 * 32 + (k & 1) * even + (k & 31) / 2] = static_cast<int32_t>(place);
     }
   }
   return places;
@@ -54,20 +56,30 @@ void each_chunk(int64_t rows, int64_t cols, int threads, const Fn& fn) {
   });
 }
 
-// out[i] = the element of a row at places[i].
-FK_INLINE void values_of(const StridedWeight& weight, int64_t row, const int64_t* places, int64_t n, float* out) {
-  const int64_t start = row * weight.strides.row_stride;
-  const auto gather = [&](const auto* data, const auto& value) {
-    for (int64_t i = 0; i < n; ++i) out[i] = value(data[start + places[i]]);
+// out[i] = row[places[i]] as float32.
+FK_INLINE void gather(const void* row, DType dtype, const int32_t* places, int64_t n, float* out) {
+  const auto each = [&](const auto* data, const auto& value) {
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < n; ++i) out[i] = value(data[places[i]]);
   };
-  const uint16_t* const halves = static_cast<const uint16_t*>(weight.data);
-  if (weight.dtype == FLOAT32) {
-    gather(static_cast<const float*>(weight.data), [](float x) { return x; });
-  } else if (weight.dtype == BFLOAT16) {
-    gather(halves, [](uint16_t x) { return bf16_to_float(x); });
+  if (dtype == FLOAT32) {
+    each(static_cast<const float*>(row), [](float x) { return x; });
+  } else if (dtype == BFLOAT16) {
+    each(static_cast<const uint16_t*>(row), [](uint16_t x) { return bf16_to_float(x); });
   } else {
-    gather(halves, [](uint16_t x) { return f16_to_float(x); });
+    each(static_cast<const uint16_t*>(row), [](uint16_t x) { return f16_to_float(x); });
   }
+}
+
+const void* row_of(const StridedWeight& weight, int64_t row) {
+  const int64_t bytes = weight.dtype == FLOAT32 ? 4 : 2;
+  return static_cast<const char*>(weight.data) + row * weight.strides.row_stride * bytes;
+}
+
+FK_INLINE vf32 load_vector(const void* data, DType dtype, int64_t at) {
+  if (dtype == FLOAT32) return vf32::load(static_cast<const float*>(data) + at);
+  const uint16_t* const half = static_cast<const uint16_t*>(data) + at;
+  return dtype == BFLOAT16 ? load_bf16(half) : load_f16(half);
 }
 
 FK_INLINE void store_vector(void* out, DType dtype, int64_t at, vf32 x) {
@@ -80,21 +92,30 @@ FK_INLINE void store_vector(void* out, DType dtype, int64_t at, vf32 x) {
   }
 }
 
+// out[i] = a[i] * b[i], which may be one of them.
+void multiply(const void* a, DType a_dtype, const void* b, DType b_dtype, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + VL <= n; i += VL) (load_vector(a, a_dtype, i) * load_vector(b, b_dtype, i)).store(out + i);
+  for (; i < n; ++i) out[i] = load_element(a, a_dtype, i) * load_element(b, b_dtype, i);
+}
+
 // Puts values, in stream order, at their places in a row that begins at element `start`.
-void scatter(void* out, DType dtype, int64_t start, const int64_t* places, int64_t n, const float* values) {
+void scatter(void* out, DType dtype, int64_t start, const int32_t* places, int64_t n, const float* values) {
   if (dtype == FLOAT32) {
     float* const row = static_cast<float*>(out) + start;
+#pragma GCC unroll 8
     for (int64_t i = 0; i < n; ++i) row[places[i]] = values[i];
     return;
   }
   uint16_t rounded[CHUNK_COLUMNS];
   for (int64_t i = 0; i < round_up(n, 32); i += VL) store_vector(rounded, dtype, i, vf32::load(values + i));
   uint16_t* const row = static_cast<uint16_t*>(out) + start;
+#pragma GCC unroll 8
   for (int64_t i = 0; i < n; ++i) row[places[i]] = rounded[i];
 }
 
 // The offsets of columns in a contiguous weight.
-std::vector<int64_t> contiguous_places(int64_t channels, int64_t taps) {
+std::vector<int32_t> contiguous_places(int64_t channels, int64_t taps) {
   std::vector<int64_t> tap_offsets(static_cast<size_t>(taps));
   for (int64_t tap = 0; tap < taps; ++tap) tap_offsets[tap] = tap;
   return stream_places({channels, taps, channels * taps, taps, tap_offsets.data()});
@@ -104,7 +125,7 @@ template <class T>
 void pack_as(const T* weight, const WeightStrides& strides, const KeptWeights& kept, const int64_t* offsets, T* out,
              int threads) {
   const int64_t cols = strides.channels * strides.taps, chunks = divide_up(cols, CHUNK_COLUMNS);
-  const std::vector<int64_t> places = stream_places(strides);
+  const std::vector<int32_t> places = stream_places(strides);
   each_chunk(kept.rows, cols, threads, [&](int64_t row, int64_t chunk, int64_t w0, int64_t nw) {
     const T* const values = weight + row * strides.row_stride;
     T* next = out + offsets[row * chunks + chunk];
@@ -149,10 +170,10 @@ void pack_values(const void* weight, int64_t bytes, const WeightStrides& strides
 
 void stored_weight(const StridedWeight& values, const KeptWeights& kept, DType out_dtype, void* out, int threads) {
   const int64_t channels = values.strides.channels, taps = values.strides.taps, cols = channels * taps;
-  const std::vector<int64_t> places = stream_places(values.strides), targets = contiguous_places(channels, taps);
+  const std::vector<int32_t> places = stream_places(values.strides), targets = contiguous_places(channels, taps);
   each_chunk(kept.rows, cols, threads, [&](int64_t row, int64_t, int64_t w0, int64_t nw) {
     float found[CHUNK_COLUMNS];
-    values_of(values, row, places.data() + 32 * w0, 32 * nw, found);
+    gather(row_of(values, row), values.dtype, places.data() + 32 * w0, 32 * nw, found);
     for (int64_t i = 0; i < nw; ++i) {
       const uint32_t bits = kept_bits(kept, row, cols, w0 + i);
       float* const word = found + 32 * i;
@@ -165,7 +186,7 @@ void stored_weight(const StridedWeight& values, const KeptWeights& kept, DType o
 void packed_weight(const PackedValues& packed, int64_t channels, int64_t taps, const KeptWeights& kept, DType out_dtype,
                    void* out, int threads) {
   const int64_t cols = channels * taps, chunks = divide_up(cols, CHUNK_COLUMNS);
-  const std::vector<int64_t> targets = contiguous_places(channels, taps);
+  const std::vector<int32_t> targets = contiguous_places(channels, taps);
   each_chunk(kept.rows, cols, threads, [&](int64_t row, int64_t chunk, int64_t w0, int64_t nw) {
     float found[CHUNK_COLUMNS] = {};
     int64_t at = packed.offsets[row * chunks + chunk];
@@ -191,15 +212,28 @@ void packed_weight(const PackedValues& packed, int64_t channels, int64_t taps, c
 void stored_grad_scores(int64_t rows, const StridedWeight& grad, const StridedWeight& values, DType score_dtype,
                         void* out, int threads) {
   const int64_t cols = grad.strides.channels * grad.strides.taps;
-  const std::vector<int64_t> grad_places = stream_places(grad.strides), places = stream_places(values.strides);
+  if (cols == 0) return;
+  const std::vector<int32_t> grad_places = stream_places(grad.strides), places = stream_places(values.strides);
+  // Rows of one layout without gaps are multiplied as they lie and put in order once.
+  const bool whole =
+      cols <= 32 * SEGMENT_WORDS && grad_places == places && *std::max_element(places.begin(), places.end()) < cols;
   each_chunk(rows, cols, threads, [&](int64_t row, int64_t, int64_t w0, int64_t nw) {
-    float dw[CHUNK_COLUMNS], w[CHUNK_COLUMNS];
-    values_of(grad, row, grad_places.data() + 32 * w0, 32 * nw, dw);
-    values_of(values, row, places.data() + 32 * w0, 32 * nw, w);
     const int64_t n = std::min(32 * nw, cols - 32 * w0), start = row * cols + 32 * w0;
+    const void *const ours = row_of(grad, row), *const theirs = row_of(values, row);
+    float dw[CHUNK_COLUMNS], w[CHUNK_COLUMNS];
+    if (whole) {
+      // The chunks of a row come one after the other.
+      float* const products = Scratch(cols * 4).take<float>(cols);
+      if (w0 == 0) multiply(ours, grad.dtype, theirs, values.dtype, cols, products);
+      gather(products, FLOAT32, places.data() + 32 * w0, 32 * nw, dw);
+    } else {
+      gather(ours, grad.dtype, grad_places.data() + 32 * w0, 32 * nw, dw);
+      gather(theirs, values.dtype, places.data() + 32 * w0, 32 * nw, w);
+      multiply(dw, FLOAT32, w, FLOAT32, 32 * nw, dw);
+    }
     int64_t i = 0;
-    for (; i + VL <= n; i += VL) store_vector(out, score_dtype, start + i, vf32::load(dw + i) * vf32::load(w + i));
-    for (; i < n; ++i) store_element(out, score_dtype, start + i, dw[i] * w[i]);
+    for (; i + VL <= n; i += VL) store_vector(out, score_dtype, start + i, vf32::load(dw + i));
+    for (; i < n; ++i) store_element(out, score_dtype, start + i, dw[i]);
   });
 }
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/core/scratch.h"
 #include "cpu/format/ops.h"
 
 namespace fk::FK_ISA_NS {
@@ -13,9 +14,11 @@ namespace {
 
 constexpr int32_t INFINITE = 0x7F800000, NAN_KEY = INFINITE + 1;
 constexpr int32_t BELOW_ALL = -INFINITE - 1, ABOVE_ALL = NAN_KEY + 1;
-constexpr int64_t SPAN = 1 << 16;         // scores of a task
-constexpr int64_t SAMPLED = 8192;         // scores that bracket the threshold
-constexpr int64_t SAMPLED_FROM = 1024;    // fewer scores are all looked at
+constexpr int64_t SPAN = 1 << 16;       // scores of a task
+constexpr int64_t SAMPLED = 8192;       // scores that bracket the threshold
+constexpr int64_t SAMPLED_FROM = 1024;  // fewer scores are all looked at
+constexpr int BIN_BITS = 11;
+constexpr int64_t BINS = 1 << BIN_BITS;
 constexpr uint32_t SPREAD = 2654435761u;  // an odd multiplier that spreads i over 32 bits
 
 // Signed integers in the order of the scores: both zeros alike, all NaN alike and above infinity.
@@ -46,6 +49,24 @@ struct Keys {
     uint64_t bits = 0;
     for (int j = 0; j < 64 / VL; ++j) bits |= static_cast<uint64_t>(to_bits(greater(lanes[j], limit))) << (j * VL);
     return bits & valid;
+  }
+
+  // Appends the keys that `bits` name; writes up to 64.
+  FK_INLINE int32_t* append(uint64_t bits, int32_t* out) const {
+#if FK_HAS_AVX512
+    // No branch: which groups hold a key is random.
+    for (int j = 0; j < 64 / VL; ++j) {
+      const __mmask16 some = static_cast<__mmask16>(bits >> (j * VL));
+      _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(some, lanes[j].v));
+      out += __builtin_popcount(some);
+    }
+#else
+    if (!bits) return out;
+    int32_t all[64];
+    for (int j = 0; j < 64 / VL; ++j) lanes[j].store(all + j * VL);
+    for (; bits; bits &= bits - 1) *out++ = all[__builtin_ctzll(bits)];
+#endif
+    return out;
   }
 };
 
@@ -80,13 +101,11 @@ FK_INLINE void each_keys(const ScoreSpan& scores, int64_t begin, int64_t end, co
 
 int64_t spans(int64_t count) { return divide_up(count, SPAN); }
 
-// fn(span, i, keys) for all scores; a span is one thread's.
+// fn(span, begin, end) for all spans of the scores.
 template <class Fn>
 void each_span(const ScoreSpan& scores, int threads, const Fn& fn) {
-  parallel_for(threads, spans(scores.count), [&](int64_t span) {
-    each_keys(scores, span * SPAN, std::min((span + 1) * SPAN, scores.count),
-              [&](int64_t i, const Keys& keys) { fn(span, i, keys); });
-  });
+  parallel_for(threads, spans(scores.count),
+               [&](int64_t span) { fn(span, span * SPAN, std::min((span + 1) * SPAN, scores.count)); });
 }
 
 // The mask's bits of 64 scores from i on, a multiple of 8, of which `count` there are in all.
@@ -118,8 +137,21 @@ std::vector<int32_t> sample_of(const ScoreSpan& scores) {
 }
 
 // The rank-th largest of the keys, rank from 0; `past` where there is none.
-int32_t ranked(std::vector<int32_t>& keys, int64_t rank, int32_t past) {
+int32_t ranked(std::vector<int32_t> keys, int64_t rank, int32_t past) {
   if (rank < 0 || rank >= static_cast<int64_t>(keys.size())) return past;
+  // Count by the leading bits in which the keys differ and go on with the keys of one bin, while there are many.
+  while (keys.size() > static_cast<size_t>(BINS)) {
+    const auto [least, most] = std::minmax_element(keys.begin(), keys.end());
+    const uint32_t base = static_cast<uint32_t>(*least), range = static_cast<uint32_t>(*most) - base;
+    if (range == 0) return *least;
+    const int shift = std::max(0, 32 - __builtin_clz(range) - BIN_BITS);
+    const auto bin_of = [&](int32_t key) { return (static_cast<uint32_t>(key) - base) >> shift; };
+    int64_t counts[BINS] = {};
+    for (const int32_t key : keys) ++counts[bin_of(key)];
+    uint32_t bin = BINS - 1;
+    for (; rank >= counts[bin]; --bin) rank -= counts[bin];
+    keys.erase(std::remove_if(keys.begin(), keys.end(), [&](int32_t key) { return bin_of(key) != bin; }), keys.end());
+  }
   std::nth_element(keys.begin(), keys.begin() + rank, keys.end(), std::greater<int32_t>());
   return keys[rank];
 }
@@ -131,25 +163,29 @@ struct Counts {
 // The kept-th largest key, kept in 1 .. count. A sample brackets it; one pass counts what is above and collects what is
 // inside. Where it lies outside, the bracket grows up to everything.
 int32_t threshold(const ScoreSpan& scores, int64_t kept, int threads) {
-  std::vector<int32_t> sample = sample_of(scores);
+  const std::vector<int32_t> sample = sample_of(scores);
   const double share = static_cast<double>(kept) / static_cast<double>(scores.count);
   const double size = static_cast<double>(sample.size());
-  for (double deviations = 4;; deviations *= 8) {
+  for (double deviations = 3;; deviations *= 8) {
     const int64_t rank = static_cast<int64_t>(share * size);
     const int64_t width = static_cast<int64_t>(deviations * (1 + sqrt(size * share * (1 - share))));
     const int32_t high = ranked(sample, rank - width, ABOVE_ALL), low = ranked(sample, rank + width, BELOW_ALL);
     std::vector<Counts> counts(static_cast<size_t>(spans(scores.count)));
     std::vector<std::vector<int32_t>> inside(counts.size());
-    each_span(scores, threads, [&](int64_t span, int64_t i, const Keys& keys) {
-      const uint64_t from_high = keys.above(high - 1), above_low = keys.above(low);
-      Counts& some = counts[span];
-      some.above_high += __builtin_popcountll(keys.above(high));
-      some.from_high += __builtin_popcountll(from_high);
-      some.above_low += __builtin_popcountll(above_low);
-      some.from_low += __builtin_popcountll(keys.above(low - 1));
-      for (uint64_t bits = above_low & ~from_high; bits; bits &= bits - 1) {
-        inside[span].push_back(key_at(scores, i + __builtin_ctzll(bits)));
-      }
+    each_span(scores, threads, [&](int64_t span, int64_t begin, int64_t end) {
+      int32_t* const found = Scratch((SPAN + 64) * 4).take<int32_t>(SPAN + 64);
+      int32_t* next = found;
+      Counts some;
+      each_keys(scores, begin, end, [&](int64_t, const Keys& keys) {
+        const uint64_t from_high = keys.above(high - 1), above_low = keys.above(low);
+        some.above_high += __builtin_popcountll(keys.above(high));
+        some.from_high += __builtin_popcountll(from_high);
+        some.above_low += __builtin_popcountll(above_low);
+        some.from_low += __builtin_popcountll(keys.above(low - 1));
+        next = keys.append(above_low & ~from_high, next);
+      });
+      counts[span] = some;
+      inside[span].assign(found, next);
     });
     Counts all;
     for (const Counts& some : counts) {
@@ -181,19 +217,22 @@ struct Found {
 
 std::vector<Found> compare(const ScoreSpan& scores, const uint8_t* mask, int32_t key, int threads) {
   std::vector<Found> found(static_cast<size_t>(spans(scores.count)));
-  each_span(scores, threads, [&](int64_t span, int64_t i, const Keys& keys) {
-    const uint64_t above = keys.above(key), tied = keys.above(key - 1) & ~above;
-    const uint64_t kept = mask_bits(mask, i, scores.count);
+  each_span(scores, threads, [&](int64_t span, int64_t begin, int64_t end) {
     Found& some = found[span];
-    if (tied) {
-      some.tied_kept |= (tied & kept) != 0;
-      some.tied_dropped |= (tied & ~kept) != 0;
-    }
-    for (uint64_t wrong = (above ^ kept) & ~tied; wrong; wrong &= wrong - 1) {
-      const int bit = __builtin_ctzll(wrong);
-      std::vector<uint64_t>& side = kept >> bit & 1 ? some.leaving : some.entering;
-      side.push_back(merit(key_at(scores, i + bit), i + bit));
-    }
+    uint64_t tied_kept = 0, tied_dropped = 0;
+    each_keys(scores, begin, end, [&](int64_t i, const Keys& keys) {
+      const uint64_t above = keys.above(key), tied = keys.above(key - 1) & ~above;
+      const uint64_t kept = mask_bits(mask, i, scores.count);
+      tied_kept |= tied & kept;
+      tied_dropped |= tied & ~kept;
+      for (uint64_t wrong = (above ^ kept) & ~tied; wrong; wrong &= wrong - 1) {
+        const int bit = __builtin_ctzll(wrong);
+        std::vector<uint64_t>& side = kept >> bit & 1 ? some.leaving : some.entering;
+        side.push_back(merit(key_at(scores, i + bit), i + bit));
+      }
+    });
+    some.tied_kept = tied_kept != 0;
+    some.tied_dropped = tied_dropped != 0;
   });
   return found;
 }

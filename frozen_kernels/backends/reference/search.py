@@ -46,7 +46,7 @@ def swap(scores: Tensor, supermask: Tensor, kept: int, rate: float) -> Tensor:
 def flip(supermask: Tensor, positions: Tensor) -> Tensor:
     """The supermask with the bits at these positions of the stream changed; none may be there twice."""
     flat, count = positions.flatten(), 8 * supermask.numel()
-    if flat.numel() and not (0 <= int(flat.min()) and int(flat.max()) < count):
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < count:
         raise IndexError(f"positions: 0 to {count - 1} expected, got {int(flat.min())} to {int(flat.max())}")
     out = supermask.to(torch.int64)
     places, bits = flat >> 3, 1 << (flat & 7)
