@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 
 import pytest
 import torch
@@ -266,6 +267,15 @@ def test_what_the_kernels_do_not_serve_runs_on_the_reference():
         with fk.backends.use("reference"):
             wanted = call()
         assert torch.equal(call(), wanted)
+
+
+def test_rows_that_reach_too_far_run_on_the_reference():
+    far = torch.frombuffer(mmap.mmap(-1, (1 << 31) + 1), dtype=torch.int8).as_strided((1, 2), (1, 1 << 31))
+    far[0, 1] = 5
+    plane = reference.planes(torch.ones(1, 2, dtype=torch.bool))
+    with pytest.raises(Unsupported, match="weight: a row reaches over 2147483649 elements"):
+        cpu.pack_values(far, plane)
+    assert torch.ops.frozen_kernels.pack_values(far, plane).tolist() == [0, 5]
 
 
 def test_stored_weights_refuse_what_does_not_fit():

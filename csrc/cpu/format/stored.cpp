@@ -12,7 +12,7 @@ constexpr int64_t CHUNK_COLUMNS = 32 * CHUNK_WORDS;
 FK_INLINE int columns_of(int64_t cols, int64_t w) { return static_cast<int>(std::min<int64_t>(32, cols - 32 * w)); }
 
 // Offsets of a row's elements, in stream order: of a word the even columns, then the odd ones. Padded to whole words
-// with the row's first element.
+// with the row's first element. The caller sees to it that they fit.
 std::vector<int32_t> stream_places(const WeightStrides& strides) {
   const int64_t cols = strides.channels * strides.taps;
   std::vector<int32_t> places(static_cast<size_t>(round_up(cols, 32)));
@@ -30,14 +30,13 @@ std::vector<int32_t> stream_places(const WeightStrides& strides) {
 // The bits of a word's columns in stream order: bit i for the i-th.
 FK_INLINE uint32_t kept_bits(const KeptWeights& kept, int64_t row, int64_t cols, int64_t w) {
   const int n = columns_of(cols, w);
-  const uint32_t columns = column_mask(n);
   if (!kept.plane) {
     const int64_t bytes = (kept.rows * cols + 7) / 8;
     const uint32_t bits = stream_bits(kept.stream, bytes, row * cols + 32 * w);
     return n == 32 ? bits : bits & ((1u << n) - 1u);
   }
   const uint32_t word = kept.plane[row * divide_up(cols, 32) + w];
-  return n == 32 ? word : extract(word, columns);
+  return n == 32 ? word : extract(word, column_mask(n));
 }
 
 // fn(row, chunk, w0, nw) for the chunks of all rows, a few thousand columns a task.

@@ -51,6 +51,10 @@ struct Keys {
     return bits & valid;
   }
 
+  FK_INLINE void store(int32_t* out) const {
+    for (int j = 0; j < 64 / VL; ++j) lanes[j].store(out + j * VL);
+  }
+
   // Appends the keys that `bits` name; writes up to 64.
   FK_INLINE int32_t* append(uint64_t bits, int32_t* out) const {
 #if FK_HAS_AVX512
@@ -63,7 +67,7 @@ struct Keys {
 #else
     if (!bits) return out;
     int32_t all[64];
-    for (int j = 0; j < 64 / VL; ++j) lanes[j].store(all + j * VL);
+    store(all);
     for (; bits; bits &= bits - 1) *out++ = all[__builtin_ctzll(bits)];
 #endif
     return out;
@@ -218,21 +222,32 @@ struct Found {
 std::vector<Found> compare(const ScoreSpan& scores, const uint8_t* mask, int32_t key, int threads) {
   std::vector<Found> found(static_cast<size_t>(spans(scores.count)));
   each_span(scores, threads, [&](int64_t span, int64_t begin, int64_t end) {
-    Found& some = found[span];
+    Scratch scratch(2 * (SPAN + 8) * 8);
+    uint64_t *const entering = scratch.take<uint64_t>(SPAN + 8), *const leaving = scratch.take<uint64_t>(SPAN + 8);
+    int64_t enter = 0, leave = 0;
     uint64_t tied_kept = 0, tied_dropped = 0;
     each_keys(scores, begin, end, [&](int64_t i, const Keys& keys) {
       const uint64_t above = keys.above(key), tied = keys.above(key - 1) & ~above;
       const uint64_t kept = mask_bits(mask, i, scores.count);
       tied_kept |= tied & kept;
       tied_dropped |= tied & ~kept;
-      for (uint64_t wrong = (above ^ kept) & ~tied; wrong; wrong &= wrong - 1) {
+      uint64_t wrong = (above ^ kept) & ~tied;
+      if (!wrong) return;
+      int32_t all[64];
+      keys.store(all);
+      for (; wrong; wrong &= wrong - 1) {
+        // Both sides are written and one moves on: which it is nobody predicts.
         const int bit = __builtin_ctzll(wrong);
-        std::vector<uint64_t>& side = kept >> bit & 1 ? some.leaving : some.entering;
-        side.push_back(merit(key_at(scores, i + bit), i + bit));
+        const int64_t leaves = static_cast<int64_t>(kept >> bit & 1);
+        entering[enter] = leaving[leave] = merit(all[bit], i + bit);
+        leave += leaves;
+        enter += 1 - leaves;
       }
     });
-    some.tied_kept = tied_kept != 0;
-    some.tied_dropped = tied_dropped != 0;
+    found[span].entering.assign(entering, entering + enter);
+    found[span].leaving.assign(leaving, leaving + leave);
+    found[span].tied_kept = tied_kept != 0;
+    found[span].tied_dropped = tied_dropped != 0;
   });
   return found;
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...format import Pack, chunks, matrix_shape, words
 from ..checks import check_dtype, checked_bits, checked_offsets, keep_and_partition, matrix, operand
-from .extension import _C, check_cpu, code_id, header_of, pack_args, threads, weight_args
+from .extension import _C, check_cpu, check_reach, code_id, header_of, pack_args, threads, weight_args
 
 VALUES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)  # that are packed
 
@@ -92,6 +92,7 @@ def pack_values(weight: Tensor, keep: Tensor) -> Tensor:
     """From a weight of torch's shape and any strides."""
     check_cpu("weight", weight)
     check_dtype("weight", weight.dtype, VALUES)
+    check_reach("weight", weight)
     rows, cols = matrix_shape(weight.shape)
     keep = operand("keep", keep, weight.device, torch.int32, (rows, words(cols)))
     starts = plane_offsets(keep, cols)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...format import STORED, Pack, matrix_shape, words
 from ..checks import check_dtype, check_size, checked_pack, operand
 from ..errors import Unsupported
-from .extension import _C, DTYPES, check_cpu, pack_args, score_args, threads, weight_args
+from .extension import _C, DTYPES, check_cpu, check_reach, pack_args, score_args, threads, weight_args
 from .masks import keep_plane, offsets, plane_offsets, with_offsets
 
 
@@ -55,6 +55,7 @@ def _values(pack: Pack) -> Tensor:
 def _check_all(values: Tensor, pack: Pack) -> None:
     check_size("values", values.shape, pack.shape)
     check_dtype("values", values.dtype)
+    check_reach("values", values)
 
 
 def _stored_weight(pack: Pack, dtype: torch.dtype) -> Tensor:
@@ -95,6 +96,7 @@ def _packed_weight(pack: Pack, dtype: torch.dtype) -> Tensor:
     ends = (values.data_ptr(), kind, 0 if scale is None else scale.data_ptr(), starts.data_ptr())
     kept = (rows, held.keep.data_ptr(), 0)
     out = torch.empty(tuple(pack.shape), dtype=dtype)
+    check_reach("shape", out)
     taps = math.prod(pack.shape[2:])
     _C.packed_weight(*ends, pack.shape[1], taps, kept, DTYPES[dtype], out.data_ptr(), threads())
     return out
@@ -102,6 +104,7 @@ def _packed_weight(pack: Pack, dtype: torch.dtype) -> Tensor:
 
 def _stored_grad_scores(grad: Tensor, scores: Tensor, pack: Pack) -> Tensor:
     check_cpu("grad", grad)
+    check_reach("grad", grad)
     values = _values(pack)
     if values.dim() == 1:
         raise ValueError("values: all of a stored weight are needed for a score gradient; it is packed")
