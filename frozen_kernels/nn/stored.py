@@ -106,9 +106,11 @@ class FrozenStored(FrozenMasks):
         assert dense is not None and values is not None
         dense = dense.clone()  # a forward of another thread may be reading the old one
         flat, source = _flat(dense), _flat(values)
-        entering, leaving = positions
-        flat[fmt.weight_offsets(entering, dense)] = source[fmt.weight_offsets(entering, values)].to(dense.dtype)
-        flat[fmt.weight_offsets(leaving, dense)] = 0.0
+        enter, leave = places = fmt.weight_offsets(positions, dense)
+        if values.stride() != dense.stride():
+            places = fmt.weight_offsets(positions, values)
+        flat.index_copy_(0, enter, source[places[0]].to(dense.dtype))
+        flat.index_fill_(0, leave, 0.0)
         self._note_mask()
         self._put(self._record()._replace(supermask=mask, dense=dense), "dense")
 

@@ -12,10 +12,11 @@ from torch.utils.dlpack import from_dlpack
 
 from ... import calls
 from ...calls import Geometry
-from ...format import STORED, memory_format_of
+from ...format import STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
 from .extension import _C, DTYPES, pack_args
 from .product import LARGE_RESULT
+from .weights import weight_grad_scores
 
 _threads = torch.get_num_threads
 _strided = torch.strided
@@ -239,14 +240,17 @@ class _StoredWeight(torch.autograd.Function):
     """The effective weight of a stored one while its mask is searched, as it is held; gradients go to the scores."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, dense: Tensor, record: FrozenTensor) -> Tensor:
-        ctx.pack = record.pack()
+    def forward(ctx: Any, scores: Tensor, dense: Tensor, pack: Pack) -> Tensor:
+        ctx.pack = pack
         ctx.save_for_backward(scores, dense)
         return dense.view_as(dense)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         scores, _ = ctx.saved_tensors  # a mask made since then is an error here
+        # a derivative of this one, or somebody who watches, takes the op
+        if _C is not None and grad.dtype in DTYPES and not torch.is_grad_enabled() and calls.unwatched():
+            return weight_grad_scores(grad, scores, ctx.pack), None, None
         return torch.ops.frozen_kernels.weight_grad_scores(grad, scores, *ctx.pack), None, None
 
 
@@ -258,7 +262,8 @@ class _Dense:
 
     def __init__(self, record: FrozenTensor, geometry: Geometry, bias: Tensor | None, dtype: torch.dtype) -> None:
         assert record.dense is not None
-        self.record = record
+        self.stored = record.code == STORED
+        self.pack = record._replace(dense=None).pack()  # a gradient of scores reads the values
         self.weight: Tensor = record.dense
         self.bias, self.dtype = bias, dtype
         self.transposed = geometry.op.startswith("conv_transpose")
@@ -271,11 +276,11 @@ class _Dense:
         """The weight of a call with gradients; None for one that takes the ordinary way."""
         if scores is None:
             return self.weight
-        if self.record.code != STORED or type(scores) is not nn.Parameter or not calls.unwatched():
+        if not self.stored or type(scores) is not nn.Parameter or not calls.unwatched():
             return None
         if not scores.requires_grad:
             return self.weight
-        return _StoredWeight.apply(scores, self.weight, self.record)
+        return _StoredWeight.apply(scores, self.weight, self.pack)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         raise NotImplementedError
