@@ -50,7 +50,16 @@ def pack(residency: str, code: str, *shape: int) -> tuple:
     draw = None
     if residency == "planes":
         draw = zeros(rows, words(cols)) if code == "sign" else zeros(rows, cols, dtype=torch.uint8)
-    return (header(), *stream, keep, draw, None, code, list(shape))
+    return (header(), *stream, keep, draw, None, None, None, code, list(shape))
+
+
+def stored(values: torch.dtype, *shape: int) -> tuple:
+    """As if every second weight were kept."""
+    rows, cols = matrix_shape(shape)
+    row_scale = zeros(rows, dtype=F32) if values == torch.int8 else None
+    kept = zeros(rows * cols // 2, dtype=values)
+    keep = zeros(rows, words(cols))
+    return (header(), None, offsets(rows, cols), keep, None, None, kept, row_scale, "stored", list(shape))
 
 
 def run(op: str, *args: Any, **named: Any) -> Callable[[], Any]:
@@ -58,7 +67,7 @@ def run(op: str, *args: Any, **named: Any) -> Callable[[], Any]:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    return {BF16: "bf16", F16: "f16", F32: "f32"}[dtype]
+    return {BF16: "bf16", F16: "f16", F32: "f32", torch.int8: "int8"}[dtype]
 
 
 def weights() -> Iterator[Case]:
