@@ -16,7 +16,8 @@ from frozen_kernels import format
 from frozen_kernels.backends import triton
 from frozen_kernels.ops import SCHEMAS
 
-OPS = [op for op in SCHEMAS if hasattr(triton, op)]
+BY_REFERENCE = ("swap", "flip")  # torch's own kernels
+OPS = [op for op in SCHEMAS if hasattr(triton, op) and op not in BY_REFERENCE]
 SIZED_BY_DATA = (
     "pack",
     "free_draws",

@@ -1,7 +1,5 @@
 """Triton backend: seeds, planes and kept values decoded on the GPU; one function for each op that it serves.
 
-`swap` and `flip` are the reference's: sorts and scatters that torch has kernels for, a few times a search.
-
 Importing this package does not import triton; the first launch does.
 """
 
@@ -21,4 +19,4 @@ from .masks import (
     popcount,
     unpack,
 )
-from .search import pack_above, select
+from .search import flip, pack_above, select, swap
