@@ -34,14 +34,19 @@ def rows_of_table(first_header: str) -> list[list[str]]:
     return rows
 
 
-def test_the_example_runs_as_printed(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+def test_the_examples_run_as_printed(tmp_path, monkeypatch):
+    drawn, stored = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    assert printed.getvalue().rstrip().endswith("True") and (tmp_path / "net.safetensors").exists()
+    for code, file in ((drawn, "net.safetensors"), (stored, "jackpot.safetensors")):
+        assert len([line for line in code.splitlines() if line.strip()]) <= 20
+        printed, names = io.StringIO(), {}
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, "README.md", "exec"), names)
+        assert (tmp_path / file).exists()
+        if code is drawn:
+            assert printed.getvalue().rstrip().endswith("True")
+        else:
+            assert "2: the classifier" in printed.getvalue() and names["search"].steps == 20
 
 
 def test_the_training_page_runs_as_printed():
