@@ -1,0 +1,70 @@
+#include "cpu/stored/lines.h"
+
+namespace fk::FK_ISA_NS {
+
+Lines::Lines(int64_t batch, const int64_t* size_of, const int64_t* extra, const int64_t* step, const int64_t* limit) {
+  grid.batch = batch;
+  for (int d = 0; d < 3; ++d) {
+    size[d] = size_of[d];
+    grid.size[d] = size_of[d] + extra[d];
+    grid.step[d] = step[d];
+    grid.limit[d] = limit[d];
+  }
+  reach = distance(extra);
+  const int64_t image = grid.size[0] * grid.size[1] * grid.size[2];
+  segments = reach ? batch : 1;
+  segment = reach ? image : batch * image;
+  used = segment - reach;
+}
+
+void Lines::pack(const Activations& source, const Position& shift, int64_t first, int64_t count, int64_t channel,
+                 int64_t channels, float* out, int64_t ld, float* stage, Run* runs, Span* spans) const {
+  count = std::min(count, grid.pixels() - first);
+  const int64_t run_count = find_runs(grid, first, count, runs);
+  const int64_t span_count = find_spans(grid, source, shift, runs, run_count, spans);
+  if (source.stride[CHANNEL] != 1 || channels < VL) {
+    pack_lanes(source, grid, spans, span_count, ld, channel, channels, out, ld);
+    return;
+  }
+  const int64_t padded = round_up(count, VL);
+  for (int64_t c = 0; c < channels; c += DEPTH) {
+    const int64_t some = std::min(DEPTH, channels - c);
+    pack_channels(source, grid, spans, span_count, count, channel + c, some, stage);
+    transpose(stage, LD, padded, some / VL * VL, out + c * ld, ld);
+    if (some % VL) {
+      alignas(64) float rest[VL * VL];
+      for (int64_t i = 0; i < padded; i += VL) {
+        transpose_tile(stage + i * LD + some / VL * VL, 4 * LD, rest, 4 * VL);
+        for (int64_t j = 0; j < some % VL; ++j) vf32::load(rest + j * VL).store(out + (c + some / VL * VL + j) * ld + i);
+      }
+    }
+  }
+  if (padded < ld) {
+    for (int64_t c = 0; c < channels; ++c) clear(out + c * ld + padded, ld - padded);
+  }
+}
+
+int64_t Lines::result_runs(const Tile& tile, const int64_t* limit, Run* runs) const {
+  const int64_t all = find_runs(grid, tile.first, tile.count, runs);
+  int64_t found = 0;
+  for (int64_t i = 0; i < all; ++i) {
+    Run run = runs[i];
+    run.count = std::min(run.count, limit[2] - run.q.x[2]);
+    if (run.count > 0 && run.q.x[0] < limit[0] && run.q.x[1] < limit[1]) runs[found++] = run;
+  }
+  return found;
+}
+
+void store_sums(const Result& result, const float* sums, int64_t ld, int64_t channel, int64_t channels, int64_t pixels,
+                const Run* runs, int64_t run_count, float* turned) {
+  if (result.side.stride[CHANNEL] != 1 || channels < VL / 2) {
+    result.store_lanes(sums, ld, channel, channels, runs, run_count);
+    return;
+  }
+  for (int64_t c = 0; c < channels; c += VL) {
+    transpose(sums + c * ld, ld, VL, pixels, turned, VL);
+    result.store_channels(turned, VL, channel + c, std::min<int64_t>(VL, channels - c), runs, run_count);
+  }
+}
+
+}  // namespace fk::FK_ISA_NS
