@@ -55,6 +55,9 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 };
 
 constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
+    {{"stored_scatter", "stored weights: one tap, strides of 1"},
+     stored_scatter_serves,
+     always<convolve_transposed_stored_scatter, Call>},
     {{"stored", "stored weights"}, is_stored, always<convolve_transposed_stored, Call>},
     {{"depthwise", "one row and one channel per group, more than one group"},
      depthwise_transposed_serves,

@@ -11,6 +11,7 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
+constexpr int64_t CHAIN_WORDS = 4;          // longest chain of a sum
 constexpr int64_t NEAR_FLOATS = 1 << 13;    // of inputs that a chunk of columns reads again and again: 32 KB
 constexpr int64_t REGION_FLOATS = 1 << 17;  // of inputs under a task
 constexpr int64_t SUM_FLOATS = 1 << 16;     // of a task
@@ -51,7 +52,7 @@ class Convolution {
   explicit Convolution(const Call& call)
       : f_(call.f), layer_(call.layer), call_(call), phases_(call.g), lines_(lines_of(call.g, phases_)) {
     const int64_t tile = std::min(TILE, round_up(lines_.used, VL)), taps_near = std::min<int64_t>(layer_.taps, 2);
-    chunk_words_ = std::clamp<int64_t>(NEAR_FLOATS / tile / 32 * taps_near / 2 * 2, 2, 16);
+    chunk_words_ = std::min(NEAR_FLOATS / tile / 32 * taps_near, CHAIN_WORDS * chains(tile / VL));
     plan();
     at_.resize(static_cast<size_t>(32 * f_.words));
     each_column(f_.cols, [&](int64_t column, int64_t place) {

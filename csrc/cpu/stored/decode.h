@@ -24,7 +24,19 @@ inline constexpr FrontLanes FRONT_LANES{};
 inline int64_t compress(const uint32_t* words, int64_t count, const void* table, void* out) {
   const char* from = static_cast<const char*>(table);
   char* const to = static_cast<char*>(out);
-#if FK_HAS_AVX2
+#if FK_HAS_AVX512
+  char* at = to;
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < count; ++i, from += 128) {
+    // Twice as fast as halves of 8 lanes through the table: stores that begin so close to each other are slow.
+    const __mmask16 low = static_cast<__mmask16>(words[i]), high = static_cast<__mmask16>(words[i] >> 16);
+    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(low, _mm512_loadu_si512(from)));
+    at += 4 * __builtin_popcount(low);
+    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(high, _mm512_loadu_si512(from + 64)));
+    at += 4 * __builtin_popcount(high);
+  }
+  return (at - to) / 4;
+#elif FK_HAS_AVX2
   const uint8_t* const bytes = reinterpret_cast<const uint8_t*>(words);
   char* at = to;
 #pragma GCC unroll 4

@@ -14,10 +14,13 @@ struct List {
   int64_t count;
 };
 
+// A sum of few vectors has several chains, since an addition takes longer than P loads.
+constexpr int chains(int64_t vectors) { return vectors >= 8 ? 1 : vectors >= 3 ? 2 : 4; }
+
 // acc[i] += the sum of list i, over P vectors of pixels.
 template <int P>
 void gather(const List* lists, int64_t count, const float* x, float* acc, int64_t ld) {
-  constexpr int CHAINS = P >= 8 ? 1 : P >= 3 ? 2 : 4;
+  constexpr int CHAINS = chains(P);
   for (int64_t i = 0; i < count; ++i, acc += ld) {
     const int32_t* const at = lists[i].at;
     const float* const value = lists[i].value;

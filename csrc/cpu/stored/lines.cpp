@@ -30,6 +30,8 @@ void Lines::pack(const Activations& source, const Position& shift, int64_t first
   for (int64_t c = 0; c < channels; c += DEPTH) {
     const int64_t some = std::min(DEPTH, channels - c);
     pack_channels(source, grid, spans, span_count, count, channel + c, some, stage);
+    // No result reads them, but what memory happens to hold may be slow to multiply.
+    for (int64_t i = count; i < padded; ++i) clear(stage + i * LD, some);
     transpose(stage, LD, padded, some / VL * VL, out + c * ld, ld);
     if (some % VL) {
       alignas(64) float rest[VL * VL];

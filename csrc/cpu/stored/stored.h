@@ -14,6 +14,9 @@ bool stored_vector_serves(const Call& c);
 void convolve_stored_vector(const Call& call);
 // narrow = W wide, lanes along the pixels
 void convolve_stored(const Call& call);
+bool stored_scatter_serves(const Call& c);
+// wide = W^T narrow of one tap, lanes along the pixels
+void convolve_transposed_stored_scatter(const Call& call);
 // wide = W^T narrow, lanes along the pixels
 void convolve_transposed_stored(const Call& call);
 
