@@ -25,15 +25,20 @@ inline int64_t compress(const uint32_t* words, int64_t count, const void* table,
   const char* from = static_cast<const char*>(table);
   char* const to = static_cast<char*>(out);
 #if FK_HAS_AVX512
+  // Masks by way of sign bits, since moving them from integers takes the one port that compresses.
+  const __m512i low = _mm512_sub_epi32(_mm512_set1_epi32(31), vu32::iota().v);
+  const __m512i high = _mm512_sub_epi32(_mm512_set1_epi32(15), vu32::iota().v);
   char* at = to;
 #pragma GCC unroll 4
   for (int64_t i = 0; i < count; ++i, from += 128) {
-    // Twice as fast as halves of 8 lanes through the table: stores that begin so close to each other are slow.
-    const __mmask16 low = static_cast<__mmask16>(words[i]), high = static_cast<__mmask16>(words[i] >> 16);
-    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(low, _mm512_loadu_si512(from)));
-    at += 4 * __builtin_popcount(low);
-    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(high, _mm512_loadu_si512(from + 64)));
-    at += 4 * __builtin_popcount(high);
+    const uint32_t word = words[i];
+    const __m512i bits = _mm512_set1_epi32(static_cast<int>(word));
+    const __mmask16 even = _mm512_movepi32_mask(_mm512_sllv_epi32(bits, low));
+    const __mmask16 odd = _mm512_movepi32_mask(_mm512_sllv_epi32(bits, high));
+    _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(even, _mm512_loadu_si512(from)));
+    char* const half = at + 4 * __builtin_popcount(word & EVEN_COLUMNS);
+    _mm512_storeu_si512(half, _mm512_maskz_compress_epi32(odd, _mm512_loadu_si512(from + 64)));
+    at += 4 * __builtin_popcount(word);
   }
   return (at - to) / 4;
 #elif FK_HAS_AVX2
