@@ -33,7 +33,7 @@ def isa(request):
     torch.set_num_threads(threads)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def integer_weight(shape, density, values="float32"):
     """A packed stored weight of small integers (int8 ones times powers of 2) and its dense value.
 
@@ -55,7 +55,7 @@ def integer_weight(shape, density, values="float32"):
     return frozen, weight
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def real_weight(shape, values, density=0.1):
     generator = torch.Generator().manual_seed(shape[0])
     weight = torch.randn(shape, generator=generator) * shape[1] ** -0.5

@@ -53,8 +53,8 @@ void set_values(Frozen& f, int64_t values, int64_t count, int64_t dtype, int64_t
     throw std::invalid_argument("dtype id of values is " + std::to_string(dtype) + ", expected 0 to 3");
   }
   if ((dtype == INT8) != (row_scale != 0)) {
-    throw std::invalid_argument("row_scale is " + std::string(row_scale ? "given" : "missing") + ", dtype id of values " +
-                                std::to_string(dtype) + ": it comes with int8 values alone");
+    throw std::invalid_argument("row_scale is " + std::string(row_scale ? "given" : "missing") +
+                                ", dtype id of values " + std::to_string(dtype) + ": it comes with int8 values alone");
   }
   f.values = pointer<const void>(values);
   f.value_dtype = static_cast<int>(dtype);
@@ -65,8 +65,8 @@ void set_values(Frozen& f, int64_t values, int64_t count, int64_t dtype, int64_t
 }  // namespace
 
 Frozen to_frozen(const Pack& pack) {
-  const auto& [header, code, rows, cols, supermask, supermask_bytes, offsets, keep, draw, values, count, dtype, scales] =
-      pack;
+  const auto& [header, code, rows, cols, supermask, supermask_bytes, offsets, keep, draw, values, count, dtype,
+               scales] = pack;
   Frozen f = to_frozen(header, static_cast<int>(code), rows, cols);
   f.supermask = pointer<const uint8_t>(supermask);
   f.supermask_bytes = supermask_bytes;

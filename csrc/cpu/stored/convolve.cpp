@@ -18,9 +18,9 @@ constexpr int64_t SUM_FLOATS = 1 << 16;     // of a task
 
 // Residues of taps modulo the stride: each has the inputs that it meets beside each other.
 struct Phases {
-  std::vector<Position> shift;    // of a phase
-  std::vector<int64_t> of_tap;    // the phase of each tap
-  std::vector<Position> by;       // how far a tap lies in it
+  std::vector<Position> shift;  // of a phase
+  std::vector<int64_t> of_tap;  // the phase of each tap
+  std::vector<Position> by;     // how far a tap lies in it
   int64_t extra[3] = {};
 
   explicit Phases(const Geometry& g) {
@@ -43,9 +43,7 @@ struct Phases {
   int64_t count() const { return static_cast<int64_t>(shift.size()); }
 };
 
-Lines lines_of(const Geometry& g, const Phases& phases) {
-  return {g.batch, g.narrow, phases.extra, g.stride, g.wide};
-}
+Lines lines_of(const Geometry& g, const Phases& phases) { return {g.batch, g.narrow, phases.extra, g.stride, g.wide}; }
 
 class Convolution {
  public:
@@ -58,8 +56,7 @@ class Convolution {
     each_column(f_.cols, [&](int64_t column, int64_t place) {
       const int64_t tap = column / layer_.channels, channel = column % layer_.channels;
       const int64_t phase = phases_.of_tap[tap];
-      at_[place] =
-          static_cast<int32_t>((phase * layer_.channels + channel) * ld_ + lines_.distance(phases_.by[tap].x));
+      at_[place] = static_cast<int32_t>((phase * layer_.channels + channel) * ld_ + lines_.distance(phases_.by[tap].x));
     });
   }
 
@@ -146,8 +143,8 @@ void Convolution::run_block(int64_t group, int64_t tile0, int64_t tile1, int64_t
 
   const int64_t first = lines_.tile(tile0).first, region = lines_.region(tile0, tile1);
   for (int64_t phase = 0; phase < phases_.count(); ++phase) {
-    lines_.pack(call_.wide, phases_.shift[phase], first, region, group * channels, channels,
-                x + phase * channels * ld_, ld_, stage, runs, spans);
+    lines_.pack(call_.wide, phases_.shift[phase], first, region, group * channels, channels, x + phase * channels * ld_,
+                ld_, stage, runs, spans);
   }
   clear(sums, rows * ld);
   for (int64_t i = 0; i < rows; ++i) next[i] = f_.offsets[(group * layer_.rows + row0 + i) * f_.chunks()];

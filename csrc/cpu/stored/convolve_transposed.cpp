@@ -99,8 +99,8 @@ class Transposed {
     block_tiles_ = std::min(block_tiles_, std::max<int64_t>(1, tiles * layer_.groups / wanted));
     tile_blocks_ = divide_up(tiles, block_tiles_);
     const int64_t missing = divide_up(wanted, layer_.groups * tile_blocks_);
-    const int64_t blocks = std::max(divide_up(layer_.channels, MOST_CHANNELS),
-                                    std::min(missing, divide_up(layer_.channels, int64_t{64})));
+    const int64_t blocks =
+        std::max(divide_up(layer_.channels, MOST_CHANNELS), std::min(missing, divide_up(layer_.channels, int64_t{64})));
     block_channels_ = round_up(divide_up(layer_.channels, blocks), 32);
     channel_blocks_ = divide_up(layer_.channels, block_channels_);
     region_ = 0;

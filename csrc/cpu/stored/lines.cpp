@@ -17,6 +17,35 @@ Lines::Lines(int64_t batch, const int64_t* size_of, const int64_t* extra, const 
   used = segment - reach;
 }
 
+namespace {
+
+bool at_least_a_vector(const Span* spans, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (spans[i].count < VL) return false;
+  }
+  return true;
+}
+
+// As Lines::pack, straight from floats whose channels are contiguous. The last vector of a span may overlap the one
+// before it.
+void turn(const float* source, int64_t step, const Span* spans, int64_t count, int64_t channels, float* out,
+          int64_t ld) {
+  const bool whole = count == 1 && spans[0].lane == 0;
+  const int64_t zeros = whole ? spans[0].count : 0;
+  for (int64_t c = 0; c < channels; ++c) clear(out + c * ld + zeros, ld - zeros);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < spans[i].count; j += VL) {
+      const int64_t at = std::min(j, spans[i].count - VL);
+      const float* const from = source + spans[i].offset + at * step;
+      for (int64_t c = 0; c < channels; c += VL) {
+        transpose_tile(from + c, 4 * step, out + c * ld + spans[i].lane + at, 4 * ld);
+      }
+    }
+  }
+}
+
+}  // namespace
+
 void Lines::pack(const Activations& source, const Position& shift, int64_t first, int64_t count, int64_t channel,
                  int64_t channels, float* out, int64_t ld, float* stage, Run* runs, Span* spans) const {
   count = std::min(count, grid.pixels() - first);
@@ -24,6 +53,11 @@ void Lines::pack(const Activations& source, const Position& shift, int64_t first
   const int64_t span_count = find_spans(grid, source, shift, runs, run_count, spans);
   if (source.stride[CHANNEL] != 1 || channels < VL) {
     pack_lanes(source, grid, spans, span_count, ld, channel, channels, out, ld);
+    return;
+  }
+  if (source.dtype == FLOAT32 && channels % VL == 0 && at_least_a_vector(spans, span_count)) {
+    turn(static_cast<const float*>(source.data) + channel, grid.step[2] * source.stride[SPATIAL + 2], spans, span_count,
+         channels, out, ld);
     return;
   }
   const int64_t padded = round_up(count, VL);
@@ -37,7 +71,8 @@ void Lines::pack(const Activations& source, const Position& shift, int64_t first
       alignas(64) float rest[VL * VL];
       for (int64_t i = 0; i < padded; i += VL) {
         transpose_tile(stage + i * LD + some / VL * VL, 4 * LD, rest, 4 * VL);
-        for (int64_t j = 0; j < some % VL; ++j) vf32::load(rest + j * VL).store(out + (c + some / VL * VL + j) * ld + i);
+        for (int64_t j = 0; j < some % VL; ++j)
+          vf32::load(rest + j * VL).store(out + (c + some / VL * VL + j) * ld + i);
       }
     }
   }

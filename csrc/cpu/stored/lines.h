@@ -1,5 +1,5 @@
-// Pixels of a layer in one line, in which a tap is a constant distance: dimensions are padded, so that what lies between
-// two lines of an image is zeros or results that nobody wants.
+// Pixels of a layer in one line, in which a tap is a constant distance: dimensions are padded, so that what lies
+// between two lines of an image is zeros or results that nobody wants.
 #pragma once
 #include "cpu/conv/layer.h"
 
@@ -45,7 +45,8 @@ struct Lines {
   int64_t result_runs(const Tile& tile, const int64_t* size, Run* runs) const;
 };
 
-// Sums [channel][pixel] to a result, by whichever order lies together there. `turned`: VL * round_up(pixels, VL) floats.
+// Sums [channel][pixel] to a result, by whichever order lies together there. `turned`: VL * round_up(pixels, VL)
+// floats.
 void store_sums(const Result& result, const float* sums, int64_t ld, int64_t channel, int64_t channels, int64_t pixels,
                 const Run* runs, int64_t run_count, float* turned);
 
