@@ -49,8 +49,10 @@ class Convolution {
  public:
   explicit Convolution(const Call& call)
       : f_(call.f), layer_(call.layer), call_(call), phases_(call.g), lines_(lines_of(call.g, phases_)) {
-    const int64_t tile = std::min(TILE, round_up(lines_.used, VL)), taps_near = std::min<int64_t>(layer_.taps, 2);
-    chunk_words_ = std::min(NEAR_FLOATS / tile / 32 * taps_near, CHAIN_WORDS * chains(tile / VL));
+    const int64_t tile = std::min(TILE, round_up(lines_.used, VL)), near = NEAR_FLOATS / tile / 32;
+    chunk_words_ = CHAIN_WORDS * chains(tile / VL);
+    // Taps share the inputs of their channels.
+    if (32 * near < layer_.channels) chunk_words_ = std::min(chunk_words_, near);
     plan();
     at_.resize(static_cast<size_t>(32 * f_.words));
     each_column(f_.cols, [&](int64_t column, int64_t place) {
