@@ -1,33 +1,23 @@
 """frozen_kernels: fused kernels for networks whose weights are never stored.
 
 A seed regenerates random weights inside the kernel; packed bits say which of them count. `freeze_` converts a model,
-`EdgePopup` searches its supermask, `save_ticket` writes everything that is not regenerated.
+`EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from . import backends, distributed, format, functional, nn, ops
+from . import backends, distributed, format, functional, importers, nn, ops
 from .config import FreezeConfig
 from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
 from .convert.freeze import FreezeReport, finalize_, freeze_
+from .convert.recalibrate import recalibrate_
 from .memory.footprint import Footprint, footprint
 from .memory.residency import set_residency
 from .search.edge_popup import EdgePopup
+from .search.jackpot import Jackpot, tune_weights_
 from .tensor import FrozenTensor
 from .tickets.model import TicketError, load_ticket, save_ticket
 
 __version__ = "0.1.0"
-
-_LATER = ("Jackpot",)
-
-
-if not TYPE_CHECKING:  # to a type checker a wrong attribute is an error
-
-    def __getattr__(name: str) -> Any:
-        why = "is not part of this release" if name in _LATER else "does not exist"
-        raise AttributeError(f"frozen_kernels.{name} {why}")
-
 
 __all__ = [
     "EdgePopup",
@@ -36,6 +26,7 @@ __all__ = [
     "FreezeConfig",
     "FreezeReport",
     "FrozenTensor",
+    "Jackpot",
     "TicketError",
     "backends",
     "distributed",
@@ -45,10 +36,13 @@ __all__ = [
     "format",
     "freeze_",
     "functional",
+    "importers",
     "load_ticket",
     "nn",
     "ops",
+    "recalibrate_",
     "save_ticket",
     "set_residency",
     "to_dense",
+    "tune_weights_",
 ]

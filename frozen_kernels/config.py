@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .format import CODES, Code, check_bits, check_seed
+from .format import ALL_CODES, STORED, Code, check_bits, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
@@ -17,7 +18,8 @@ Distribution = Literal["uniform", "erk", "epl", "igq"]
 RatioRule = Literal["sparsity_distribution", "density_distribution"]
 Scope = Literal["global", "local"]
 Scaling = Literal["none", "static", "dynamic"]
-ScoreInit = Literal["kaiming_normal", "kaiming_uniform", "magnitude"]
+ScoreInit = Literal["kaiming_normal", "kaiming_uniform", "magnitude", "centred"]
+Rates = Literal["l1", "uniform"]
 ScoreDtype = Literal["float32", "bfloat16"]
 
 DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
@@ -26,9 +28,10 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 SCALINGS: tuple[Scaling, ...] = get_args(Scaling)
 SCORE_INITS: tuple[ScoreInit, ...] = get_args(ScoreInit)
 SCORE_DTYPES: tuple[ScoreDtype, ...] = get_args(ScoreDtype)
+RATES: tuple[Rates, ...] = get_args(Rates)
 
 # the papers' settings: Otsuka et al., arXiv 2402.14029, for images of 32x32 and graphs, and for ImageNet; edge_popup is
-# Ramanujan et al. 2020 with its signed constant
+# Ramanujan et al. 2020 with its signed constant; jackpot is Zhang et al., arXiv 2104.08700
 _SMALL: dict[str, Any] = {"code": "uniform", "distribution": "erk"}
 _IMAGENET: dict[str, Any] = {"code": "sign", "scaling": "dynamic", "distribution": "epl"}
 _SOURCES: dict[str, dict[str, Any]] = {
@@ -40,10 +43,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "edge_popup": {"scope": "local", "prune_ratio": 0.0, "lock_ratio": 0.0, "score_init": "kaiming_uniform"},
     **{name: {**_SMALL, **ratios} for name, ratios in _SOURCES.items()},
     **{f"{name}_imagenet": {**_IMAGENET, **ratios} for name, ratios in _SOURCES.items()},
+    "jackpot": {"code": STORED, "scope": "local", "prune_ratio": 0.0, "lock_ratio": 0.0},
 }
 _RATIOS = ("prune_ratio", "lock_ratio", "freeze_ratio")
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "code": CODES,
+    "code": ALL_CODES,
     "distribution": DISTRIBUTIONS,
     "ratio_rule": RATIO_RULES,
     "scope": SCOPES,
@@ -65,13 +69,22 @@ def _check_ratio(name: str, value: object) -> float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def kept_of_pattern(pattern: str) -> tuple[int, int]:
+    """N and M of a pattern "N:M"; ValueError where it is none."""
+    found = re.fullmatch(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})", pattern) if isinstance(pattern, str) else None
+    if found is None or int(found[1]) > int(found[2]):
+        raise ValueError(f"pattern: 'N:M' with 1 <= N <= M, such as '2:4', got {pattern!r}")
+    return int(found[1]), int(found[2])
+
+
 @dataclass(frozen=True)
 class FreezeConfig:
     """Settings of a frozen layer (Otsuka et al., arXiv 2402.14029).
 
     Args:
         seed: integer in `[0, 2^64)`; with the layer's stream it fixes every weight.
-        code: sign, uniform, normal or constant.
+        code: sign, uniform, normal or constant, drawn from the seed; or stored, the module's own weights, of which a
+            mask is searched (Zhang et al., arXiv 2104.08700): all of them free, without scaling.
         sparsity: fraction of zeros in the effective weight, 0 to 1 inclusive.
         prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
             lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
@@ -82,14 +95,20 @@ class FreezeConfig:
             `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
-        score_init: kaiming_normal, kaiming_uniform, or magnitude (of codes that have one).
+        score_init: kaiming_normal (the default of drawn codes), kaiming_uniform, or magnitude (of codes that have one);
+            stored weights start centred, at +0.005 where the first mask keeps a weight and at -0.005 where not.
         threshold_bits: 1 to 16; 8 regenerates the partition twice as fast as 16.
         score_dtype: float32 or bfloat16, of scores, their gradients and what an optimizer keeps of them, beside a layer
             of any dtype; `.to(dtype)` casts scores as every parameter. bfloat16 loses updates below 2^-9 of a score.
+        rates: of stored weights, how the sparsity spreads over the layers that `freeze_` converts together: l1, one
+            magnitude threshold for all of them; uniform (the default), the same in each; or a dict of the sparsity of
+            each layer by name, which then is all that is converted.
+        pattern: of stored weights, "N:M" keeps N of every M consecutive columns, such as "2:4"; the sparsity is
+            `1 - N / M`.
 
     Raises:
-        ValueError: a value out of range, or a sparsity outside `[prune_ratio, 1 - lock_ratio]`.
-        NotImplementedError: code "stored", which this release does not have.
+        ValueError: a value out of range, a sparsity outside `[prune_ratio, 1 - lock_ratio]`, or a setting that the code
+            does not have.
     """
 
     seed: int = 0
@@ -102,23 +121,56 @@ class FreezeConfig:
     ratio_rule: RatioRule = "sparsity_distribution"
     scope: Scope = "global"
     scaling: Scaling = "none"
-    score_init: ScoreInit = "kaiming_normal"
+    score_init: ScoreInit | None = None
     threshold_bits: int = 16
     score_dtype: ScoreDtype = "float32"
+    rates: Rates | Mapping[str, float] | None = field(default=None, hash=False)
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
-        if self.code == "stored":
-            raise NotImplementedError("code: 'stored' is not part of this release")
         self._set("seed", check_seed(self.seed))
+        if self.score_init is None:
+            self._set("score_init", "centred" if self.code == STORED else "kaiming_normal")
         for name, choices in _CHOICES.items():
             self._set(name, _check_choice(name, getattr(self, name), choices))
         self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
         if self.score_init == "magnitude" and self.code in ("sign", "constant"):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
+        self._resolve_stored()
         self._resolve_ratios()
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _resolve_stored(self) -> None:
+        stored = self.code == STORED
+        if (self.score_init == "centred") != stored:
+            raise ValueError(f"score_init: 'centred' with code 'stored' and with no other, got {self.score_init!r}")
+        if not stored:
+            for name in ("rates", "pattern"):
+                if getattr(self, name) is not None:
+                    value = getattr(self, name)
+                    raise ValueError(f"{name}: {value!r}, but only code 'stored' has it, not {self.code!r}")
+            return
+        if self.scaling != "none":
+            raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")
+        for name in _RATIOS:
+            if getattr(self, name):
+                raise ValueError(f"{name}: every stored weight is free, 0, got {getattr(self, name)!r}")
+            self._set(name, 0.0)
+        if isinstance(self.rates, Mapping):
+            self._set("rates", {str(k): _check_ratio(f"rates[{k!r}]", v) for k, v in self.rates.items()})
+        elif self.rates is None:
+            self._set("rates", "uniform")
+        else:
+            _check_choice("rates", self.rates, RATES)
+        if self.pattern is None:
+            return
+        kept, of = kept_of_pattern(self.pattern)
+        if self.rates != "uniform":
+            raise ValueError(f"rates: a pattern gives every layer the same, 'uniform', got {self.rates!r}")
+        if abs(self.sparsity - (1 - kept / of)) > _TOLERANCE:
+            raise ValueError(f"sparsity: {self.sparsity}, but pattern {self.pattern!r} makes it {1 - kept / of:g}")
 
     def _resolve_ratios(self) -> None:
         for name in ("sparsity", *_RATIOS):
@@ -157,7 +209,8 @@ class FreezeConfig:
                 pruned at random and searched for what is sparser still (Gadhikar et al., arXiv 2210.02412); "frozen",
                 pruned and locked (which of them, the sparsity decides: at 0.9 all of 0.7 is pruned). These are for
                 32x32 images and graphs; with "_imagenet" appended, for ImageNet.
-                "edge_popup": Ramanujan et al. 2020.
+                "edge_popup": Ramanujan et al. 2020. "jackpot": Zhang et al., arXiv 2104.08700, stored weights; with a
+                pattern, the sparsity is the pattern's.
             settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
                 edge_popup, lock_ratio of sparse_source. freeze_ratio is 0.7, and the sparsity of a sparse source is
                 `(1 + prune_ratio) / 2` where none is given: half of its free weights are kept.
@@ -178,6 +231,9 @@ class FreezeConfig:
             pruned = [chosen[k] for k in ("prune_ratio", "freeze_ratio") if chosen.get(k) is not None]
             chosen["prune_ratio"] = pruned[0] if pruned else DEFAULT_FREEZE_RATIO
             chosen.setdefault("sparsity", (1 + chosen["prune_ratio"]) / 2)
+        if name == "jackpot" and chosen.get("pattern") is not None and "sparsity" not in chosen:
+            kept, of = kept_of_pattern(chosen["pattern"])
+            chosen["sparsity"] = 1 - kept / of
         return cls(**chosen)
 
     @property

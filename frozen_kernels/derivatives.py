@@ -24,7 +24,7 @@ from . import format as fmt
 from .ops import CONVOLUTIONS, NAMESPACE, PACK_ARGS, TRANSPOSED_CONVOLUTIONS, library
 
 # of the pack: how many lead, then places
-_TENSORS, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
+_TENSORS, _KEEP, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, 3, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
 
 _LEVEL = 0  # of forward mode: torch has one, and torch.func nests by wrapping tensors
 
@@ -62,6 +62,7 @@ class _Rule:
     """What torch asks about one op. Positions are those of the op's schema."""
 
     batched: tuple[str, ...] = ()  # arguments that vmap may hand over with a batch dimension
+    constant: tuple[str, ...] = ("gain", "dense", "values", "row_scale")  # floating, and nothing is derived by them
 
     def __init__(self, name: str) -> None:
         self.op = _op(name)
@@ -282,19 +283,31 @@ class _GradScores(_Rule):
 
 
 class _Weight(_Rule):
-    """scores, pack, dtype."""
+    """scores, pack, dtype; packed values of a stored weight have gradients too."""
+
+    constant = ("dense", "row_scale")
 
     def save(self, ctx: Any, needs: Sequence[bool], args: tuple, y: Tensor) -> None:
         scores, *pack, _ = args
+        if needs[1 + _VALUES] and pack[_VALUES].dim() != 1:
+            raise ValueError("values: requires_grad, but all values get no gradient; pass values.detach()")
         _save(ctx, pack, scores)
 
     def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], grad: Tensor) -> Grads:
         (scores,), pack = _restore(ctx, saved, 1)
-        return (_op("weight_grad_scores")(grad, scores, *pack),)
+        grad_scores = _op("weight_grad_scores")(grad, scores, *pack) if needs[0] else None
+        if not needs[1 + _VALUES]:
+            return (grad_scores,)
+        kept = _op("pack_values")(grad.to(pack[_VALUES].dtype), pack[_KEEP])
+        return grad_scores, *[None] * _VALUES, kept
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
-        scores, *pack, _ = args
-        return weight_change(tangents[0], scores, pack).to(y.dtype)
+        scores, *pack, dtype = args
+        by_values = None
+        if 1 + _VALUES in tangents:
+            by_values = self.op(None, *pack[:_VALUES], tangents[1 + _VALUES], *pack[_VALUES + 1 :], dtype)
+        by_scores = weight_change(tangents[0], scores, pack).to(y.dtype) if 0 in tangents else None
+        return _sum(by_values, by_scores)
 
 
 class _WeightGradScores(_Rule):
@@ -397,7 +410,7 @@ def _function(rule: _Rule) -> Any:
         with _recording() if torch._C._are_functorch_transforms_active() else contextlib.nullcontext():
             y = _below_autograd(rule.op, keys, args)
         for name, a in zip(rule.names, args, strict=False):
-            if name in ("gain", "dense", "values") and a is not None and a.requires_grad:
+            if name in rule.constant and a is not None and a.requires_grad:
                 raise ValueError(f"{name}: requires_grad, but it gets no gradient; pass {name}.detach()")
         rule.save(ctx, ctx.needs_input_grad[2:], rule.whole(held), y)
         return y
@@ -421,7 +434,7 @@ def _unpack(rule: _Rule, args: tuple) -> tuple[tuple, Tangents]:
             primals[i], tangent = forward_ad.unpack_dual(a, level=_LEVEL)
             if tangent is not None:
                 tangents[i] = tangent
-                if rule.names[i] in ("gain", "dense"):
+                if rule.names[i] in rule.constant:
                     raise ValueError(f"{rule.names[i]}: has a tangent, but nothing is derived by it")
     return tuple(primals), tangents
 

@@ -7,6 +7,7 @@ PyTorch weight `(d0, d1, *taps)`; `row0` and `col0` select a shard that equals i
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import struct
@@ -127,11 +128,22 @@ def from_stream(values: Tensor, rows: int, cols: int) -> Tensor:
     return matrix.index_copy(1, stream_columns(cols, values.device), values.view(rows, cols))
 
 
-def weight_indices(positions: Tensor, shape: Sequence[int]) -> Tensor:
-    """int64: places in the flat torch weight of that shape, for int64 positions in the stream of all its weights."""
-    cols, channels = matrix_shape(shape)[1], shape[1]
-    row, column = positions // cols, stream_columns(cols, positions.device)[positions % cols]
-    return row * cols + column % channels * (cols // channels) + column // channels
+def weight_offsets(positions: Tensor, weight: Tensor) -> Tensor:
+    """int64: offsets into the memory of a torch weight, for int64 positions in the stream of all its weights."""
+    shape, stride = tuple(weight.shape), weight.stride()
+    row = positions // math.prod(shape[1:])
+    return row * stride[0] + _column_offsets(shape[1:], stride[1:], positions.device)[positions % math.prod(shape[1:])]
+
+
+# a search asks for those of its layers at every step
+@functools.lru_cache(maxsize=256)
+def _column_offsets(sizes: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Tensor:
+    """int64 [columns]: offsets of the columns of a row, in the order of a stream; sizes of channels and taps."""
+    taps = [0]
+    for size, stride in zip(sizes[1:], strides[1:], strict=True):
+        taps = [start + i * stride for start in taps for i in range(size)]
+    column = stream_columns(math.prod(sizes), device)
+    return column % sizes[0] * strides[0] + torch.tensor(taps, device=device)[column // sizes[0]]
 
 
 def raw_keys(scores: Tensor) -> Tensor:

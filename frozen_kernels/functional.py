@@ -81,6 +81,22 @@ def _check(x: Tensor, frozen: FrozenTensor, bias: Tensor | None, gain: Tensor | 
             raise ValueError(f"bias: shape {tuple(bias.shape)}, expected ({outputs},)")
 
 
+def _trained(frozen: FrozenTensor, x: Tensor) -> Tensor | None:
+    """The dense weight where gradients go to the kept values of a stored one: torch's own layers run."""
+    values = frozen.values
+    if values is None or not values.requires_grad or not torch.is_grad_enabled():
+        return None
+    return frozen.weight(x.dtype)
+
+
+def _epilogue(y: Tensor, channel: int, bias: Tensor | None, gain: Tensor | None, relu: bool) -> Tensor:
+    along = [-1, *[1] * (y.dim() - 1 - channel)]
+    if gain is not None:
+        y = (y * gain.view(along)).to(y.dtype)
+        y = y if bias is None else y + bias.view(along)
+    return y.relu() if relu else y
+
+
 def linear(
     x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None, *, gain: Tensor | None = None, relu: bool = False
 ) -> Tensor:
@@ -100,6 +116,9 @@ def linear(
     _check(x, frozen, bias, gain, rows)
     if x.dim() == 0 or x.shape[-1] != cols:
         raise ValueError(f"x: last dimension of shape {tuple(x.shape)} must be {cols}")
+    weight = _trained(frozen, x)
+    if weight is not None:
+        return _epilogue(F.linear(x, weight, bias if gain is None else None), x.dim() - 1, bias, gain, relu)
     return _linear_op(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
 
@@ -189,9 +208,15 @@ def _convolution(
             padding = 0
     padding = _per_dimension("padding", padding, dims, 0)
     _check_output(conv_output_size(x.shape, frozen.shape, stride, padding, dilation), x, frozen)
-    y = _CONVOLUTIONS[dims](
-        x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, in_groups, gain, relu
-    )  # fmt: skip
+    weight = _trained(frozen, x)
+    if weight is not None:
+        plain = getattr(F, f"conv{dims}d")
+        y = plain(x, weight, bias if gain is None else None, stride, padding, dilation, in_groups)
+        y = _epilogue(y, 1, bias, gain, relu)
+    else:
+        y = _CONVOLUTIONS[dims](
+            x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, in_groups, gain, relu
+        )  # fmt: skip
     return y if batched else y.squeeze(0)
 
 
@@ -286,9 +311,16 @@ def _transposed(
         )
     size = conv_transpose_output_size(x.shape, frozen.shape, stride, padding, output_padding, dilation, in_groups)
     _check_output(size, x, frozen)
-    y = _TRANSPOSED[dims](
-        x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, in_groups, gain, relu
-    )  # fmt: skip
+    weight = _trained(frozen, x)
+    if weight is not None:
+        plain, inner = getattr(F, f"conv_transpose{dims}d"), bias if gain is None else None
+        y = _epilogue(
+            plain(x, weight, inner, stride, padding, output_padding, in_groups, dilation), 1, bias, gain, relu
+        )
+    else:
+        y = _TRANSPOSED[dims](
+            x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, in_groups, gain, relu
+        )  # fmt: skip
     return y if batched else y.squeeze(0)
 
 

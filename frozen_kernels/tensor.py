@@ -16,6 +16,11 @@ STORED_RESIDENCIES: tuple[Residency, ...] = ("packed", "dense")
 ALL_RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
+def residencies_of(code: str) -> tuple[Residency, ...]:
+    """Those that a weight of this code can be in."""
+    return STORED_RESIDENCIES if code == fmt.STORED else RESIDENCIES
+
+
 class FrozenTensor(NamedTuple):
     """A weight that is a function of its header, its partition and a supermask.
 
@@ -110,39 +115,43 @@ class FrozenTensor(NamedTuple):
         """
         if values not in fmt.VALUE_DTYPES:
             raise ValueError(f"values: one of {', '.join(fmt.VALUE_DTYPES)}, got {values!r}")
-        assert self.values is not None and not self.is_packed and self.supermask is not None
+        assert self.values is not None
         rows, cols = fmt.matrix_shape(self.shape)
         ops, exact, scale = torch.ops.frozen_kernels, self.values.detach(), None
-        keep = ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
+        keep = self._kept_plane()
+        offsets = ops.plane_offsets(keep, cols)
+        if not exact.is_floating_point():
+            raise ValueError(f"values: they are {exact.dtype} already and stay so, got {values!r}")
+        exact = exact if self.is_packed else ops.pack_values(exact, keep)
         if values == "int8":
-            kept = ops.pack_values(exact, keep)
-            counts = stored_counts(ops.plane_offsets(keep, cols), rows)
-            kept, scale = quantized(kept, counts)
+            kept, scale = quantized(exact, stored_counts(offsets, rows))
         else:
-            kept = ops.pack_values(exact.to(fmt.VALUE_DTYPES[values]), keep)
-        held = kept if scale is None else scale
-        if not held.isfinite().all():
-            raise ValueError(f"values: {int((~held.isfinite()).sum())} of those kept are not finite in {values}")
+            kept = exact.to(fmt.VALUE_DTYPES[values])
+        lost = exact.isfinite() & ~kept.isfinite() if scale is None else ~exact.isfinite()
+        if lost.any():
+            raise ValueError(f"values: {int(lost.sum())} of the {exact.numel()} kept have no {values}")
         return self._replace(
-            supermask=None, offsets=ops.plane_offsets(keep, cols), keep=keep, dense=None, values=kept, row_scale=scale,
-            scores=None,
-        )  # fmt: skip
+            supermask=None, offsets=offsets, keep=keep, dense=None, values=kept, row_scale=scale, scores=None
+        )
+
+    def _kept_plane(self) -> Tensor:
+        if self.keep is not None:
+            return self.keep
+        (rows, cols), ops = fmt.matrix_shape(self.shape), torch.ops.frozen_kernels
+        return ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
 
     def _hold_stored(self, residency: str, dtype: torch.dtype) -> FrozenTensor:
         if residency not in STORED_RESIDENCIES:
             raise ValueError(f"residency: a stored weight has {' and '.join(STORED_RESIDENCIES)}, got {residency!r}")
-        rows, cols = fmt.matrix_shape(self.shape)
-        ops = torch.ops.frozen_kernels
         base = self._replace(supermask=None, offsets=None, keep=None, dense=None)
         if residency == "dense":
             base = base._replace(supermask=self.packed())
-            return base._replace(dense=base.weight(dtype).detach())
+            return base._replace(dense=self._replace(dense=None, scores=None).weight(dtype).detach())
         if not self.is_packed:
             raise ValueError("residency: 'packed' is for a finalized layer; while a search runs it is 'dense'")
-        keep = self.keep
-        if keep is None:
-            keep = ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
-        return base._replace(keep=keep, offsets=ops.plane_offsets(keep, cols))
+        keep = self._kept_plane()
+        offsets = torch.ops.frozen_kernels.plane_offsets(keep, fmt.matrix_shape(self.shape)[1])
+        return base._replace(keep=keep, offsets=offsets)
 
     def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
         """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""

@@ -525,6 +525,33 @@ def gathered_averages(model: nn.Module) -> list[list[Tensor]]:
     return found
 
 
+def check_jackpots_of_shards_and_of_whole_scores_agree(folder: Path) -> None:
+    data, found = batches(4), {}
+    for restriction in ("short", None):
+        for way in ("ddp", "fsdp", "one"):
+            torch.manual_seed(7)
+            plain = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 37), nn.Linear(37, 10))
+            fk.freeze_(plain, fk.FreezeConfig.preset("jackpot", sparsity=0.8, rates="l1"))
+            model = plain if way == "one" else WRAPPERS[way](plain)
+            search = fk.Jackpot(model, epochs=2, steps_per_epoch=2, restriction=restriction)
+            optimizer = torch.optim.SGD(search.parameters(), lr=0.5, momentum=0.9)
+            rows = slice(0, 8) if way == "one" else own_half()
+            found[way] = train(model, optimizer, search, data, rows, ranks_agree=way != "one"), search
+            assert len(set(found[way][0])) == len(data), "masks must move for this to prove anything"
+        assert found["fsdp"][0] == found["ddp"][0], restriction
+        differ = [
+            int(torch.ops.frozen_kernels.popcount(a ^ b))
+            for a, b in zip(*(found[way][1].state_dict()["masks"].values() for way in ("ddp", "one")), strict=True)
+        ]
+        assert sum(differ) <= 8, f"{differ} bits of a mask differ from one process"
+        if restriction == "short":
+            path = folder / f"jackpot.{dist.get_rank()}"
+            fk.save_ticket(model := found["fsdp"][1]._model, path)
+            assert fk.tickets.file.read_ticket(path).records[0].values == "float32"
+            with pytest.raises(RuntimeError, match="fully_shard holds them"):
+                fk.finalize_(model)
+
+
 CHECKS = [function for name, function in list(globals().items()) if name.startswith("check_")]
 
 

@@ -297,3 +297,24 @@ def test_a_forward_in_another_thread_reads_one_state_whole(tmp_path):
     for thread in threads:
         thread.join()
     assert count[0] > 0 and not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "channels_last"])
+def test_a_large_result_is_a_tensor_like_any_other(kind, dtype):
+    """Its memory is the extension's: layout and bits are those of the op, and it may be changed in place."""
+    if kind == "linear":
+        layer, x = fk.nn.FrozenLinear(64, 1024, dtype=dtype), torch.randn(2, 64, 64, dtype=dtype)
+    else:
+        layer, x = fk.nn.FrozenConv2d(8, 32, 3, padding=1, dtype=dtype), torch.randn(2, 8, 48, 48, dtype=dtype)
+        x = x.to(memory_format=torch.channels_last) if kind == "channels_last" else x
+    with ordinary():
+        expected = layer(x)
+    y = prepared(layer, x)
+    assert y.numel() > 1 << 16 and torch.equal(y, expected) and y.stride() == expected.stride()
+    assert not y._is_view() and y.storage_offset() == 0 and y.untyped_storage().nbytes() == y.nbytes
+    assert y.data_ptr() % 64 == 0
+    layer(x.requires_grad_()).relu_().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    with torch.inference_mode():
+        assert layer(x.detach()).is_inference()

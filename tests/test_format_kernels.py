@@ -69,10 +69,10 @@ def residencies(header, part, keep, code):
     rows, cols = keep.shape
     supermask, offsets = torch.from_numpy(ref.pack(keep, part)), cpu.offsets(header, rows, cols)
     plane = torch.from_numpy(ref.planes(keep).view(np.int32))
-    yield "seed", (supermask, offsets, None, None, None)
-    yield "mask", (None, offsets, plane, None, None)
+    yield "seed", (supermask, offsets, *[None] * 5)
+    yield "mask", (None, offsets, plane, *[None] * 4)
     if code != "constant":
-        yield "planes", (None, offsets, plane, cpu.draw_plane(header, code, rows, cols), None)
+        yield "planes", (None, offsets, plane, cpu.draw_plane(header, code, rows, cols), *[None] * 3)
 
 
 def sha(array) -> str:
@@ -168,7 +168,7 @@ def test_vectors(case):
     words = plane.numpy().view(np.uint32)
     assert [f"{word:08x}" for word in words[0, : len(case["keep_words_row0"])]] == case["keep_words_row0"]
     assert sha(words) == case["keep_words_sha256"]
-    pack = (header, supermask, offsets, None, None, None, code, [rows, cols])
+    pack = (header, supermask, offsets, *[None] * 5, code, [rows, cols])
     effective = cpu.weight(None, *pack, torch.float32)
     assert sha(effective.to(torch.int16)) == case["effective_int16_sha256"]
 
@@ -398,7 +398,7 @@ def test_empty(rows, cols):
     plane = cpu.keep_plane(header, supermask, offsets, rows, cols)
     assert plane.shape == (rows, fmt.words(cols)) and cpu.pack_plane(header, plane, offsets, rows, cols).numel() == 0
     assert cpu.free_draws(header, offsets, rows, cols).numel() == 0
-    for held in ((supermask, offsets, None, None, None), (None, offsets, plane, None, None)):
+    for held in ((supermask, offsets, *[None] * 5), (None, offsets, plane, *[None] * 4)):
         pack = (header, *held, "sign", [rows, cols])
         assert cpu.weight(None, *pack, torch.float32).shape == (rows, cols)
         assert cpu.weight_grad_scores(torch.empty(rows, cols), torch.empty(0), *pack).numel() == 0
@@ -407,7 +407,7 @@ def test_empty(rows, cols):
 def test_errors_name_both_values():
     header, part, keep = make(5, 33)
     offsets, supermask = cpu.offsets(header, 5, 33), torch.from_numpy(ref.pack(keep, part))
-    pack = (header, supermask, offsets, None, None, None, "sign", [5, 33])
+    pack = (header, supermask, offsets, *[None] * 5, "sign", [5, 33])
     n = int(offsets[-1])
     with pytest.raises(ValueError, match=rf"{supermask.numel() + 1}.*{supermask.numel()}"):
         cpu.keep_plane(header, torch.cat((supermask, supermask[:1])), offsets, 5, 33)
@@ -424,7 +424,7 @@ def test_errors_name_both_values():
     for refused in (
         lambda: cpu.weight(None, *pack, torch.float64),
         lambda: cpu.weight_grad_scores(torch.empty(5, 33), torch.empty(n, dtype=torch.float64), *pack),
-        lambda: cpu.weight(None, header, None, None, None, None, torch.empty(5, 33), "sign", [5, 33], torch.float32),
+        lambda: cpu.weight(None, header, *[None] * 4, torch.empty(5, 33), None, None, "sign", [5, 33], torch.float32),
         lambda: cpu.select([torch.empty(3, dtype=torch.float16)], 1),
     ):
         with pytest.raises(Unsupported):
@@ -466,9 +466,7 @@ def test_scale_is_taken_by_its_bits():
             header,
             torch.empty(0, dtype=torch.uint8),
             cpu.offsets(header, 2, 40),
-            None,
-            None,
-            None,
+            *[None] * 5,
             "sign",
             [2, 40],
         )

@@ -316,7 +316,7 @@ def test_finalize_keeps_the_network():
     assert torch.equal(model(x), y)
     assert all(m.scores is None for m in layers(model))
     assert [n for n, _ in model.named_parameters()] == ["2.0.bias", "3.bias"]
-    with pytest.raises(ValueError, match="3 frozen layers are finalized"):
+    with pytest.raises(ValueError, match="3 layers of drawn weights are finalized"):
         fk.EdgePopup(model)
     with pytest.raises(ValueError, match="no frozen layers"):
         fk.finalize_(nn.Linear(3, 3))

@@ -388,7 +388,7 @@ def test_scores_alone_load_where_the_caller_says_so():
         ({"seed": -1}, ValueError, "seed.*-1"),
         ({"stream": 2**32}, ValueError, "stream"),
         ({"code": "gauss"}, ValueError, "code.*gauss"),
-        ({"code": "stored"}, NotImplementedError, "stored"),
+        ({"code": "stored"}, ValueError, "weight: a stored layer is made of one"),
         ({"distribution": "snip"}, ValueError, "distribution.*igq.*snip"),
         ({"ratio_rule": "both"}, ValueError, "ratio_rule.*both"),
         ({"prune_rate": 0.5}, TypeError, "prune_rate"),
@@ -440,8 +440,3 @@ def test_a_finalized_layer_has_no_threshold():
     with pytest.raises(RuntimeError, match="finalized"):
         layer.apply_threshold(None)
     assert layer.counts["kept"] == kept
-
-
-def test_what_is_not_released_is_refused_by_name():
-    with pytest.raises(AttributeError, match="Jackpot is not part of this release"):
-        fk.Jackpot  # noqa: B018

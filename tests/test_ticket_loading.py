@@ -128,7 +128,7 @@ def test_a_frozen_model_keeps_its_residencies(tmp_path):
         other.get_submodule(name).set_residency(residency)
     fk.load_ticket(other, tmp_path / "t")
     assert [m.residency for m in fk.nn.models.frozen_layers(other).values()] == list(RESIDENCIES)
-    with pytest.raises(ValueError, match="residency: one of seed, mask, planes, dense, got 'auto'"):
+    with pytest.raises(ValueError, match="residency: one of seed, mask, planes, packed, dense, got 'auto'"):
         fk.load_ticket(other, tmp_path / "t", residency="auto")
 
 

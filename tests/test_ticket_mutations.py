@@ -1,4 +1,4 @@
-"""Ten thousand mutated tickets: a clean error or the model that the file says, never another exception."""
+"""Thirteen thousand mutated tickets: a clean error or the model that the file says, never another exception."""
 
 import json
 import random
@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ticket_cases import good_ticket, joined, parts, small, unchanged
+from ticket_cases import good_ticket, joined, parts, small, stored_ticket, unchanged
 
 import frozen_kernels as fk
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    return good_ticket(tmp_path_factory.mktemp("good") / "small.safetensors")
+    """Bytes by what is in the file: drawn weights, or stored ones of two dtypes."""
+    folder = tmp_path_factory.mktemp("good")
+    return {
+        "drawn": good_ticket(folder / "drawn")[0],
+        "int8": stored_ticket(folder / "int8", "int8"),
+        "float16": stored_ticket(folder / "float16", "float16"),
+    }
 
 
 def raw_mutation(rng: random.Random, data: bytes) -> bytes:
@@ -43,7 +49,7 @@ def raw_mutation(rng: random.Random, data: bytes) -> bytes:
 
 ODD_VALUES = [
     None, True, -1, 0, 1, 2, 7, 65536, 65537, 1 << 40, 10**30, 0.5, "", "0", "1", "x", "nan", "0x1p-3", "sign",
-    "normal", [], [7, 9], [3, 7], [7, 3, 3], {}, "18446744073709551615", "0" * 64,
+    "normal", "stored", "int8", [], [7, 9], [3, 7], [7, 3, 3], {}, "18446744073709551615", "0" * 64,
 ]  # fmt: skip
 
 
@@ -102,13 +108,19 @@ def says(path: Path) -> tuple[list, dict]:
             record["scale"] = float.fromhex(record["scale"])
         opened = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     tensors = {n: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8).tolist()) for n, t in opened.items()}
-    return sorted(records, key=lambda r: r["stream"]), tensors
+    return sorted(records, key=lambda r: (r["stream"], r["name"])), tensors
 
 
-@pytest.mark.parametrize(("mutate", "count"), [(raw_mutation, 7500), (consistent_mutation, 2500)])
-def test_mutated_files(tmp_path, good, mutate, count):
+@pytest.mark.parametrize(
+    ("holds", "mutate", "count"),
+    [
+        ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
+        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000),
+    ],
+)  # fmt: skip
+def test_mutated_files(tmp_path, good, holds, mutate, count):
     """A clean error and an untouched model, or a model that is all that the file says."""
-    data, _ = good
+    data = good[holds]
     rng = random.Random(20)
     path, again, first = tmp_path / "t", tmp_path / "again", tmp_path / "first"
     first.write_bytes(data)

@@ -49,6 +49,16 @@ def good_ticket(path: Path) -> tuple[bytes, nn.Module]:
     return path.read_bytes(), model
 
 
+def stored_ticket(path: Path, values: str) -> bytes:
+    """The bytes of a ticket of `small` whose weights are stored as `values`."""
+    torch.manual_seed(0)
+    model = small()
+    fk.freeze_(model, fk.FreezeConfig(code="stored"), lambda module, name: True)
+    fk.finalize_(model, values)
+    fk.save_ticket(model, path)
+    return path.read_bytes()
+
+
 def unchanged(model: nn.Module, before: dict, modules: list) -> bool:
     after = model.state_dict()
     return (

@@ -247,6 +247,95 @@ void bind_weights(py::module_& m) {
       py::arg("threads"), nogil);
 }
 
+// A weight (d0, channels, *taps): address, dtype id, strides of d0 and channels.
+using WeightArgs = std::tuple<int64_t, int, int64_t, int64_t>;
+
+StridedWeight to_weight(const WeightArgs& args, int64_t channels, const std::vector<int64_t>& tap_offsets) {
+  const auto& [at, dtype, row_stride, channel_stride] = args;
+  const int64_t taps = static_cast<int64_t>(tap_offsets.size());
+  return {pointer<const void>(at), to_dtype(dtype), {channels, taps, row_stride, channel_stride, tap_offsets.data()}};
+}
+
+// Which weights are kept: rows, address of a plane or 0, address of a supermask.
+using KeptArgs = std::tuple<int64_t, int64_t, int64_t>;
+
+KeptWeights to_kept(const KeptArgs& args) {
+  const auto& [rows, plane_at, stream_at] = args;
+  return {pointer<const uint32_t>(plane_at), pointer<const uint8_t>(stream_at), rows};
+}
+
+void bind_swaps(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> nogil;
+  m.def(
+      "swap",
+      [](const ScoreArgs& scores, int64_t mask_at, int64_t kept, double rate, int threads) {
+        std::vector<int64_t> found;
+        {
+          const py::gil_scoped_release release;
+          found = table().swap(to_span(scores), pointer<const uint8_t>(mask_at), kept, rate, threads);
+        }
+        // a buffer of int64, since only the kernel knows how many
+        return py::bytearray(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(int64_t));
+      },
+      py::arg("scores"), py::arg("mask_at"), py::arg("kept"), py::arg("rate"), py::arg("threads"));
+  m.def(
+      "flip",
+      [](int64_t mask_at, int64_t bytes, int64_t positions_at, int64_t count) {
+        table().flip(pointer<uint8_t>(mask_at), bytes, pointer<const int64_t>(positions_at), count);
+      },
+      py::arg("mask_at"), py::arg("bytes"), py::arg("positions_at"), py::arg("count"), nogil);
+}
+
+void bind_stored(py::module_& m) {
+  const py::call_guard<py::gil_scoped_release> nogil;
+  m.def(
+      "plane_offsets",
+      [](int64_t keep_at, int64_t rows, int64_t cols, int64_t out_at, int threads) {
+        table().plane_offsets(pointer<const uint32_t>(keep_at), rows, cols, pointer<int64_t>(out_at), threads);
+      },
+      py::arg("keep_at"), py::arg("rows"), py::arg("cols"), py::arg("out_at"), py::arg("threads"), nogil);
+  m.def(
+      "pack_values",
+      [](const WeightArgs& weight, int64_t bytes, int64_t channels, const std::vector<int64_t>& tap_offsets,
+         const KeptArgs& kept, int64_t offsets_at, int64_t out_at, int threads) {
+        const StridedWeight from = to_weight(weight, channels, tap_offsets);
+        table().pack_values(from.data, bytes, from.strides, to_kept(kept), pointer<const int64_t>(offsets_at),
+                            pointer<void>(out_at), threads);
+      },
+      py::arg("weight"), py::arg("bytes"), py::arg("channels"), py::arg("tap_offsets"), py::arg("kept"),
+      py::arg("offsets_at"), py::arg("out_at"), py::arg("threads"), nogil);
+  m.def(
+      "stored_weight",
+      [](const WeightArgs& values, int64_t channels, const std::vector<int64_t>& tap_offsets, const KeptArgs& kept,
+         int dtype, int64_t out_at, int threads) {
+        table().stored_weight(to_weight(values, channels, tap_offsets), to_kept(kept), to_dtype(dtype),
+                              pointer<void>(out_at), threads);
+      },
+      py::arg("values"), py::arg("channels"), py::arg("tap_offsets"), py::arg("kept"), py::arg("dtype"),
+      py::arg("out_at"), py::arg("threads"), nogil);
+  m.def(
+      "packed_weight",
+      [](int64_t values_at, int values_dtype, int64_t row_scale_at, int64_t offsets_at, int64_t channels, int64_t taps,
+         const KeptArgs& kept, int dtype, int64_t out_at, int threads) {
+        const PackedValues packed{pointer<const void>(values_at), to_dtype(values_dtype),
+                                  pointer<const float>(row_scale_at), pointer<const int64_t>(offsets_at)};
+        table().packed_weight(packed, channels, taps, to_kept(kept), to_dtype(dtype), pointer<void>(out_at), threads);
+      },
+      py::arg("values_at"), py::arg("values_dtype"), py::arg("row_scale_at"), py::arg("offsets_at"),
+      py::arg("channels"), py::arg("taps"), py::arg("kept"), py::arg("dtype"), py::arg("out_at"), py::arg("threads"),
+      nogil);
+  m.def(
+      "stored_grad_scores",
+      [](int64_t rows, int64_t channels, const WeightArgs& grad, const std::vector<int64_t>& grad_taps,
+         const WeightArgs& values, const std::vector<int64_t>& value_taps, int score_dtype, int64_t out_at,
+         int threads) {
+        table().stored_grad_scores(rows, to_weight(grad, channels, grad_taps), to_weight(values, channels, value_taps),
+                                   to_dtype(score_dtype), pointer<void>(out_at), threads);
+      },
+      py::arg("rows"), py::arg("channels"), py::arg("grad"), py::arg("grad_taps"), py::arg("values"),
+      py::arg("value_taps"), py::arg("score_dtype"), py::arg("out_at"), py::arg("threads"), nogil);
+}
+
 }  // namespace
 
 void bind_format(py::module_& m) {
@@ -254,6 +343,8 @@ void bind_format(py::module_& m) {
   bind_streams(m);
   bind_search(m);
   bind_weights(m);
+  bind_swaps(m);
+  bind_stored(m);
 }
 
 }  // namespace fk

@@ -8,6 +8,9 @@
 #include <malloc.h>
 #endif
 
+#include <memory>
+#include <new>
+
 #include "binding/bind.h"
 #include "binding/pack.h"
 
@@ -39,11 +42,63 @@ bool release_memory() {
 #endif
 }
 
+// The structures of DLPack, whose layout is its interface: torch takes memory by it without a header of torch's.
+struct DlTensor {
+  void* data;
+  int32_t device, device_index, dimensions;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DlManaged {
+  DlTensor tensor;
+  void* context;
+  void (*deleter)(DlManaged*);
+};
+constexpr const char* FRESH = "dltensor";  // DLPack's name of a capsule that nobody took
+
+// What malloc gave for a result: this, then the elements.
+struct Block {
+  DlManaged managed;
+  int64_t count;
+};
+
+struct Free {
+  void operator()(void* p) const { free(p); }
+};
+
+// malloc finds the block of the last result of a size again. posix_memalign, which torch calls, asks for more than it
+// keeps: a block that it left does not fit the next request, and forwards spread over memory that lay idle.
+py::object block(int64_t count, int dtype) {
+  constexpr int32_t CPU = 1;
+  constexpr uint8_t FLOAT = 2, BFLOAT = 4;
+  constexpr size_t LINE = 64;
+  if (count < 0 || dtype < FLOAT32 || dtype > FLOAT16) throw py::value_error("block: count or dtype");
+  const size_t size = dtype == FLOAT32 ? 4 : 2;
+  std::unique_ptr<void, Free> memory(malloc(sizeof(Block) + LINE + static_cast<size_t>(count) * size));
+  if (!memory) throw std::bad_alloc();
+  Block* const made = new (memory.get()) Block{};
+  made->count = count;
+  DlTensor& tensor = made->managed.tensor;
+  tensor.data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(made + 1) + LINE - 1) / LINE * LINE);
+  tensor.device = CPU, tensor.dimensions = 1, tensor.lanes = 1, tensor.shape = &made->count;
+  tensor.code = dtype == BFLOAT16 ? BFLOAT : FLOAT, tensor.bits = static_cast<uint8_t>(8 * size);
+  made->managed.deleter = [](DlManaged* managed) { free(managed); };
+  PyObject* const capsule = PyCapsule_New(&made->managed, FRESH, [](PyObject* left) {
+    if (PyCapsule_IsValid(left, FRESH)) free(PyCapsule_GetPointer(left, FRESH));
+  });
+  if (!capsule) throw py::error_already_set();
+  memory.release();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
 }  // namespace
 
 void bind_memory(py::module_& m) {
   m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
         "A hint for memory about to be written; does nothing where the system has no such pages");
+  m.def("block", &block, py::arg("count"), py::arg("dtype"), "Elements that are not set, as a capsule of DLPack");
   m.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>(),
         "Hands freed memory back to the system; False where the C library has no call for it");
 }

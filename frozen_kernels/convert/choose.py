@@ -149,6 +149,6 @@ def model_bytes(model: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, in
             else:
                 other[id(tensor)] = size
         if isinstance(module, FrozenLayer):
-            frozen[module.seed, module.stream] = module.rows * module.cols * module.dtype.itemsize
+            frozen[module.identity] = module.rows * module.cols * module.dtype.itemsize
     weights = sum(frozen.values())
     return weights, weights + sum(other.values())

@@ -31,7 +31,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no weight")
         plain = plain_twin(layer)
-        first = first_of.setdefault((layer.seed, layer.stream, layer.device, layer.dtype), plain.weight)
+        first = first_of.setdefault((*layer.identity, layer.device, layer.dtype), plain.weight)
         if torch.equal(first, plain.weight):
             plain.weight = first
         new = nn.Sequential(plain, nn.ReLU()).train(layer.training) if layer.relu else plain

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 
 from ..config import FreezeConfig
+from ..format import STORED
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
 from ..nn.models import frozen_layers, replace_module, reshard, unwrapped, warn_of_stale_masks
 from ..process import release_memory
 from ..search.rule import update_masks
+from ..tensor import FrozenTensor
 from .choose import FilterFn, candidates, check_wrappers, model_bytes, passed_over
 from .distribution import layer_ratios
+from .rates import kept_counts, leave_dense
 from .report import Converted, FreezeReport
 from .trained import signs_of_training
 
@@ -26,7 +29,8 @@ ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
 def _next_streams(model: nn.Module) -> dict[int, int]:
     """The first unused stream of each seed that the model's frozen tensors use."""
     following: dict[int, int] = {}
-    for layer in frozen_layers(model).values():
+    drawn = [layer for layer in frozen_layers(model).values() if not layer.stored]
+    for layer in drawn:
         following[layer.seed] = max(following.get(layer.seed, 0), layer.stream + 1)
     return following
 
@@ -89,6 +93,9 @@ def _planned_streams(
     found: dict[str, int] = {}
     of_parameter: dict[int, int] = {}
     for name, config in configs.items():
+        if config.code == STORED:
+            found[name] = 0  # nothing is drawn
+            continue
         weight = id(chosen[name].weight)
         if weight not in of_parameter:
             of_parameter[weight] = streams.get(config.seed, 0)
@@ -104,19 +111,22 @@ def _convert(
 ) -> dict[str, FrozenLayer]:
     """Put frozen twins in the places of the chosen modules, and empty `chosen`: each weight goes as its twin comes.
 
-    Everything that can be refused is checked before the first one is replaced. Twins have scores and no masks.
+    Everything that can be refused is checked before the first one is replaced. Twins have scores; drawn ones no masks.
     """
     ratios = _spread_ratios(configs, chosen)
     streams = _planned_streams(configs, chosen, _next_streams(model))
+    kept = kept_counts(configs, {name: chosen[name].weight for name in configs})  # type: ignore[misc]
     weight_of = {name: id(chosen[name].weight) for name in configs}
     built: dict[str, FrozenLayer] = {}
     first_of: dict[int, FrozenLayer] = {}
     for name, config in configs.items():
         module = chosen.pop(name)
         twin: Any = TWINS[type(module)]
-        layer = twin.from_module(module, config, stream=streams[name], ratios=ratios[name], masks=False)
+        layer = twin.from_module(
+            module, config, stream=streams[name], ratios=ratios[name], masks=False, kept=kept.get(name)
+        )
         # layers of one torch Parameter are one tensor
-        layer.scores = first_of.setdefault(weight_of[name], layer).scores
+        first_of.setdefault(weight_of[name], layer).share_with(layer)
         replace_module(model, module, layer)
         built[name] = layer
     return built
@@ -132,6 +142,11 @@ def freeze_(
     Weights are drawn from `config.seed`, one stream per weight tensor in traversal order. Each old weight is dropped as
     its layer is converted, so that memory does not rise; what a model had learned in it is gone. Biases, hooks, train
     mode, dtype and device stay. Masks are valid afterwards, from the initial scores.
+
+    With code "stored" a model keeps its weights (Zhang et al., arXiv 2104.08700): masks begin with the largest
+    magnitudes, and the sparsity is that of all layers converted together. The classifier stays dense, unless there is
+    a `filter_fn` or a dict of rates: that is the last layer in traversal order, where it is linear or a 1 x 1
+    convolution.
 
     Args:
         model: a module that contains the layers, or one in `torch.compile` or `DataParallel`.
@@ -159,33 +174,48 @@ def freeze_(
     chosen, skipped = candidates(model, filter_fn)
     configs = _chosen_configs(config_of, chosen, skipped)
     others, vectors = passed_over(model)
-    skipped += others
+    skipped += others + leave_dense(configs, chosen, filter_fn is not None)
     if not configs and not frozen_layers(model):
         why = "; ".join(f"{name or 'model'}: {reason}" for name, reason in skipped)
         raise ValueError(f"model: nothing to freeze ({why or 'no linear, convolution or embedding layers'})")
     chosen = {name: chosen[name] for name in configs}
-    report = FreezeReport([], skipped, vectors, *model_bytes(model, chosen), signs_of_training(model, chosen))
+    drawn = {name: module for name, module in chosen.items() if configs[name].code != STORED}
+    trained = signs_of_training(model, drawn) if drawn else []
+    report = FreezeReport([], skipped, vectors, *model_bytes(model, chosen), trained)
     built = _convert(model, chosen, configs)
-    update_masks(layer for layer in built.values() if layer.device.type != "meta")
+    update_masks(layer for layer in built.values() if layer.device.type != "meta" and not layer.stored)
     for name, layer in built.items():
-        c = layer.counts
-        kind = type(layer).__name__
-        report.converted.append(Converted(name, kind, layer.shape, layer.stream, c["pruned"], c["locked"], c["free"]))
+        c, kind = layer.counts, type(layer).__name__
+        counts = (c["pruned"], c["locked"], c["free"], c["kept"])
+        report.converted.append(Converted(name, kind, layer.shape, layer.code, layer.stream, *counts))
     release_memory()
     return report
 
 
-def finalize_(model: nn.Module) -> None:
+def finalize_(model: nn.Module, values: str | None = None) -> None:
     """Drop the scores of every frozen layer and keep its supermask.
 
-    Warns where scores changed since the masks were made of them: the last search step is then not in the masks.
-    ValueError for a model without frozen layers, RuntimeError where `fully_shard` holds the scores.
+    Stored layers keep the values that their masks keep, packed, as `values`: float32, float16, bfloat16, or int8 with a
+    scale for each row; in their own dtype by default. Warns where scores changed since the masks were made of them: the
+    last search step is then not in the masks.
+    ValueError for a model without frozen layers, for another name or where a kept value is not finite in it: nothing is
+    changed then. RuntimeError where `fully_shard` holds the scores.
     """
     reshard(model)
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers to finalize")
     warn_of_stale_masks(layers)
+    packed: dict[int, FrozenTensor] = {}
+    for name, layer in layers.items():
+        if layer.stored and id(layer.values) not in packed:
+            try:
+                packed[id(layer.values)] = layer.packed_record(values)
+            except ValueError as why:
+                raise ValueError(f"{name or 'model'}: {why}") from None
     for layer in layers.values():
-        layer.finalize()
+        if layer.stored:
+            layer.take_packed(packed[id(layer.values)])
+        else:
+            layer.finalize()
     release_memory()

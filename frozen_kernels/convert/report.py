@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..format import STORED
 from ..text import listed
 
 
@@ -14,10 +15,23 @@ class Converted:
     name: str
     kind: str
     shape: tuple[int, ...]
+    code: str
     stream: int
     pruned: int
     locked: int
     free: int
+    kept: int
+
+    @property
+    def weights(self) -> int:
+        return self.pruned + self.locked + self.free
+
+    def __str__(self) -> str:
+        named, total = f"{self.name}: {self.kind}{list(self.shape)}", max(self.weights, 1)
+        if self.code == STORED:
+            return f"{named} stored, {self.kept:,} kept, sparsity {1 - self.kept / total:.1%}"
+        pruned, locked, free = (f"{n / total:.1%}" for n in (self.pruned, self.locked, self.free))
+        return f"{named} stream {self.stream}, {pruned} pruned, {locked} locked, {free} free"
 
 
 @dataclass
@@ -40,7 +54,7 @@ class FreezeReport:
     @property
     def weights(self) -> int:
         """Frozen weights in all."""
-        return sum(c.pruned + c.locked + c.free for c in self.converted)
+        return sum(c.weights for c in self.converted)
 
     @property
     def free(self) -> int:
@@ -63,12 +77,15 @@ class FreezeReport:
         lines.append(
             f"{counted(len(self.converted), 'layer')} frozen: {self.weights:,} weights, {self.free:,} of them free"
         )
-        for c in self.converted:
-            total = max(c.pruned + c.locked + c.free, 1)
+        stored = [c for c in self.converted if c.code == STORED]
+        total = sum(c.weights for c in stored)
+        if total:
+            kept = sum(c.kept for c in stored)
             lines.append(
-                f"  {c.name}: {c.kind}{list(c.shape)} stream {c.stream}, "
-                f"{c.pruned / total:.1%} pruned, {c.locked / total:.1%} locked, {c.free / total:.1%} free"
+                f"{counted(len(stored), 'layer')} with stored weights: sparsity {1 - kept / total:.2%} over the "
+                f"{total:,} weights searched, {kept:,} kept"
             )
+        lines += [f"  {c}" for c in self.converted]
         if self.skipped:
             lines.append(f"{counted(len(self.skipped), 'module')} skipped")
             lines += [f"  {name or 'model'}: {why}" for name, why in self.skipped]

@@ -6,12 +6,14 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..format import STORED
 from ..nn.layer import FrozenLayer
 from ..nn.layers import FrozenEmbedding
 from ..tensor import Residency, resident_bytes
 from . import crossover
 
 Goal = Literal["speed", "memory"]
+STORED_SPARSITIES = (0.5, 0.8, 0.9)  # that stored weights are measured at
 FEW_ROWS = 16  # of a group: below, a grouped convolution is measured as a depthwise one
 CLEAR = 1.1  # planes must be so many times as fast as the mask to be worth their memory
 FACTOR = 1.5  # of torch's time, that `memory` may take
@@ -59,7 +61,13 @@ def auto_residency(
         table: the one in use by default.
     """
     wish = Wish() if wish is None else wish
+    if layer.stored and not layer.packed:
+        return Choice("dense", "its mask is being searched")
+    if layer.tuned is not None:
+        return Choice("packed", "its values are being tuned")
     small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
+    if layer.stored:
+        small = "packed"
     if layer.device.type != "cpu":
         return Choice(small, f"not measured on {layer.device.type}")
     level = crossover.active_level()
@@ -71,7 +79,14 @@ def auto_residency(
         pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
     dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
     # a constant code has nothing but a mask, and runs as sign does with both planes at hand
-    code = "sign" if layer.code == "constant" else layer.code
+    code: str = "sign" if layer.code == "constant" else layer.code
+    if layer.stored:
+        measured = measured_sparsity(1 - layer.counts["kept"] / max(layer.rows * layer.cols, 1))
+        if measured is None:
+            return Choice("dense", f"fewer than {STORED_SPARSITIES[0]:.0%} of its weights are dropped")
+        code = stored_code(measured)
+        # tiles serve no stored weight: the kernels are those of AVX-512
+        level = "avx512" if level == "amx" else level
     table = crossover.in_use(level)[1] if table is None else table
     cells = [cell for cell in table.cells(level, dtype, code) if cell.kind == kind_of(layer)]
     if not cells:
@@ -80,7 +95,26 @@ def auto_residency(
     found = crossover.estimate(cells, kind_of(layer), rows, cols, pixels)
     if found is None:
         return Choice("dense", "smaller than all that was measured", True)
+    if layer.stored:
+        return _packed(found, wish)
     return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
+
+
+def measured_sparsity(sparsity: float) -> float | None:
+    """The next lower sparsity that stored weights are measured at, None below them all: fewer zeros take longer."""
+    return max((s for s in STORED_SPARSITIES if s <= sparsity + 1e-3), default=None)
+
+
+def stored_code(sparsity: float) -> str:
+    """The code in a table of stored weights that drop so many."""
+    return f"{STORED} {sparsity:g}"
+
+
+def _packed(found: crossover.Estimate, wish: Wish) -> Choice:
+    """A cell of stored weights has the factor of packed values in place of every fused residency."""
+    said = _said({"packed": found.factors["mask"]}, found)
+    enough = 1 / wish.factor if wish.goal == "memory" else 1
+    return Choice("packed" if found.floors["mask"] >= enough else "dense", said, True)
 
 
 def _of_code(layer: FrozenLayer, by_residency: dict[str, float]) -> dict[str, float]:

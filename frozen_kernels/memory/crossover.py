@@ -33,7 +33,8 @@ class Cell(NamedTuple):
     """A measured layer: rows and columns of one group of its weight, output pixels (samples of a linear layer, indices
     of an embedding), and how many times as fast as dense torch each residency ran, None where it was not measured.
 
-    `noise`: by what part those factors may be too high.
+    `noise`: by what part those factors may be too high. Of a stored weight `mask` and `planes` are both its packed
+    values.
     """
 
     kind: str

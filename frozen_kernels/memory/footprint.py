@@ -154,6 +154,14 @@ class Footprint:
         return "\n".join(lines)
 
 
+def _stored_bytes(layer: FrozenLayer) -> int:
+    """Bytes of a ticket for the values of a stored weight and the scales of its rows."""
+    if layer.values is None:
+        return 0
+    scale = 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
+    return layer.counts["kept"] * layer.values.element_size() + scale
+
+
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:
     """Tensors that are not part of a frozen weight: those that a ticket stores, and all that are held."""
     frozen = {id(t) for layer in layers.values() for t in _frozen_state(layer)}
@@ -284,14 +292,14 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
     whole, model = model, unwrapped(model)
     layers = frozen_layers(model)
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[object, ...]] = set()
     rows = []
     counted: set[int] = set()
     for name, layer in layers.items():
         state = [t for t in _frozen_state(layer) if id(t) not in counted]
         counted.update(id(t) for t in state)
         weights, free = layer.rows * layer.cols, layer.counts["free"]
-        shared = (layer.seed, layer.stream) in seen
+        shared = layer.identity in seen
         scores = storage_bytes([layer.scores]) if any(t is layer.scores for t in state) else 0
         rows.append(
             LayerFootprint(
@@ -300,14 +308,14 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
                 residency=layer.residency,
                 weights=weights,
                 free=free,
-                disk=0 if shared else -(-free // 8),
+                disk=0 if shared else -(-free // 8) + _stored_bytes(layer),
                 resident=storage_bytes(state),
                 scores=scores,
                 dense=0 if shared else weights * layer.dtype.itemsize,
                 shared=shared,
             )
         )
-        seen.add((layer.seed, layer.stream))
+        seen.add(layer.identity)
     stored, held = _ordinary(model, layers)
     ordinary_disk = _logical_bytes(stored)
     metadata = None

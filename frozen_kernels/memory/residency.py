@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, unwrapped
 from ..process import release_memory
-from ..tensor import RESIDENCIES, Residency
+from ..tensor import ALL_RESIDENCIES, Residency, residencies_of
 from ..text import table as text_table
 from . import crossover
 from .auto import FACTOR, Choice, Goal, Wish, auto_residency
 from .footprint import storage_bytes
 
-CHOICES = (*RESIDENCIES, "auto")
+CHOICES = (*ALL_RESIDENCIES, "auto")
 
 
 class ResidencyReport(dict[str, str]):
@@ -62,7 +62,7 @@ class ResidencyReport(dict[str, str]):
 
 def _held(layer: FrozenLayer) -> list[Tensor]:
     """What a layer's residency holds."""
-    names = ("header", "supermask", "offsets", "keep", "draw", "dense")
+    names = ("header", "supermask", "offsets", "keep", "draw", "dense", "values", "row_scale")
     return [t for name in names if (t := layer._buffers[name]) is not None]
 
 
@@ -110,13 +110,14 @@ def set_residency(
 ) -> ResidencyReport:
     """Hold every frozen layer as seed, mask, planes or dense, or as `auto` picks; returns what each layer got by name.
 
-    Fused residencies (all but dense) give bitwise the same outputs. `auto` for speed takes dense where torch was
-    measured to be faster than the fused kernels on a layer of about this size, its call included, and where that is
-    not sure. `python -m frozen_kernels bench --tune` measures your machine.
+    Stored weights are packed or dense. A residency that not all layers have is for those that do; the others stay as
+    they are. Fused residencies of drawn weights (all but dense) give bitwise the same outputs. `auto` for speed takes
+    dense where torch was measured to be faster than the fused kernels on a layer of about this size, its call included,
+    and where that is not sure. `python -m frozen_kernels bench --tune` measures your machine.
 
     Args:
         model: a module with frozen layers, bare or in a wrapper such as `torch.compile`'s.
-        residency: one of the four, or `auto`.
+        residency: seed, mask, planes, packed, dense, or `auto`.
         sample_input: for `auto`, the argument of a typical forward, or a tuple of them, which runs once to see how many
             pixels each layer makes; without it, one sample for linear layers and 28 x 28 pixels for convolutions.
         auto: what `auto` is for: speed, or memory, the smallest fused residency that takes no more than `factor` of
@@ -124,7 +125,8 @@ def set_residency(
         factor: of torch's time, at least 1.
 
     Raises:
-        ValueError: another name, a factor below 1, or a model without frozen layers.
+        ValueError: another name, a factor below 1, a model without frozen layers or with none that has the residency,
+            and `packed` where a layer is still searched.
     """
     if residency not in CHOICES:
         raise ValueError(f"residency: one of {', '.join(CHOICES)}, got {residency!r}")
@@ -143,7 +145,13 @@ def set_residency(
         wish = Wish(auto, factor)
         picked = {name: auto_residency(layer, pixels.get(layer), wish, table) for name, layer in layers.items()}
     else:
-        picked = dict.fromkeys(layers, Choice(residency, "asked for"))
+        picked = {name: _asked_for(layer, residency) for name, layer in layers.items()}
+        if not any(residency in residencies_of(layer.code) for layer in layers.values()):
+            codes = ", ".join(sorted({layer.code for layer in layers.values()}))
+            raise ValueError(f"residency: {residency!r}, which no layer of code {codes} has")
+        for name, layer in layers.items():
+            if layer.stored and residency == "packed" and not layer.packed:
+                raise ValueError(f"residency: 'packed' is for finalized layers, and {name or 'model'!r} is searched")
     if table is None or not any(choice.measured for choice in picked.values()):
         path = table = None
     before, total = _bytes_held(layers)
@@ -160,6 +168,12 @@ def set_residency(
         path,
         None if table is None else table.elsewhere(),
     )
+
+
+def _asked_for(layer: FrozenLayer, residency: Residency) -> Choice:
+    if residency in residencies_of(layer.code):
+        return Choice(residency, "asked for")
+    return Choice(layer.residency, f"stays: code {layer.code} has no {residency}")  # type: ignore[arg-type]
 
 
 def _bytes_held(layers: dict[str, FrozenLayer]) -> tuple[dict[str, int], int]:

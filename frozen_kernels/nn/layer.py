@@ -43,6 +43,8 @@ class FrozenLayer(FrozenLoading):
     `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
     config's by default), `state`, a header on the CPU and a supermask to hold without scores, or `Made` of them, and
     `masks`: False where the caller makes the masks of many layers together, until when there is no forward.
+    With code "stored": `weight`, the values of torch's shape, and `kept`, how many the mask keeps (the sparsity's by
+    default); its state has `values`, all of them or once finalized the kept ones packed, and `row_scale`.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class FrozenLayer(FrozenLoading):
         ratios: tuple[float, float] | None = None,
         state: tuple[Tensor, Tensor] | Made | None = None,
         masks: bool = True,
+        weight: Tensor | None = None,
+        kept: int | None = None,
         **settings: Any,
     ) -> None:
         if config is not None and settings:
@@ -77,7 +81,10 @@ class FrozenLayer(FrozenLoading):
             self.register_parameter("bias", None)
         else:
             self.bias = nn.Parameter(torch.zeros(bias, device=device, dtype=dtype))
-        if state is None:
+        self.register_parameter("tuned", None)
+        if state is None and self.stored:
+            self.start_stored(weight, kept)
+        elif state is None:
             self.reset_parameters(masks)
         elif isinstance(state, Made):
             self.adopt(state, self.config, self.sigma)
@@ -171,6 +178,10 @@ class FrozenLayer(FrozenLoading):
         config = self.config
         folded = f", gain={self.gain is not None}, relu={self.relu}" if self.folded else ""
         dtype = str(self.dtype).split(".")[-1]
+        if self.stored:
+            values = "" if self.values is None else f", values={str(self.values.dtype).split('.')[-1]}"
+            kept = f"kept={self.counts['kept']} of {self.rows * self.cols}" if self.device.type != "meta" else "meta"
+            return f"code=stored, {kept}, residency={self.residency}{values}, dtype={dtype}{folded}"
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
             f"freeze_ratio={sum(self.ratios):.6g}, residency={self.residency}, dtype={dtype}{folded}"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .. import calls, functional
 from ..config import FreezeConfig
+from ..format import STORED
 from .layer import FrozenLayer
 
 Size = int | tuple[int, ...]
@@ -28,6 +29,13 @@ def _adopt(new: nn.Module, module: nn.Module) -> Any:
             setattr(new, name, value)  # the same dict: the caller's handles go on removing their hooks
     new._is_full_backward_hook = module._is_full_backward_hook
     return new
+
+
+def _stored_weight(module: Any, config: FreezeConfig, frozen: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a twin: with the module's weight where the config stores it and no state is given."""
+    if config.code != STORED or frozen.get("state") is not None:
+        return frozen
+    return {"weight": module.weight, **frozen}
 
 
 class FrozenLinear(FrozenLayer):
@@ -53,7 +61,7 @@ class FrozenLinear(FrozenLayer):
         w = module.weight
         layer = cls(
             module.in_features, module.out_features, module.bias is not None, w.device, w.dtype,
-            config=config, stream=stream, **frozen,
+            config=config, stream=stream, **_stored_weight(module, config, frozen),
         )  # fmt: skip
         return _adopt(layer, module)
 
@@ -119,6 +127,7 @@ class _FrozenConvBase(FrozenLayer):
     def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
         """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device."""
         w, make = module.weight, cast(Any, cls)
+        frozen = _stored_weight(module, config, frozen)
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
         return _adopt(layer, module)
 

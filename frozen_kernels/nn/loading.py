@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
-from .masks import FrozenMasks
-from .state import swapping
+from .state import STORED, swapping
+from .stored import FrozenStored
 
 _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
-class FrozenLoading(FrozenMasks):
+class FrozenLoading(FrozenStored):
     """Saving and loading of the state: header, supermask, shape, and scores while searching."""
 
     @property
@@ -68,12 +68,13 @@ class FrozenLoading(FrozenMasks):
         if strict:
             missing_keys += [f"{prefix}{n}" for n, v in zip(own, (header, supermask, shape), strict=True) if v is None]
         trouble = self._state_trouble(prefix, header, supermask, shape, state)
+        stored = {name: state.pop(prefix + name, None) for name in STORED if self.stored}
         if trouble is not None:
             error_msgs.append(trouble)
             return
         with swapping, torch.inference_mode(False), torch.no_grad():
             # buffers that torch must not write: a forward of another thread may be reading them
-            kept = {name: self._buffers[name] for name in own[:2]}
+            kept = {name: self._buffers[name] for name in (*own[:2], *stored)}
             self._held = None
             self._buffers.update(dict.fromkeys(kept))
             super()._load_from_state_dict(
@@ -89,11 +90,23 @@ class FrozenLoading(FrozenMasks):
                 self.prepare_calls()
                 return
             header = header.detach().to("cpu", copy=True)
-            self._become(header, self._partition_counts(header), supermask.to(self.device, copy=True), rescale=False)
+            held = {name: self._held_values(value) for name, value in stored.items()}
+            supermask = supermask.to(self.device, copy=True)
+            self._become(header, self._partition_counts(header), supermask, rescale=False, **held)
+            self._tie_tuned()
             self._follow_scale()
+
+    def _held_values(self, value: Tensor | None) -> Tensor | None:
+        """Values of a state as the layer holds them: packed ones as they are, all of them in the layer's dtype."""
+        if value is None:
+            return None
+        dtype = value.dtype if value.dim() == 1 else self.dtype
+        return value.detach().to(self.device, dtype, copy=True)
 
     def _follow_scale(self) -> None:
         """Take the sigma that explains a loaded scale, so that a later step rescales from it and not from our own."""
+        if self.stored:
+            return
         factor = self.config.factor(self._count_kept(), self.rows * self.cols)
         if factor and fmt.scale_of(self.code, self.sigma, factor) != self.scale:
             self.sigma = self.scale * fmt.RMS[self.code] / factor
@@ -124,4 +137,21 @@ class FrozenLoading(FrozenMasks):
             return f"{prefix}scores: the state's partition has {free} free weights, the layer {self.scores.numel()}"
         if scores is not None and tuple(scores.shape) != (free,):
             return f"{prefix}scores: {list(scores.shape)} for {free} free weights"
+        return self._values_trouble(prefix, supermask, state) if self.stored else None
+
+    def _values_trouble(self, prefix: str, supermask: Tensor, state: dict[str, Any]) -> str | None:
+        values, scale = (state.get(prefix + name) for name in STORED)
+        if values is None:
+            return f"{prefix}values: missing, and a stored weight is made of them"
+        if values.device.type == "meta":
+            return None
+        kept = int(torch.ops.frozen_kernels.popcount(supermask))
+        wanted = (kept,) if self.packed or self.tuned is not None else self.shape
+        if tuple(values.shape) != wanted:
+            return f"{prefix}values: {list(values.shape)} in the state, {list(wanted)} in the layer"
+        if values.dim() == 1 and values.dtype not in fmt.VALUE_DTYPES.values():
+            return f"{prefix}values: {values.dtype}, one of {', '.join(fmt.VALUE_DTYPES)} expected"
+        rows = None if scale is None else list(scale.shape)
+        if rows != ([self.rows] if values.dtype == torch.int8 else None):
+            return f"{prefix}row_scale: {rows} for {values.dtype} values of {self.rows} rows"
         return None

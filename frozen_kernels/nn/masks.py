@@ -79,7 +79,7 @@ class FrozenMasks(FrozenState):
             offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
             scale = fmt.scale_of(self.code, self.sigma)
             scores = initial.initial_scores(
-                header, offsets, self.code, self.rows, self.cols, self.free, config.score_init, scale
+                header, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
             )
             self._start_scores(scores.to(self.device, score_dtype))
         record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
@@ -143,10 +143,12 @@ class FrozenMasks(FrozenState):
         self._counts, self._words, self._kept = counts, header.tolist(), counts[1] + counts[2]
         self._start = {name: fields[name] for name in ("seed", "stream", "generation")}
 
-    def _become(self, header: Tensor, counts: tuple[int, ...], supermask: Tensor, rescale: bool) -> None:
-        """Be another tensor from now on: `header` is on the CPU, `supermask` on the layer's device."""
+    def _become(
+        self, header: Tensor, counts: tuple[int, ...], supermask: Tensor, rescale: bool, **stored: Tensor | None
+    ) -> None:
+        """Be another tensor from now on: `header` is on the CPU, others on the layer's device."""
         self._describe(header, counts)
-        self._adopt(FrozenTensor(self.shape, self.code, header.to(self.device), supermask), rescale)
+        self._adopt(FrozenTensor(self.shape, self.code, header.to(self.device), supermask, **stored), rescale)
 
     def _adopt(self, record: FrozenTensor, rescale: bool) -> None:
         self._note_mask()

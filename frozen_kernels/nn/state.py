@@ -14,7 +14,7 @@ from .. import calls
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..select import sharded
-from ..tensor import RESIDENCIES, FrozenTensor
+from ..tensor import FrozenTensor, residencies_of
 
 DERIVED = ("offsets", "keep", "draw", "dense")
 STORED = ("values", "row_scale")  # of a stored weight
@@ -146,6 +146,13 @@ class FrozenState(nn.Module):
         return self._start["stream"]
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What layers of one weight have in common, and no others of a model: seed and stream, or the values."""
+        if self.config.code == fmt.STORED:
+            return (fmt.STORED, id(self._buffers["values"]))
+        return (self.seed, self.stream)
+
+    @property
     def scale(self) -> float:
         """The fp32 factor on every code."""
         return fmt.header_fields(self.header)["scale"]
@@ -200,8 +207,9 @@ class FrozenState(nn.Module):
         if self.device.type == "meta":
             return
         self._check_header(self.header.tolist())
-        if self.offsets is not None and int(self.offsets[-1]) != self.free:
-            raise ValueError(f"offsets: {int(self.offsets[-1])} free weights in a layer that has {self.free}")
+        counted = self.free if self.values is None else self.values.numel()
+        if self.offsets is not None and int(self.offsets[-1]) != counted:
+            raise ValueError(f"offsets: {int(self.offsets[-1])} weights in a layer that has {counted}")
 
     def _check_header(self, found: list[int]) -> None:
         # a scale moves with the mask: who copies both, as an average of scores does, has a whole tensor
@@ -299,9 +307,10 @@ class FrozenState(nn.Module):
                 setattr(self, name, new)
 
     def set_residency(self, residency: str) -> None:
-        """Hold the weight as seed, mask, planes or dense; the weights themselves do not change."""
-        if residency not in RESIDENCIES:
-            raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+        """Hold the weight as seed, mask, planes or dense, a stored one packed or dense; the weights do not change."""
+        known = residencies_of(self.code)
+        if residency not in known:
+            raise ValueError(f"residency: one of {', '.join(known)} for code {self.code!r}, got {residency!r}")
         if self.device.type == "meta":
             self.residency = residency
         else:

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers, reshard
-from .rule import check_buffers, check_count, update_masks
+from .rule import Search, check_count, update_masks
 
 
-class EdgePopup:
+class EdgePopup(Search):
     """Searches the supermask of a frozen model: optimise `parameters()`, and call `step()` after the optimizer's.
 
     `floor(n * sparsity)` of the `n` weights end below the threshold (pruned ones first) and are dropped; kept is what
@@ -27,38 +25,14 @@ class EdgePopup:
         refresh_every: make new masks at every so many-th `step()`; 1 makes them at each.
 
     Raises:
-        ValueError: the model has no frozen layer with scores, or layers whose seeds were overwritten, as by averaging
-            buffers; it is in `FullyShardedDataParallel`; or `refresh_every` is no integer >= 1.
+        ValueError: the model has no frozen layer with scores (stored weights are for `Jackpot`), or layers whose seeds
+            were overwritten, as by averaging buffers; it is in `FullyShardedDataParallel`; or `refresh_every` is no
+            integer >= 1.
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
         self.refresh_every, self.steps = check_count("refresh_every", refresh_every, 1), 0
-        self._model = model
-        found = frozen_layers(model)
-        check_buffers(found)
-        self._found = list(found.values())
-        self._check()
-
-    @property
-    def layers(self) -> list[FrozenLayer]:
-        """The layers that compete now."""
-        # a layer without free weights still counts in a global rank; a finalized one is no longer searched
-        return [m for m in self._found if m.scores is not None or m.free == 0]
-
-    def _check(self) -> None:
-        if not self.parameters():
-            count = len(self._found)
-            why = f"its {count} frozen layers are finalized or have no free weight" if count else "it has none"
-            raise ValueError(f"model: a search needs frozen layers with scores, {why}")
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The scores, shared ones once, and nothing else of the model; this process's parts where they are sharded."""
-        reshard(self._model)
-        return list({id(layer.scores): layer.scores for layer in self.layers if layer.scores is not None}.values())
-
-    def param_groups(self, **options: object) -> list[dict]:
-        """One optimizer group with the scores and the options given, such as weight_decay."""
-        return [{"params": self.parameters(), **options}]
+        super().__init__(model)
 
     def step(self) -> None:
         """Counts one step of the optimizer; at every `refresh_every`-th one, `refresh()`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..format import as_integer
 from ..nn.layer import FrozenLayer
+from ..nn.models import frozen_layers, reshard
 from ..select import sharded, thresholds
 
 
@@ -72,3 +73,41 @@ def check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
         except ValueError as why:
             averaged = "averaging a model with use_buffers=True does this, use_buffers=False copies buffers"
             raise ValueError(f"model: {name!r} is no longer the layer it was; {averaged}: {why}") from None
+
+
+class Search:
+    """The layers of a model that a search goes over, and their scores."""
+
+    stored = False  # whether the layers hold stored weights, or drawn ones
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        everything = frozen_layers(model)
+        check_buffers(everything)
+        self._found = {name: layer for name, layer in everything.items() if layer.stored == self.stored}
+        self._others = len(everything) - len(self._found)
+        self._check()
+
+    @property
+    def layers(self) -> list[FrozenLayer]:
+        """The layers that are searched now."""
+        # a layer without free weights still counts in a global rank; a finalized one is no longer searched
+        return [m for m in self._found.values() if m.scores is not None or m.free == 0]
+
+    def _check(self) -> None:
+        if self.parameters():
+            return
+        count, kind = len(self._found), "stored" if self.stored else "drawn"
+        why = f"its {count} layers of {kind} weights are finalized or have no free weight"
+        if not count:
+            why = f"it has none of {kind} weights" + (f" ({self._others} of others)" if self._others else "")
+        raise ValueError(f"model: a search needs frozen layers with scores, {why}")
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The scores, shared ones once, and nothing else of the model; this process's parts where they are sharded."""
+        reshard(self._model)
+        return list({id(layer.scores): layer.scores for layer in self.layers if layer.scores is not None}.values())
+
+    def param_groups(self, **options: object) -> list[dict]:
+        """One optimizer group with the scores and the options given, such as weight_decay."""
+        return [{"params": self.parameters(), **options}]

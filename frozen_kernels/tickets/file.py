@@ -26,7 +26,7 @@ from .regenerate import Regenerated, regenerate
 
 PREFIX = "frozen_kernels."
 KEYS = ("format", "requires", "tensors", "digest")
-KNOWN_FEATURES: tuple[str, ...] = ()
+KNOWN_FEATURES: tuple[str, ...] = (fmt.STORED,)
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,19}")
 _HEX_FLOAT = re.compile(r"[+-]?0[xX][0-9a-fA-F]{1,32}(\.[0-9a-fA-F]{0,32})?([pP][+-]?[0-9]{1,5})?")
@@ -42,7 +42,10 @@ class TicketError(ValueError):
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """What a ticket says of one frozen tensor; the fields are those of format section 7."""
+    """What a ticket says of one frozen tensor; the fields are those of format section 7.
+
+    `values`, of a stored weight (section 8), is what its kept values are: float32, float16, bfloat16 or int8.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -58,6 +61,7 @@ class TensorRecord:
     free: int
     kept: int
     keep_sha256: str
+    values: str | None = None
 
     @property
     def rows(self) -> int:
@@ -71,6 +75,14 @@ class TensorRecord:
     def supermask_name(self) -> str:
         return f"{self.name}.supermask"
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """The tensors of the file that are this weight's: supermask, and of a stored one values and row scales."""
+        if self.values is None:
+            return (self.supermask_name,)
+        scale = (f"{self.name}.row_scale",) if self.values == "int8" else ()
+        return (self.supermask_name, f"{self.name}.values", *scale)
+
     def header(self) -> Tensor:
         """int32 [8] on the CPU, as `format.make_header`."""
         return fmt.make_header(
@@ -80,14 +92,17 @@ class TensorRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
-        return asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        fields = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        if self.values is None:
+            del fields["values"]
+        return fields
 
     @classmethod
     def from_json(cls, value: object) -> TensorRecord:
         """The record of one JSON object; ValueError that names the field where it is not one that a writer makes."""
         if not isinstance(value, dict):
             raise ValueError(f"an object for each tensor, got {short(value)}")
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - ({"values"} if value.get("code") != fmt.STORED else set())
         if set(value) != known:
             missing, extra = sorted(known - set(value)), sorted(set(value) - known)
             raise ValueError(f"fields: missing {short(missing)}, unknown {short(extra)}")
@@ -109,8 +124,8 @@ class TensorRecord:
         seed, code, sha = value["seed"], value["code"], value["keep_sha256"]
         if not isinstance(seed, str) or not _DECIMAL.fullmatch(seed) or int(seed) >= 1 << 64:
             raise ValueError(f"seed: a decimal string in [0, 2^64), got {short(seed)}")
-        if not isinstance(code, str) or code not in fmt.CODES:
-            raise ValueError(f"code: one of {', '.join(fmt.CODES)}, got {short(code)}")
+        if not isinstance(code, str) or code not in fmt.ALL_CODES:
+            raise ValueError(f"code: one of {', '.join(fmt.ALL_CODES)}, got {short(code)}")
         if not isinstance(sha, str) or not _SHA256.fullmatch(sha):
             raise ValueError(f"keep_sha256: 64 lower-case hex digits, got {short(sha)}")
         numbers = {
@@ -133,7 +148,19 @@ class TensorRecord:
         if not locked <= kept <= locked + free:
             raise ValueError(f"kept: {kept} is outside locked {locked} to locked + free {locked + free}")
         scale = _scale(value["scale"])
-        return cls(name=value["name"], shape=sizes, seed=int(seed), code=code, scale=scale, keep_sha256=sha, **numbers)
+        values = value.get("values")
+        if code == fmt.STORED:
+            _check_stored(values, {"seed": int(seed), "scale": scale, **numbers})
+        return cls(
+            name=value["name"],
+            shape=sizes,
+            seed=int(seed),
+            code=code,
+            scale=scale,
+            keep_sha256=sha,
+            values=values,
+            **numbers,
+        )
 
 
 @dataclass(frozen=True)
@@ -149,9 +176,19 @@ class Ticket:
 
     @property
     def ordinary(self) -> dict[str, Tensor]:
-        """The tensors that are no supermask."""
-        masks = {record.supermask_name for record in self.records}
-        return {name: t for name, t in self.tensors.items() if name not in masks}
+        """The tensors that are no part of a frozen weight."""
+        frozen = {name for record in self.records for name in record.tensor_names}
+        return {name: t for name, t in self.tensors.items() if name not in frozen}
+
+
+def _check_stored(values: object, numbers: dict[str, float]) -> None:
+    if not isinstance(values, str) or values not in fmt.VALUE_DTYPES:
+        raise ValueError(f"values: one of {', '.join(fmt.VALUE_DTYPES)}, got {short(values)}")
+    for name in ("seed", "stream", "generation", "tau_prune", "tau_freeze"):
+        if numbers[name]:
+            raise ValueError(f"{name}: 0 of a stored weight, got {numbers[name]}")
+    if numbers["scale"] != 1:
+        raise ValueError(f"scale: 1 of a stored weight, got {numbers['scale']}")
 
 
 def _scale(value: object) -> float:
@@ -213,7 +250,9 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         if record.name in names:
             raise ValueError(f"{short(record.name)}: listed twice")
         names.add(record.name)
-        first = streams.setdefault((record.seed, record.stream), record.name)
+        first = (
+            record.name if record.values is not None else streams.setdefault((record.seed, record.stream), record.name)
+        )
         if first != record.name:
             raise ValueError(
                 f"{short(record.name)}: seed {record.seed} and stream {record.stream} are those of {short(first)}"
@@ -225,9 +264,35 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         kept = record.locked + int(torch.ops.frozen_kernels.popcount(supermask))
         if kept != record.kept:
             raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
+        if record.values is not None:
+            _check_values(record, tensors)
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
             raise ValueError(f"{short(name)}: a bool that is neither 0 nor 1, got {bytes_of(tensor).max()}")
+
+
+def _check_values(record: TensorRecord, tensors: dict[str, Tensor]) -> None:
+    wanted = {f"{record.name}.values": (fmt.VALUE_DTYPES[str(record.values)], (record.kept,))}
+    if record.values == "int8":
+        wanted[f"{record.name}.row_scale"] = (torch.float32, (record.rows,))
+    for name, (dtype, shape) in wanted.items():
+        found = tensors.get(name)
+        if found is None:
+            raise ValueError(f"{short(name)}: missing")
+        if found.dtype != dtype or tuple(found.shape) != shape:
+            raise ValueError(f"{short(name)}: {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}")
+    if record.values == "int8":
+        scale = tensors[f"{record.name}.row_scale"]
+        if not (scale.isfinite() & (scale >= 0)).all():
+            raise ValueError(f"{short(record.name)}.row_scale: 0 or more and finite, got {short(scale.tolist())}")
+
+
+def _check_features(metadata: dict[str, str], records: tuple[TensorRecord, ...]) -> None:
+    """ValueError where records need a feature that the ticket does not name, or it names one that none needs."""
+    used = [fmt.STORED] if any(record.values is not None for record in records) else []
+    named = parse_json(metadata[PREFIX + "requires"])
+    if named != used:
+        raise ValueError(f"{PREFIX}requires: {short(named)}, its tensors need {short(used)}")
 
 
 def read_ticket(path: str | os.PathLike[str]) -> Ticket:
@@ -250,6 +315,7 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{PREFIX}tensors: a list that is not empty, got {short(listed)}")
         records = tuple(TensorRecord.from_json(value) for value in listed)
+        _check_features(metadata, records)
         _check_tensors(records, tensors)
     except ValueError as why:
         raise TicketError(f"{path}: {why}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -33,7 +33,7 @@ from ..nn.models import (
 )
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import RESIDENCIES, FrozenTensor, Residency
+from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .file import (
     PREFIX,
@@ -49,7 +49,14 @@ from .regenerate import Regenerated, hash_plane, regenerate
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
 
-_FROZEN_STATE = ("header", "scores", "supermask")  # what of a frozen layer is in its record, or not saved
+_FROZEN_STATE = (
+    "header",
+    "scores",
+    "supermask",
+    "values",
+    "row_scale",
+    "tuned",
+)  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
 
@@ -112,7 +119,7 @@ def _check_not_spread(model: nn.Module) -> None:
         raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
-def _record_of(name: str, layer: FrozenLayer, supermask: Tensor) -> TensorRecord:
+def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | None) -> TensorRecord:
     """What a ticket says of a layer; ValueError that names it where a reader would refuse that."""
     try:
         layer.check_buffers()
@@ -128,18 +135,18 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor) -> TensorRecord
     assert found.keep_sha256 is not None
     if layer.keep is not None and hash_plane(layer.keep) != found.keep_sha256:
         raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
-    known: dict[str, Any] = {**fmt.header_fields(header), **counts}
+    known: dict[str, Any] = {**fmt.header_fields(header), **counts, "values": values}
     record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
 
 def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tensor]]:
-    """Records in stream order and supermasks by tensor name; layers of one seed and stream are one tensor."""
+    """Records in stream order, and what they store by tensor name; layers of one weight are one tensor."""
     layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers; a ticket holds what freeze_ made")
-    first_of: dict[tuple[int, int], TensorRecord] = {}
-    supermasks: dict[str, Tensor] = {}
+    first_of: dict[tuple[object, ...], TensorRecord] = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no supermask")
@@ -147,17 +154,29 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
             raise ValueError(
                 f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
             )
-        supermask = layer.packed_supermask().cpu()
-        record = _record_of(name, layer, supermask)
-        first = first_of.setdefault((layer.seed, layer.stream), record)
+        supermask, stored = layer.packed_supermask().cpu(), _stored_tensors(name, layer)
+        values = None if stored is None else str(stored[0].dtype).removeprefix("torch.")
+        record = _record_of(name, layer, supermask, values)
+        first = first_of.setdefault(layer.identity, record)
         if first is record:
-            supermasks[record.supermask_name] = supermask
+            tensors.update(zip(record.tensor_names, (supermask, *(stored or ())), strict=True))
         elif first.to_json() != record.to_json() | {"name": first.name}:
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
                 "but not the same shape, code, scale and mask; give one of them another stream"
             )
-    return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), supermasks
+    return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
+
+
+def _stored_tensors(name: str, layer: FrozenLayer) -> list[Tensor] | None:
+    """The kept values of a stored layer, and the scales of their rows where they are int8; None of a drawn one."""
+    if not layer.stored:
+        return None
+    try:
+        packed = layer.packed_record()
+    except ValueError as why:
+        raise ValueError(f"model: {name!r}: {why}") from None
+    return [t.detach().cpu() for t in (packed.values, packed.row_scale) if t is not None]
 
 
 @torch.no_grad()
@@ -175,9 +194,10 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
+    features = [fmt.STORED] if any(record.values is not None for record in records) else []
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
-        PREFIX + "requires": "[]",
+        PREFIX + "requires": json.dumps(features),
         PREFIX + "tensors": json.dumps([r.to_json() for r in records], separators=(",", ":"), ensure_ascii=False),
     }
     import safetensors.torch  # importing the package needs torch and numpy only
@@ -230,11 +250,14 @@ def _ordered_header(data: bytes) -> tuple[bytes, memoryview]:
 def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     """Settings and sigma that give a record's seed, code, thresholds and scale again."""
     total = record.rows * record.cols
+    sparsity = (total - record.kept) / total if total else 0.0
+    if record.values is not None:
+        return FreezeConfig(code=fmt.STORED, sparsity=sparsity, scope="local"), 0.0
     grid = record.tau_prune | record.tau_freeze
     config = FreezeConfig(
         seed=record.seed,
         code=record.code,
-        sparsity=(total - record.kept) / total if total else 0.0,
+        sparsity=sparsity,
         prune_ratio=record.pruned / total if total else 0.0,
         lock_ratio=record.locked / total if total else 0.0,
         threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
@@ -253,7 +276,7 @@ Pairs = dict[str, tuple[nn.Module, TensorRecord]]
 def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
     """What layers of one weight have in common, and its shape."""
     if isinstance(layer, FrozenLayer):
-        return (layer.seed, layer.stream), layer.shape
+        return layer.identity, layer.shape
     return id(layer.weight), tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
 
 
@@ -374,19 +397,29 @@ class _Place(NamedTuple):
     dtype: torch.dtype
 
 
-def _place(layer: nn.Module, residency: str | None) -> _Place:
+def _place(layer: nn.Module, residency: str | None, code: str) -> _Place:
     if isinstance(layer, FrozenLayer):
         residency, device, dtype = residency or layer.residency, layer.device, layer.dtype
     else:
         weight: Any = layer.weight
-        residency, device, dtype = residency or "mask", weight.device, weight.dtype
+        device, dtype = weight.device, weight.dtype
+    if residency not in residencies_of(code):
+        residency = "packed" if code == fmt.STORED else "mask"
     return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
 
 
-def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, place: _Place) -> Made:
-    """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again."""
+def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: Sequence[Tensor], place: _Place) -> Made:
+    """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again.
+
+    `stored`: the values of a stored weight, and the scales of their rows where they are int8.
+    """
     base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
     counts = found.pruned, found.locked, found.free
+    if stored:
+        assert found.keep is not None
+        values, scale, *_ = (*(t.to(place.device) for t in stored), None)
+        packed = base._replace(keep=found.keep.to(place.device), values=values, row_scale=scale)
+        return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
     if place.residency == "seed":
         assert found.offsets is not None
         held = base._replace(supermask=supermask.to(place.device), offsets=found.offsets.to(place.device))
@@ -416,17 +449,19 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
         layers_of.setdefault(record.name, []).append(name)
     made: dict[str, Made] = {}
     for record in ticket.records:
-        places = {name: _place(pairs[name][0], residency) for name in layers_of[record.name]}
+        places = {name: _place(pairs[name][0], residency, record.code) for name in layers_of[record.name]}
         kinds = {place.residency for place in places.values()}
-        supermask = ticket.tensors.pop(record.supermask_name)
+        supermask, *stored = (ticket.tensors.pop(name) for name in record.tensor_names)
         found = regenerate(
             record.header(), record.rows, record.cols, supermask, hashed=verify,
             hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
         )  # fmt: skip
         check_regenerated(ticket, record, found)
         for name, place in places.items():
-            held = _hold(record, found, supermask, place)
-            made[name] = _copied(held) if made.keys() & places.keys() else held
+            held = _hold(record, found, supermask, stored, place)
+            # layers of one stored weight hold the same values: they are what tells that it is one
+            alone = record.values is None and made.keys() & places.keys()
+            made[name] = _copied(held) if alone else held
     return made
 
 
@@ -445,7 +480,8 @@ def load_ticket(
             and each keeps its requires_grad.
         path: the file.
         verify: compare each regenerated keep plane with the ticket's hash; the counts are compared in any case.
-        residency: how the frozen layers hold their weights; by default `mask`, and frozen layers keep their own.
+        residency: how the frozen layers hold their weights; by default `mask`, of stored weights `packed`, and frozen
+            layers keep their own. It counts for the layers that have it.
 
     Raises:
         TicketError: not a whole ticket of this version, or one for another model; the message names the file, the
@@ -454,8 +490,8 @@ def load_ticket(
         OSError: the file is missing or cannot be read.
         ValueError: another residency.
     """
-    if residency is not None and residency not in RESIDENCIES:
-        raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+    if residency is not None and residency not in ALL_RESIDENCIES:
+        raise ValueError(f"residency: one of {', '.join(ALL_RESIDENCIES)}, got {residency!r}")
     try:
         inside = unwrapped(model)
         _check_root(inside)

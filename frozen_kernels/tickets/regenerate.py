@@ -86,8 +86,12 @@ def regenerate(
     keep = torch.empty(rows, fmt.words(cols), dtype=torch.int32, device="cpu") if hold_keep else None
     counts = np.zeros((rows if hold_offsets else 0, fmt.chunks(cols)), np.int64)
     locked = free = 0
+    all_free = int(header[fmt.TAU_FREEZE]) == 0
     for row, height, col, width in _blocks(rows, cols):
-        partition = ops.partition(header, height, width, row, col)
+        if all_free:
+            partition = torch.zeros(height, width, dtype=torch.int8, device="cpu")
+        else:
+            partition = ops.partition(header, height, width, row, col)
         is_free = partition.numpy() == 0
         here = int(np.count_nonzero(is_free))
         if hold_offsets:

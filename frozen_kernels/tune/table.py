@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..config import FreezeConfig
-from ..format import Code
-from ..memory.auto import kind_of
+from ..format import STORED, DrawnCode
+from ..memory.auto import STORED_SPARSITIES, kind_of, stored_code
 from ..memory.crossover import FUSED, Cell, Table, processor
 from ..nn.layer import FrozenLayer
 from ..nn.layers import TWINS
@@ -25,7 +25,8 @@ from .measure import interleaved, quartiles
 
 ROUNDS, SECONDS = 15, 0.5  # of a layer and an input
 MOST_NOISE = 0.2  # what more says is that the machine was busy
-CODES: tuple[Code, ...] = ("sign", "uniform", "normal")
+CODES: tuple[DrawnCode, ...] = ("sign", "uniform", "normal")
+STORED_CODES = {stored_code(sparsity): sparsity for sparsity in STORED_SPARSITIES}
 # from here on torch has bfloat16 instructions of its own, and the two dtypes part
 HALF_LEVELS = ("avx512", "amx")
 # what makes torch, where it can do more, run as on a machine that has this level alone
@@ -107,7 +108,25 @@ def _held(plain: nn.Module) -> dict[str, FrozenLayer]:
         for residency in FUSED:
             found[f"{code} {residency}"] = copy.deepcopy(layer)
             found[f"{code} {residency}"].set_residency(residency)
+    if not isinstance(plain, nn.Embedding):
+        for name, sparsity in STORED_CODES.items():
+            layer = twin.from_module(plain, FreezeConfig(code=STORED, sparsity=sparsity))
+            layer.finalize()
+            found[f"{name} packed"] = layer
     return found
+
+
+def _factors(taken: Sequence[dict[str, list[float]]], code: str) -> dict[str, float | None]:
+    """How many times as fast as torch each residency is; of a stored weight one, in place of mask and planes."""
+
+    def factor(residency: str) -> float:
+        # what else ran meanwhile only added time, to a few rounds of a side at random
+        return round(min(min(t["torch"]) / min(t[f"{code} {residency}"]) for t in taken), 3)
+
+    if code in STORED_CODES:
+        packed = factor("packed")
+        return {"mask": packed, "planes": packed, "seed": None}
+    return {residency: factor(residency) for residency in FUSED}
 
 
 def _input(plain: nn.Module, size: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -141,13 +160,12 @@ def _measure(layer: _Layer, dtype: torch.dtype) -> Iterator[tuple[str, Cell]]:
             calls = {"torch": partial(plain, given)} | {name: partial(m, given) for name, m in held.items()}
             taken.append(interleaved(calls, ROUNDS, SECONDS / len(layouts)))
         y = plain(x)
-        for code in CODES:
-            # what else ran meanwhile only added time, to a few rounds of a side at random
-            factors = {r: round(min(min(t["torch"]) / min(t[f"{code} {r}"]) for t in taken), 3) for r in FUSED}
-            noise = max(_noise(t[name]) for t in taken for name in ("torch", *(f"{code} {r}" for r in FUSED)))
-            pixels = y.numel() // y.shape[1]
-            cell = Cell(kind_of(twin), rows, twin.cols, pixels, **factors, noise=round(min(noise, MOST_NOISE), 3))
-            yield code, cell
+        pixels = y.numel() // y.shape[1]
+        for code in list(dict.fromkeys(name.rpartition(" ")[0] for name in held)):
+            sides = ["torch", *(name for name in held if name.startswith(code + " "))]
+            noise = max(_noise(t[name]) for t in taken for name in sides)
+            sizes = kind_of(twin), rows, twin.cols, pixels
+            yield code, Cell(*sizes, **_factors(taken, code), noise=round(min(noise, MOST_NOISE), 3))  # type: ignore[arg-type]
 
 
 def measure_level(level: str, say: Callable[[str], object]) -> dict[str, dict[str, list[Cell]]]:
@@ -157,7 +175,7 @@ def measure_level(level: str, say: Callable[[str], object]) -> dict[str, dict[st
         dtypes["bfloat16"] = torch.bfloat16
     found: dict[str, dict[str, list[Cell]]] = {}
     for name, dtype in dtypes.items():
-        found[name] = {code: [] for code in CODES}
+        found[name] = {code: [] for code in (*CODES, *STORED_CODES)}
         for layer in LAYERS:
             for code, cell in _measure(layer, dtype):
                 found[name][code].append(cell)

@@ -26,7 +26,7 @@ from ..backends.triton import tuning
 from ..backends.triton.launch import decode_args, interpreting
 from ..backends.triton.product import fill
 from ..backends.triton.tuning import Entry, Tile
-from ..format import Pack, make_header, matrix_shape
+from ..format import STORED, Pack, make_header, matrix_shape
 
 SECONDS = 1800.0
 HALF = 32768  # of the weights, as a threshold
@@ -44,8 +44,8 @@ SIZES = (
     (1024, 1), (256, 16), (256, 49), (1024, 49), (16, 3136), (64, 3136), (128, 784), (256, 784), (512, 12544),
 )  # fmt: skip
 DTYPES = {"half": torch.bfloat16, "float": torch.float32}
-CODES = {"bits": "sign", "bytes": "uniform"}
-RESIDENCIES = ("planes", "mask")
+CODES = {"bits": "sign", "bytes": "uniform", "values": STORED}
+RESIDENCIES = ("planes", "mask")  # of drawn weights
 
 
 class _Layout(NamedTuple):
@@ -99,10 +99,10 @@ def replayed(call: Callable[[], object]) -> float:
     return do_bench_cudagraph(call, rep=REPLAY_MS, return_mode="median")
 
 
-def _integers(size: tuple[int, ...], dtype: torch.dtype, layout: _Layout) -> Tensor:
+def _integers(size: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format | None = None) -> Tensor:
     """Whose products with codes are exact in any order."""
     values = torch.arange(math.prod(size)).mul(37).remainder(7).sub(3).reshape(size).to(dtype)
-    return values.contiguous(memory_format=layout.memory_format) if layout.memory_format else values
+    return values.contiguous(memory_format=memory_format) if memory_format else values
 
 
 def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.device) -> Pack:
@@ -115,6 +115,23 @@ def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.devic
     draw = reference.draw_plane(header, code, rows, cols) if residency == "planes" else None
     draw = None if draw is None else draw.to(device)
     return Pack(header.to(device), None, None, keep.to(device), draw, None, None, None, code, shape)
+
+
+def _stored(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pack:
+    """Packed values that are integers, half of them dropped."""
+    rows, cols = matrix_shape(shape)
+    header = make_header(0, code=STORED)
+    keep = reference.planes(reference.draws(header, rows, cols, 0, 0) < HALF)
+    values = reference.pack_values(_integers(shape, dtype), keep).to(device)
+    offsets = reference.plane_offsets(keep, cols).to(device)
+    return Pack(header.to(device), None, offsets, keep.to(device), None, None, values, None, STORED, shape)
+
+
+def _packs(shape: tuple[int, ...], dtype: torch.dtype, code: str, device: torch.device) -> list[Pack]:
+    """The weight in every residency that a product decodes."""
+    if code == STORED:
+        return [_stored(shape, dtype, device)]
+    return [_pack(residency, code, shape, device) for residency in RESIDENCIES]
 
 
 def _cases(
@@ -130,17 +147,17 @@ def _cases(
         shape = (rows, channels, layout.taps, layout.taps)
         x_size, y_size = (1, channels, edge, edge), (1, rows, edge, edge)
         at = geometry(shape, (1, 1), (pad, pad), (1, 1), 1)
-    packs = {residency: _pack(residency, code, shape, device) for residency in RESIDENCIES}
-    weight = effective(packs["planes"], torch.float32).double()
+    packs = _packs(shape, dtype, code, device)
+    weight = effective(packs[0], torch.float32).double()
     for transposed in (False, True) if layout.back else (False,):
         sizes = (y_size, x_size) if transposed else (x_size, y_size)
-        x, y = (_integers(size, dtype, layout).to(device) for size in sizes)
+        x, y = (_integers(size, dtype, layout.memory_format).to(device) for size in sizes)
         if not layout.taps:
             exact = x.double() @ (weight if transposed else weight.T)
         else:
             exact = (F.conv_transpose2d if transposed else F.conv2d)(x.double(), weight, padding=pad)
         y_side, x_side = (side(t) if layout.taps else as_pixels(t)[0][1] for t in (y, x))
-        for pack in packs.values():
+        for pack in packs:
             args = decode_args(pack)
 
             def launch(

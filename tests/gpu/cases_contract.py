@@ -16,10 +16,23 @@ from frozen_kernels import format
 from frozen_kernels.backends import triton
 from frozen_kernels.ops import SCHEMAS
 
-OPS = [op for op in SCHEMAS if hasattr(triton, op)]
-SIZED_BY_DATA = ("pack", "free_draws", "pack_plane")  # read the size of their result back from the device
+BY_REFERENCE = ("swap", "flip")  # torch's own kernels
+OPS = [op for op in SCHEMAS if hasattr(triton, op) and op not in BY_REFERENCE]
+SIZED_BY_DATA = (
+    "pack",
+    "free_draws",
+    "pack_plane",
+    "pack_values",
+)  # read the size of their result back from the device
 READ_ON_HOST = ("embedding", "embedding_grad_scores")  # compare indices with the table where that needs no device
-CONTIGUOUS = ("pack", "unpack", "planes", "embedding", "embedding_grad_scores")  # copy an operand that is not
+CONTIGUOUS = (
+    "pack",
+    "unpack",
+    "planes",
+    "pack_values",
+    "embedding",
+    "embedding_grad_scores",
+)  # copy an operand that is not
 WAITING = ("_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2")
 SLACK = 64  # bytes: a counter
 
@@ -148,7 +161,9 @@ def workspace(op: str, named: dict) -> int:
     if op in ("offsets", "pack", "unpack"):  # counts, and their sums where the result is another
         rows, cols = named["partition"].shape if "partition" in named else (named["rows"], named["cols"])
         copies += 2 * offsets_bytes(rows, cols)
-    return copies if op in ("offsets", *CONTIGUOUS) else 0
+    if op in ("plane_offsets", "pack_values"):
+        copies += 16 * (named["keep"].shape[0] * -(-named["keep"].shape[1] // 32) + 1)
+    return copies if op in ("offsets", "plane_offsets", *CONTIGUOUS) else 0
 
 
 @pytest.mark.parametrize("op", OPS)

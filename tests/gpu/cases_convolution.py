@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from common import RESIDENCIES, dense, header, pack_of, small_integers
+from common import RESIDENCIES, dense, header, pack_of, small_integers, stored_pack
 from helpers import pairwise
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,13 +48,20 @@ def as_layout(x: Tensor, channels_last: bool) -> Tensor:
 
 
 class Case:
-    """A weight and integers of one geometry: a convolution's input and its result's gradient, each as [batch, ...]."""
+    """A weight and integers of one geometry: a convolution's input and its result's gradient, each as [batch, ...].
+
+    `residency` is the dtype of values of a stored weight.
+    """
 
     def __init__(self, name: str, code: str, dtype: torch.dtype, residency: str, channels_last: bool = False) -> None:
         x_size, self.shape, *self.spatial = CONVOLUTIONS[name]
         self.dimensions = len(self.spatial[0])
-        self.pack = pack_of(header(scale=1.0), residency, code, self.shape)
-        self.weight = dense(self.pack).double()
+        if code == format.STORED:
+            self.pack, self.weight = stored_pack(self.shape, residency)
+        else:
+            self.pack = pack_of(header(scale=1.0), residency, code, self.shape)
+            self.weight = dense(self.pack)
+        self.weight = self.weight.double()
         y_size = output_size(x_size, self.shape, *self.spatial)
         self.x = as_layout(small_integers(*x_size, dtype=dtype), channels_last)
         self.grad = as_layout(small_integers(*y_size, dtype=dtype), channels_last)

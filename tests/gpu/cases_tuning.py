@@ -39,15 +39,23 @@ def found_cases(key: str) -> list[tune_tiles.Case]:
 
 
 @pytest.mark.parametrize(
-    "key", [BITS, "product/runs/half/bytes", "product/strided/half/bits", "product/mixed/float/bytes"]
+    "key",
+    [
+        BITS,
+        "product/runs/half/bytes",
+        "product/strided/half/bits",
+        "product/mixed/float/bytes",
+        "product/strided/float/values",
+    ],
 )
 def test_cases_are_those_of_their_key(key, monkeypatch):
     monkeypatch.setattr(tune_tiles, "SIZES", ((3, 4),))
     found, asked = found_cases(key), []
-    assert len(found) == len(tune_tiles.RESIDENCIES) * (2 if SMALL[key.split("/")[1]].back else 1)
+    residencies = 1 if key.endswith("values") else len(tune_tiles.RESIDENCIES)
+    assert len(found) == residencies * (2 if SMALL[key.split("/")[1]].back else 1)
 
     def tile(kernel, device, dtype, code, rows, pixels):
-        asked.append((kernel, "float" if dtype == torch.float32 else "half", "bits" if code == "sign" else "bytes"))
+        asked.append((kernel, "float" if dtype == torch.float32 else "half", tuning.KINDS.get(code, "bytes")))
         return TILE
 
     monkeypatch.setattr(product.tuning, "tile", tile)

@@ -58,6 +58,28 @@ def pack_of(h: Tensor, residency: str, code: str, shape: tuple[int, ...], keep: 
     return to(DEVICE, (h, None, None, plane, draw, None, None, None, code, shape))
 
 
+def stored_pack(shape: tuple[int, ...], values: str, keep: Tensor | None = None) -> tuple[tuple, Tensor]:
+    """A packed stored weight of small integers on the device under test, scaled by powers of two for int8; its weight.
+
+    `keep` is bool of its shape, by default at random.
+    """
+    generator = torch.Generator().manual_seed(sum(shape))
+    weight = torch.randint(1, 4, shape, generator=generator) * (1 - 2 * torch.randint(2, shape, generator=generator))
+    keep = torch.rand(shape, generator=generator) < 0.5 if keep is None else keep
+    row_scale = 2.0 ** (torch.arange(shape[0]) % 4 - 1) if values == "int8" else None
+    plane = reference.planes(format.to_matrix(keep))
+    kept = reference.pack_values(weight, plane).to(format.VALUE_DTYPES[values])
+    # no padding in front or behind: a read past either end leaves the view
+    kept = torch.cat([kept.new_tensor([77]), kept, kept.new_tensor([77])]).to(DEVICE)[1:-1]
+    offsets = reference.plane_offsets(plane, format.matrix_shape(shape)[1])
+    header = format.make_header(0, code=format.STORED)
+    exact = torch.where(keep, weight.float(), 0.0)
+    if row_scale is not None:
+        exact *= row_scale.view(-1, *[1] * (len(shape) - 1))
+    pack = (header, None, offsets, plane, None, None, kept, row_scale, format.STORED, shape)
+    return to(DEVICE, pack), exact.to(DEVICE)
+
+
 def dense(pack: Sequence, dtype: torch.dtype = torch.float32) -> Tensor:
     """The reference's weight of a pack, on the device under test."""
     return reference.weight(None, *host(pack), dtype).to(DEVICE)
@@ -85,7 +107,7 @@ def small_integers(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def scores_of(pack: Sequence, dtype: torch.dtype = torch.float32) -> Tensor:
     """A score for each free weight on the device under test, zeros of both signs and NaN among them."""
     header = pack[0].cpu()
-    count = int((reference.partition(header, *format.matrix_shape(pack[7]), 0, 0) == 0).sum())
+    count = int((reference.partition(header, *format.matrix_shape(pack[-1]), 0, 0) == 0).sum())
     made = torch.randn(count, generator=torch.Generator().manual_seed(count))
     made[1::17], made[2::17], made[3::17] = 0.0, -0.0, float("nan")
     return made.to(DEVICE, dtype)

@@ -50,7 +50,16 @@ def pack(residency: str, code: str, *shape: int) -> tuple:
     draw = None
     if residency == "planes":
         draw = zeros(rows, words(cols)) if code == "sign" else zeros(rows, cols, dtype=torch.uint8)
-    return (header(), *stream, keep, draw, None, code, list(shape))
+    return (header(), *stream, keep, draw, None, None, None, code, list(shape))
+
+
+def stored(values: torch.dtype, *shape: int) -> tuple:
+    """As if every second weight were kept."""
+    rows, cols = matrix_shape(shape)
+    row_scale = zeros(rows, dtype=F32) if values == torch.int8 else None
+    kept = zeros(rows * cols // 2, dtype=values)
+    keep = zeros(rows, words(cols))
+    return (header(), None, offsets(rows, cols), keep, None, None, kept, row_scale, "stored", list(shape))
 
 
 def run(op: str, *args: Any, **named: Any) -> Callable[[], Any]:
@@ -58,7 +67,7 @@ def run(op: str, *args: Any, **named: Any) -> Callable[[], Any]:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    return {BF16: "bf16", F16: "f16", F32: "f32"}[dtype]
+    return {BF16: "bf16", F16: "f16", F32: "f32", torch.int8: "int8"}[dtype]
 
 
 def weights() -> Iterator[Case]:
@@ -179,6 +188,48 @@ def transposed_convolutions() -> Iterator[Case]:
         yield Case(back, label, run(back, wide, list(narrow.shape), *weight, *spatial), product, everywhere=False)
 
 
+# batch, dtype, values, whether on every target
+STORED_LINEAR = (
+    (4096, BF16, torch.int8, True),
+    (4096, F32, F32, True),
+    (64, F16, F32, False),
+    (1, BF16, BF16, False),
+)
+# as above, dtypes of inputs and of values
+STORED_CONVOLUTIONS = (
+    ("3x3", Shape(), BF16, BF16, True, "large"),
+    ("image", Shape(wide=3, taps=7, stride=2), BF16, BF16, True, "tile"),
+    ("image-f32", Shape(wide=3, taps=7, stride=2), F32, F32, False, "tile"),
+    ("depthwise", Shape(wide=256, groups=256), BF16, torch.int8, True, ""),
+)
+
+
+def stored_weights() -> Iterator[Case]:
+    """Of packed stored weights: each product forward and back."""
+    for batch, dtype, values, everywhere in STORED_LINEAR:
+        product = "large" if batch >= 1024 and dtype != F32 else "tile"
+        detail = f"{batch}-{name_of(dtype)}-stored-{name_of(values)}"
+        weight, vector = stored(values, ROWS, COLS), zeros(ROWS, dtype=F32)
+        call = run("linear", zeros(batch, COLS, dtype=dtype), vector, None, *weight, gain=vector, relu=True)
+        yield Case("linear", detail, call, product, everywhere)
+        call = run("linear_grad_input", zeros(batch, ROWS, dtype=dtype), *weight)
+        yield Case("linear_grad_input", detail, call, product, everywhere)
+    for label, shape, dtype, values, last, product in STORED_CONVOLUTIONS:
+        op, wide, narrow, drawn, spatial = convolution("conv", label, shape, dtype, "mask", last)
+        weight = stored(values, *drawn[-1])
+        call = run(op, wide, None, None, *weight, *spatial, shape.groups)
+        yield Case(op, f"stored-{label}", call, product, label == "3x3")
+        back = f"{op}_grad_input"
+        call = run(back, narrow, list(wide.shape), *weight, *spatial, shape.groups)
+        yield Case(back, f"stored-{label}", call, product, label == "3x3")
+    yield Case("weight", "stored-int8-bf16", run("weight", None, *stored(torch.int8, ROWS, COLS), dtype=BF16))
+    indices = zeros(4096, dtype=torch.int64)
+    call = run("embedding", indices, None, *stored(F32, ROWS, COLS), BF16, -1)
+    yield Case("embedding", "stored-f32-bf16", call, everywhere=False)
+    yield Case("pack_values", "", run("pack_values", zeros(256, 256, 3, 3, dtype=F32), zeros(256, words(9 * 256))))
+    yield Case("plane_offsets", "", run("plane_offsets", zeros(ROWS, words(COLS)), COLS))
+
+
 def score_gradients() -> Iterator[Case]:
     free = zeros(ROWS * COLS // 2, dtype=F32)
     for label, batch, dtype in (("bf16", 4096, BF16), ("f32", 512, F32)):
@@ -252,6 +303,7 @@ CASES = (
     linears,
     convolutions,
     transposed_convolutions,
+    stored_weights,
     score_gradients,
     embeddings,
     formats,
@@ -262,7 +314,8 @@ CASES = (
 
 def cases(target: str) -> list[Case]:
     found = [case for make in CASES for case in make() if hasattr(backend, case.op)]
-    exported = {name for name in ops.SCHEMAS if hasattr(backend, name)}
+    # but for those two, which launch torch's own kernels
+    exported = {name for name in ops.SCHEMAS if hasattr(backend, name)} - {"swap", "flip"}
     missing = exported - {case.op for case in found}
     assert not missing, f"ops without a case here: {sorted(missing)}"
     return [case for case in found if case.everywhere or target == "sm_90"]

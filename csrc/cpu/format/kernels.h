@@ -1,6 +1,8 @@
 // The table of format, search and weight kernels; one instance per instruction set. Matrices are [rows, cols],
 // contiguous.
 #pragma once
+#include <vector>
+
 #include "frozen/weight.h"
 
 namespace fk {
@@ -17,6 +19,30 @@ struct ScoreSpan {
 struct WeightStrides {
   int64_t channels, taps, row_stride, channel_stride;
   const int64_t* tap_offsets;
+};
+
+// A weight of any strides; `data` of `dtype` is element (0, 0).
+struct StridedWeight {
+  const void* data;
+  DType dtype;
+  WeightStrides strides;
+};
+
+// Which weights of a stored tensor are kept: a plane [rows, words], or, where that is null, a bit per weight in stream
+// order.
+struct KeptWeights {
+  const uint32_t* plane;
+  const uint8_t* stream;
+  int64_t rows;
+};
+
+// The kept values of a stored tensor in stream order, and where those of each (row, chunk) begin. With `row_scale` they
+// are int8, else of `dtype`.
+struct PackedValues {
+  const void* values;
+  DType dtype;
+  const float* row_scale;
+  const int64_t* offsets;
 };
 
 struct FormatKernels {
@@ -57,6 +83,21 @@ struct FormatKernels {
   void (*embedding_grad_scores)(const Frozen&, const void* grad, DType grad_dtype, int64_t stride0, int64_t stride1,
                                 const int64_t* indices, int64_t count, int64_t padding_idx, const void* scores,
                                 DType score_dtype, void* out, int threads);
+
+  // Positions in stream order of the weights that enter, best first, then of as many that leave, worst first.
+  std::vector<int64_t> (*swap)(const ScoreSpan& scores, const uint8_t* mask, int64_t kept, double rate, int threads);
+  void (*flip)(uint8_t* mask, int64_t bytes, const int64_t* positions, int64_t count);
+
+  // Stored weights. Results are contiguous, in torch's order or in stream order.
+  void (*plane_offsets)(const uint32_t* keep, int64_t rows, int64_t cols, int64_t* out, int threads);
+  // Elements of `bytes` 1, 2, 4 or 8.
+  void (*pack_values)(const void* weight, int64_t bytes, const WeightStrides&, const KeptWeights&,
+                      const int64_t* offsets, void* out, int threads);
+  void (*stored_weight)(const StridedWeight& values, const KeptWeights&, DType out_dtype, void* out, int threads);
+  void (*packed_weight)(const PackedValues&, int64_t channels, int64_t taps, const KeptWeights&, DType out_dtype,
+                        void* out, int threads);
+  void (*stored_grad_scores)(int64_t rows, const StridedWeight& grad, const StridedWeight& values, DType score_dtype,
+                             void* out, int threads);
 };
 
 }  // namespace fk

@@ -36,6 +36,16 @@ void embedding(const Frozen&, const int64_t* indices, int64_t count, int64_t pad
 void embedding_grad_scores(const Frozen&, const void* grad, DType grad_dtype, int64_t stride0, int64_t stride1,
                            const int64_t* indices, int64_t count, int64_t padding_idx, const void* scores,
                            DType score_dtype, void* out, int threads);
+std::vector<int64_t> swap(const ScoreSpan& scores, const uint8_t* mask, int64_t kept, double rate, int threads);
+void flip(uint8_t* mask, int64_t bytes, const int64_t* positions, int64_t count);
+void plane_offsets(const uint32_t* keep, int64_t rows, int64_t cols, int64_t* out, int threads);
+void pack_values(const void* weight, int64_t bytes, const WeightStrides&, const KeptWeights&, const int64_t* offsets,
+                 void* out, int threads);
+void stored_weight(const StridedWeight& values, const KeptWeights&, DType out_dtype, void* out, int threads);
+void packed_weight(const PackedValues&, int64_t channels, int64_t taps, const KeptWeights&, DType out_dtype, void* out,
+                   int threads);
+void stored_grad_scores(int64_t rows, const StridedWeight& grad, const StridedWeight& values, DType score_dtype,
+                        void* out, int threads);
 
 // Rows in blocks of VL and columns in segments of a few chunks, so that one long row is shared by threads too.
 // fn(row0, nrows, w0, nw) with w0 a multiple of CHUNK_WORDS from `first`, itself a multiple of 4.

@@ -27,6 +27,13 @@ const FormatKernels format_kernels = {
     weight_grad_scores,
     embedding,
     embedding_grad_scores,
+    swap,
+    flip,
+    plane_offsets,
+    pack_values,
+    stored_weight,
+    packed_weight,
+    stored_grad_scores,
 };
 
 }  // namespace fk::FK_ISA_NS

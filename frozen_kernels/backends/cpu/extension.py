@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,6 +44,21 @@ def header_of(header: Tensor) -> Tensor:
     """A header that the extension reads: contiguous, on the CPU."""
     check_cpu("header", header)
     return checked_header(header)
+
+
+def weight_args(t: Tensor, dtype: int) -> tuple[tuple[int, int, int, int], list[int]]:
+    """Address, dtype id and the strides of rows and channels of a weight of torch's shape; the offsets of its taps."""
+    taps = [0]
+    for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True):
+        taps = [start + i * stride for start in taps for i in range(size)]
+    return (t.data_ptr(), dtype, t.stride(0), t.stride(1)), taps
+
+
+def check_reach(name: str, t: Tensor) -> None:
+    """Unsupported where a row of a weight has 2^31 columns or more, or elements that lie as far apart."""
+    reach = sum((n - 1) * stride for n, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
+    if max(reach, math.prod(t.shape[1:])) >= 1 << 31:
+        raise Unsupported(f"{name}: a row reaches over {reach + 1} elements, the kernels over 2^31")
 
 
 def code_id(code: str) -> int:

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from ...format import Pack, chunks, matrix_shape, words
-from ..checks import checked_bits, checked_offsets, keep_and_partition, matrix, operand
-from .extension import _C, check_cpu, code_id, header_of, pack_args, threads
+from ..checks import check_dtype, checked_bits, checked_offsets, keep_and_partition, matrix, operand
+from .extension import _C, check_cpu, check_reach, code_id, header_of, pack_args, threads, weight_args
+
+VALUES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)  # that are packed
 
 
 def offsets(header: Tensor, rows: int, cols: int) -> Tensor:
@@ -74,6 +76,31 @@ def pack_plane(header: Tensor, keep: Tensor, offsets: Tensor, rows: int, cols: i
     args, _held = _mask_args(header, None, offsets, keep, rows, cols)
     out = torch.empty(-(-int(offsets[-1]) // 8), dtype=torch.uint8)
     _C.pack_plane(args, out.data_ptr(), out.numel(), threads())
+    return out
+
+
+def plane_offsets(keep: Tensor, cols: int) -> Tensor:
+    check_cpu("keep", keep)
+    rows = keep.shape[0]
+    keep = operand("keep", keep, keep.device, torch.int32, (rows, words(cols)))
+    out = torch.empty(rows * chunks(cols) + 1, dtype=torch.int64)
+    _C.plane_offsets(keep.data_ptr(), rows, cols, out.data_ptr(), threads())
+    return out
+
+
+def pack_values(weight: Tensor, keep: Tensor) -> Tensor:
+    """From a weight of torch's shape and any strides."""
+    check_cpu("weight", weight)
+    check_dtype("weight", weight.dtype, VALUES)
+    check_reach("weight", weight)
+    rows, cols = matrix_shape(weight.shape)
+    keep = operand("keep", keep, weight.device, torch.int32, (rows, words(cols)))
+    starts = plane_offsets(keep, cols)
+    out = torch.empty(int(starts[-1]), dtype=weight.dtype)
+    # elements are copied whatever they mean: the dtype id is not read
+    args, taps = weight_args(weight, 0)
+    kept, size = (rows, keep.data_ptr(), 0), weight.element_size()
+    _C.pack_values(args, size, weight.shape[1], taps, kept, starts.data_ptr(), out.data_ptr(), threads())
     return out
 
 

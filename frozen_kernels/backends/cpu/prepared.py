@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.dlpack import from_dlpack
 
 from ... import calls
 from ...calls import Geometry
-from ...format import memory_format_of
+from ...format import STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
 from .extension import _C, DTYPES, pack_args
 from .product import LARGE_RESULT
+from .weights import weight_grad_scores
 
 _threads = torch.get_num_threads
 _strided = torch.strided
 _linear = F.linear
+_OWN_COUNT = (128 << 10) // 2  # elements, from the smallest block on that malloc would map
 _unwatched = calls.unwatched
 
 
 def _plain(x: Tensor, dtype: torch.dtype) -> bool:
     return x.dtype is dtype and x.is_cpu and x.layout is _strided and not x.is_neg()
+
+
+def _own(x: Tensor, size: Any, count: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A fresh result of that many elements in memory that the next one of its size finds again."""
+    y: Tensor = from_dlpack(_C.block(count, DTYPES[x.dtype])).resize_(size, memory_format=memory_format)
+    return _filled(y)
 
 
 def _filled(out: Tensor) -> Tensor:
@@ -154,14 +164,14 @@ class _Linear(_Fused):
             pixels, width = shape
             if width != cols or not pixels:
                 return None
-            y = x.new_empty((pixels, rows))
+            size: tuple[int, ...] = (pixels, rows)
         else:
             if not shape or shape[-1] != cols or not x.numel():
                 return None
             pixels = x.numel() // cols
-            y = x.new_empty((*shape[:-1], rows))
-        if pixels * rows > _LARGE_COUNT:
-            _filled(y)
+            size = (*shape[:-1], rows)
+        count = pixels * rows
+        y = x.new_empty(size) if count < _OWN_COUNT else _own(x, size, count)
         return y if self.call.rows(x.data_ptr(), pixels, y.data_ptr(), _threads()) else None
 
     def grad_bias(self, grad: Tensor) -> Tensor:
@@ -195,9 +205,11 @@ class _Convolution(_Fused):
         size = self.call.size(shape)
         if size is None:
             return None
-        y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
-        if y.numel() > _LARGE_COUNT:
-            _filled(y)
+        count = prod(size)
+        if count >= _OWN_COUNT:
+            y = _own(x, size, count, memory_format_of(x))
+        else:
+            y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
         done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
         return y if done else None
 
@@ -224,11 +236,34 @@ class _Convolution(_Fused):
         return out
 
 
+class _StoredWeight(torch.autograd.Function):
+    """The effective weight of a stored one while its mask is searched, as it is held; gradients go to the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, dense: Tensor, pack: Pack) -> Tensor:
+        ctx.pack = pack
+        ctx.save_for_backward(scores, dense)
+        return dense.view_as(dense)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        scores, _ = ctx.saved_tensors  # a mask made since then is an error here
+        # a derivative of this one, or somebody who watches, takes the op
+        if _C is not None and grad.dtype in DTYPES and not torch.is_grad_enabled() and calls.unwatched():
+            return weight_grad_scores(grad, scores, ctx.pack), None, None
+        return torch.ops.frozen_kernels.weight_grad_scores(grad, scores, *ctx.pack), None, None
+
+
 class _Dense:
-    """The dense residency without scores: torch's own layer on the effective weight, which every mode sees as such."""
+    """The dense residency: torch's own layer on the effective weight, which every mode sees as such.
+
+    With scores it takes eager calls of a stored weight that nothing watches.
+    """
 
     def __init__(self, record: FrozenTensor, geometry: Geometry, bias: Tensor | None, dtype: torch.dtype) -> None:
         assert record.dense is not None
+        self.stored = record.code == STORED
+        self.pack = record._replace(dense=None).pack()  # a gradient of scores reads the values
         self.weight: Tensor = record.dense
         self.bias, self.dtype = bias, dtype
         self.transposed = geometry.op.startswith("conv_transpose")
@@ -236,6 +271,16 @@ class _Dense:
         g = geometry
         self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
             g.stride, g.padding, g.dilation, g.groups)  # fmt: skip
+
+    def searched(self, scores: Tensor | None) -> Tensor | None:
+        """The weight of a call with gradients; None for one that takes the ordinary way."""
+        if scores is None:
+            return self.weight
+        if not self.stored or type(scores) is not nn.Parameter or not calls.unwatched():
+            return None
+        if not scores.requires_grad:
+            return self.weight
+        return _StoredWeight.apply(scores, self.weight, self.pack)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         raise NotImplementedError
@@ -249,10 +294,11 @@ class _DenseLinear(_Dense):
             return None  # the op says what does not fit
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        if scores is not None:
+        weight = self.searched(scores)
+        if weight is None:
             return None
         try:
-            return _linear(x, self.weight, bias)
+            return _linear(x, weight, bias)
         except RuntimeError:
             return None  # the op says what does not fit
 
@@ -262,16 +308,16 @@ class _DenseConvolution(_Dense):
         return self.train(x, self.bias, None)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        if scores is not None or x.dim() != self.weight.dim():
+        if x.dim() != self.weight.dim():
+            return None
+        weight = self.searched(scores)
+        if weight is None:
             return None
         try:
-            y = self.function(x, self.weight, bias, *self.numbers)
+            y = self.function(x, weight, bias, *self.numbers)
         except RuntimeError:
             return None  # the op says what does not fit
         return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
-
-
-_LARGE_COUNT = LARGE_RESULT // 4
 
 
 def prepare(
@@ -283,6 +329,8 @@ def prepare(
     if bias is not None and bias.dtype is not dtype:
         return None
     linear = geometry.op == "linear"
+    if record.values is not None and record.values.requires_grad:
+        return None
     if record.dense is not None:
         if gain is not None or relu or record.dense.dtype is not dtype:
             return None

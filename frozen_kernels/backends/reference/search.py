@@ -29,6 +29,9 @@ def swap(scores: Tensor, supermask: Tensor, kept: int, rate: float) -> Tensor:
 
     Of the pairs of weights that should enter and leave, `ceil(pairs * rate)` do (Zhang et al., arXiv 2104.08700).
     """
+    fmt.check_supermask(supermask, scores.numel())
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: 0 to 1, got {rate}")
     keep = unpack_bits(supermask, scores.numel())
     if int(keep.sum()) != kept:
         raise ValueError(f"supermask: {int(keep.sum())} weights kept, expected {kept}")
@@ -42,8 +45,11 @@ def swap(scores: Tensor, supermask: Tensor, kept: int, rate: float) -> Tensor:
 
 def flip(supermask: Tensor, positions: Tensor) -> Tensor:
     """The supermask with the bits at these positions of the stream changed; none may be there twice."""
+    flat, count = positions.flatten(), 8 * supermask.numel()
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < count:
+        raise IndexError(f"positions: 0 to {count - 1} expected, got {int(flat.min())} to {int(flat.max())}")
     out = supermask.to(torch.int64)
-    places, bits = positions.flatten() >> 3, 1 << (positions.flatten() & 7)
+    places, bits = flat >> 3, 1 << (flat & 7)
     change = torch.zeros_like(out).index_add_(0, places, bits)
     return (out ^ change).to(torch.uint8)
 

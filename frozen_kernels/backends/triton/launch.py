@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, NORMAL_UPPER_HALF, STORED, Pack, matrix_shape
+from ...format import ALL_CODES, NORMAL_UPPER_HALF, STORED, Pack, matrix_shape
 from ..checks import checked_header, checked_pack
 from ..errors import Unsupported
 
@@ -71,34 +71,40 @@ def _checked(pack: Pack) -> tuple[Pack, dict[str, Any]]:
     check_live(pack.header)
     check_cols(matrix_shape(pack.shape)[1])
     held, rows, cols = checked_pack(pack)
-    if held.code == STORED:
-        raise Unsupported("stored weights have no kernels here")
     return held, {
         "header": held.header,
         "draw": held.draw,
         "normal_table": normal_table(held.header.device) if held.code == "normal" else None,
         "rows": rows,
         "cols": cols,
-        "CODE": CODES.index(held.code),
+        "CODE": ALL_CODES.index(held.code),
     }
 
 
 def generator_args(pack: Pack) -> dict[str, Any]:
     """The keyword arguments of every kernel that reads codes of free weights, whose `offsets` may be None."""
     held, args = _checked(pack)
+    if held.code == STORED:
+        raise Unsupported("packed values have no scores")
     return {**args, "offsets": held.offsets}
 
 
 def decode_args(pack: Pack) -> dict[str, Any]:
     """The keyword arguments of every kernel that decodes tiles; Unsupported where nothing says what is kept."""
     held, args = _checked(pack)
-    if held.keep is not None:
+    if held.code == STORED:
+        if held.keep is None or held.offsets is None:
+            raise Unsupported("packed values without a keep plane and its offsets")
+    elif held.keep is not None:
         held = held._replace(supermask=None, offsets=None)
     elif held.supermask is None or held.offsets is None:
         raise Unsupported("neither a keep plane nor a supermask with its offsets")
     supermask = held.supermask
     size = 0 if supermask is None else supermask.numel()
-    return {**args, "supermask": supermask, "offsets": held.offsets, "keep": held.keep, "supermask_bytes": size}
+    return {
+        **args, "supermask": supermask, "offsets": held.offsets, "keep": held.keep, "supermask_bytes": size,
+        "values": held.values, "row_scale": held.row_scale,
+    }  # fmt: skip
 
 
 def on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...format import check_code, chunks, words
-from ..checks import checked_bits, checked_offsets, keep_and_partition, matrix, operand
+from ...format import check_code, chunks, matrix_shape, words
+from ..checks import check_dtype, checked_bits, checked_offsets, keep_and_partition, matrix, operand
 from .generate import launch
 from .launch import check_cols, check_live, header_of, on
 
@@ -123,6 +124,41 @@ def planes(keep: Tensor) -> Tensor:
         blocks = chunk_blocks(rows, cols, ELEMENT_WORDS)
         with on(out.device):
             planes_kernel[blocks.pop("grid")](out, keep.view(torch.uint8), rows, cols, **blocks)
+    return out
+
+
+def plane_offsets(keep: Tensor, cols: int) -> Tensor:
+    """The workspace is one more tensor of the result's size, and what torch's scan takes."""
+    check_live(keep)
+    check_cols(cols)
+    rows = keep.shape[0]
+    keep = operand("keep", keep, keep.device, torch.int32, (rows, words(cols)))
+    counts = torch.zeros(rows * chunks(cols) + 1, dtype=torch.int64, device=keep.device)
+    if counts.numel() > 1:
+        from .kernels.masks import plane_count_kernel
+
+        blocks = chunk_blocks(rows, cols, PLANE_WORDS)
+        with on(keep.device):
+            plane_count_kernel[blocks.pop("grid")](counts, keep, rows, cols, **blocks)
+    return torch.cumsum(counts, 0)
+
+
+def pack_values(weight: Tensor, keep: Tensor) -> Tensor:
+    """Kept values in stream order. Workspaces: offsets and their counts, and a copy of a weight of other strides."""
+    check_live(weight)
+    check_dtype("weight", weight.dtype)
+    rows, cols = matrix_shape(weight.shape)
+    keep = operand("keep", keep, weight.device, torch.int32, (rows, words(cols)))
+    offsets = plane_offsets(keep, cols)
+    out = torch.empty(int(offsets[-1]), dtype=weight.dtype, device=weight.device)
+    if out.numel():
+        from .kernels.masks import pack_values_kernel
+
+        blocks = chunk_blocks(rows, cols, ELEMENT_WORDS)
+        with on(out.device):
+            pack_values_kernel[blocks.pop("grid")](
+                out, weight.contiguous(), keep, offsets, rows, cols, TAPS=math.prod(weight.shape[2:]), **blocks
+            )
     return out
 
 

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...format import CODES, Pack, words
+from ...format import ALL_CODES, CODES, Pack, words
 from ..checks import check_dtype, checked_epilogue
 from ..errors import Unsupported
 from ..geometry import POINT, Geometry, Side, side, with_result
 from . import tuning
 from .launch import decode_args, on
-from .masks import draw_plane, keep_plane
+from .masks import PLANE_WORDS, chunk_blocks, draw_plane, keep_plane
 
-SIGN, CONSTANT = CODES.index("sign"), CODES.index("constant")
+SIGN, CONSTANT, STORED = (ALL_CODES.index(code) for code in ("sign", "constant", "stored"))
 
 SPLIT_COUNT = 1024  # elements of a program that splits inputs
 TRANSPOSE_OUT, TRANSPOSE_WORDS = 4, 2  # words of a program, along rows and along columns
@@ -52,7 +52,7 @@ def _expanded(args: dict[str, Any], generate: bool) -> tuple[Tensor, Tensor | No
     keep, draw = args["keep"], args["draw"]
     if keep is None:
         keep = keep_plane(header, args["supermask"], args["offsets"], rows, cols)
-    if args["CODE"] == CONSTANT:
+    if args["CODE"] in (CONSTANT, STORED):
         draw = None
     elif draw is None and not generate:
         draw = draw_plane(header, CODES[args["CODE"]], rows, cols)
@@ -79,13 +79,37 @@ def _planes(args: dict[str, Any], geometry: Geometry, transposed: bool, step: in
     # a call of the generator makes four words of signs, or 16 bytes, of one row
     signs, bytes_ = not transposed and step % 4 == 0, not transposed or columns % 16 == 0
     keep, draw = _expanded(args, generate=signs if args["CODE"] == SIGN else bytes_)
-    if not transposed:
+    if not transposed or args["CODE"] == STORED:
         return _Planes(keep, draw, words(args["cols"]), columns // 32)
     # a tap's words are padded to whole steps
     per_tap = -(-words(args["rows"] // geometry.groups) // step) * step
     if draw is not None and args["CODE"] == SIGN:
         draw = _transposed(draw, args, geometry, per_tap)
     return _Planes(_transposed(keep, args, geometry, per_tap), draw, per_tap * math.prod(geometry.taps), per_tap)
+
+
+def _places(args: dict[str, Any], by_word: bool) -> Tensor | None:
+    """Where the first values of a stored weight's chunks lie, or those of its words: a scratch unless a row has one."""
+    rows, cols, values = args["rows"], args["cols"], args["values"]
+    if values is None:
+        return None
+    if not by_word or words(cols) == 1:
+        return args["offsets"]
+    from .kernels.masks import places_kernel
+
+    dtype = torch.int32 if values.numel() <= torch.iinfo(torch.int32).max else torch.int64
+    places = torch.empty(rows, words(cols), dtype=dtype, device=values.device)
+    blocks = chunk_blocks(rows, cols, PLANE_WORDS)
+    places_kernel[blocks.pop("grid")](places, args["keep"], args["offsets"], rows, cols, **blocks)
+    return places
+
+
+def _with_row_scale(args: dict[str, Any], transposed: bool, epilogue: Epilogue) -> tuple[dict[str, Any], Epilogue]:
+    """The scales of a stored weight's rows as gains of the result, whose channels they are unless transposed."""
+    scale, gain = args["row_scale"], epilogue.gain
+    if transposed or scale is None:
+        return args, epilogue
+    return {**args, "row_scale": None}, epilogue._replace(gain=scale if gain is None else gain * scale)
 
 
 def _parts(x: Tensor, at: Side) -> tuple[Tensor, Side, int]:
@@ -134,6 +158,11 @@ def _reach(at: Side, geometry: Geometry) -> int:
     return sum((size + more) * stride for size, more, stride in zip(at.size, past, at.stride, strict=True))
 
 
+def _in_parts(dtype: torch.dtype, args: dict[str, Any]) -> bool:
+    """Whether inputs are multiplied in parts: float32 ones by codes, which bfloat16 holds as it may not hold values."""
+    return dtype == torch.float32 and args["CODE"] != STORED
+
+
 class _Plan(NamedTuple):
     """How a product is launched: its tile, programs of a group and class of pixels, those of all, parts of the sum."""
 
@@ -153,14 +182,16 @@ def _plan(
     taps, groups = math.prod(geometry.taps), geometry.groups
     rows, channels = y.size[1] // groups, x.size[1] // groups
     spatial = _spatial(geometry, x, y)
-    if x.stride[1] != 1 and dtype != torch.float32:  # float32 is copied to runs of channels
+    if x.stride[1] != 1 and not _in_parts(dtype, args):  # parts are runs of channels
         layout = "strided"
     elif not transposed and taps > 1 and channels % 64:
         layout = "mixed"
     else:
         layout = "runs" if spatial else "linear"
     if tile is None:
-        tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, CODES[args["CODE"]], rows, y.pixels)
+        tile = tuning.tile(f"product/{layout}", args["header"].device, dtype, ALL_CODES[args["CODE"]], rows, y.pixels)
+    if transposed and args["CODE"] == STORED:
+        tile = tile._replace(words=1)  # each weight is looked up, and the registers of more would spill
     block = 32 * tile.words
     scalar = transposed or taps == 1 or channels % block == 0
     if transposed:
@@ -214,10 +245,11 @@ def _depthwise(
     pixels, channels = DEPTHWISE if x_side.stride[1] == 1 else DEPTHWISE[::-1]
     grid = (-(-y_side.pixels // pixels) * -(-y_side.size[1] // channels),)
     depthwise_kernel[grid](
-        y, x, epilogue.bias, epilogue.gain, args["header"], keep, draw, args["normal_table"],
-        args["rows"] // geometry.groups, args["cols"], x_side.size, x_side.stride, y_side.size, y_side.stride,
-        geometry.taps, geometry.stride, geometry.padding, geometry.dilation, CODE=args["CODE"], TRANSPOSED=transposed,
-        RELU=epilogue.relu, PIXELS=pixels, CHANNELS=channels,
+        y, x, epilogue.bias, epilogue.gain, args["header"], keep, draw, args["normal_table"], args["values"],
+        _places(args, by_word=True), args["row_scale"], args["rows"] // geometry.groups, args["cols"], x_side.size,
+        x_side.stride, y_side.size, y_side.stride, geometry.taps, geometry.stride, geometry.padding,
+        geometry.dilation, CODE=args["CODE"], TRANSPOSED=transposed, RELU=epilogue.relu, PIXELS=pixels,
+        CHANNELS=channels,
     )  # fmt: skip
 
 
@@ -238,11 +270,13 @@ def fill(
 
     Scratch beside y: planes of at most four bits a weight (bytes where a transposed product draws from groups whose
     columns are no multiple of 16), three bfloat16 of each float32 input, and partial sums of a launch that is split.
+    Of a stored weight: a place for each word of 32 weights where transposed, and gains times the scales of rows.
     """
     from .kernels.product import product_kernel
 
     if not y.numel():
         return None
+    args, epilogue = _with_row_scale(args, transposed, epilogue)
     if y_side.pixels > MOST_PIXELS:
         raise Unsupported(f"{y_side.pixels} pixels are more than {MOST_PIXELS}")
     if geometry[:4] == POINT[:4] and _flat(x_side).size[0] == _flat(y_side).size[0] == y_side.pixels:
@@ -259,15 +293,16 @@ def fill(
         tile, split, groups = plan.tile, plan.split, geometry.groups
         planes = _planes(args, geometry, transposed, tile.words)
         part_stride, partial, all_rows = 0, None, y_side.size[1]
-        if x.dtype == torch.float32:
+        if _in_parts(x.dtype, args):
             x, x_side, part_stride = _parts(x, x_side)
         if split > 1:
             partial = torch.empty(split, y_side.pixels, all_rows, dtype=torch.float32, device=y.device)
         built = product_kernel[(plan.all_programs, split)](
             y, partial, x, epilogue.bias, epilogue.gain, args["header"], planes.keep, planes.draw,
-            args["normal_table"], groups, all_rows // groups, x_side.size[1] // groups, args["cols"], planes.width,
-            planes.words_per_tap, part_stride, y_side.pixels * all_rows, plan.programs, x_side.size, x_side.stride,
-            y_side.size, y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation,
+            args["normal_table"], args["values"], _places(args, transposed), args["row_scale"], groups,
+            all_rows // groups, x_side.size[1] // groups, args["cols"], planes.width, planes.words_per_tap,
+            part_stride, y_side.pixels * all_rows, plan.programs, x_side.size, x_side.stride, y_side.size,
+            y_side.stride, geometry.taps, geometry.stride, geometry.padding, geometry.dilation,
             _tap_step(geometry),
             CODE=args["CODE"], TRANSPOSED=transposed, SPATIAL=plan.spatial,
             LARGE=max(_reach(x_side, geometry), _reach(y_side, geometry)) >= 1 << 31,

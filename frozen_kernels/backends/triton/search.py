@@ -1,4 +1,7 @@
-"""Search ops on the Triton backend: the threshold of a rank, and the masks of what lies above it."""
+"""Search ops on the Triton backend: the threshold of a rank, and the masks of what lies above it.
+
+`swap` and `flip` are the reference's: sorts and scatters, for which torch has kernels, a few times a search.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import reference
 from ..checks import check_dtype, operand
 from .launch import check_live, on
 
@@ -87,3 +91,15 @@ def pack_above(scores: Tensor, key: Tensor) -> Tensor:
         with on(out.device):
             pack_above_kernel[(-(-out.numel() // BYTES),)](out, scores, key, scores.numel(), BYTES=BYTES)
     return out
+
+
+def swap(scores: Tensor, supermask: Tensor, kept: int, rate: float) -> Tensor:
+    """Waits for the device, which counts what is kept and what changes."""
+    check_live(scores)
+    return reference.swap(scores, supermask, kept, rate)
+
+
+def flip(supermask: Tensor, positions: Tensor) -> Tensor:
+    """The workspace is four integers of 64 bits for each byte."""
+    check_live(supermask)
+    return reference.flip(supermask, positions)

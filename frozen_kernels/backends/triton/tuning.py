@@ -21,6 +21,7 @@ VARIABLE = "FROZEN_KERNELS_TILES"
 VERSION = 1
 PROGRAMS = 264  # a launch is split until it has about so many: two for each multiprocessor of the largest GPUs
 MIN_STEPS = 4  # of a part: below that a part's start and end cost more than its work
+KINDS = {"sign": "bits", "constant": "bits", "stored": "values"}  # of codes, else bytes
 SMALLEST = {"rows": 16, "pixels": 16, "words": 1, "warps": 1}  # all powers of two; tensor cores take no less
 
 
@@ -188,7 +189,7 @@ def fitting(entries: list[Entry], rows: int, pixels: int) -> Entry:
 def tile(kernel: str, device: torch.device, dtype: torch.dtype, code: str, rows: int, pixels: int) -> Tile:
     """The tile for so many rows of a group and output pixels."""
     width = "float" if dtype == torch.float32 else "half"
-    kind = "bits" if code in ("sign", "constant") else "bytes"
+    kind = KINDS.get(code, "bytes")
     return fitting(in_use(target(device)).entries[f"{kernel}/{width}/{kind}"], rows, pixels).tile
 
 

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 
 from .product import finished, pixel_offset, tap_of
-from .tile import CONSTANT, NORMAL, SIGN
+from .stored import values_at
+from .tile import CONSTANT, NORMAL, SIGN, STORED
 
 
 @triton.jit
@@ -23,8 +24,8 @@ def tap_codes(keep, draw, normal_table, row, tap, cols, mask, CODE: tl.constexpr
     elif CODE == CONSTANT:
         codes = tl.full(kept.shape, 2.0, tl.float32)
     else:
-        values = tl.load(draw + row * cols + tap, mask=mask, other=0).to(tl.int32)
-        codes = tl.load(normal_table + values) if CODE == NORMAL else (2 * values - 255).to(tl.float32)
+        drawn = tl.load(draw + row * cols + tap, mask=mask, other=0).to(tl.int32)
+        codes = tl.load(normal_table + drawn) if CODE == NORMAL else (2 * drawn - 255).to(tl.float32)
     return tl.where(kept != 0, codes, 0.0)
 
 
@@ -51,6 +52,9 @@ def depthwise_kernel(
     keep,
     draw,
     normal_table,
+    values,
+    places,
+    row_scale,
     multiplier,
     cols,
     x_size,
@@ -85,9 +89,14 @@ def depthwise_kernel(
         for i in range(multiplier if TRANSPOSED else 1):
             row = channel * multiplier + i if TRANSPOSED else channel
             source = row if TRANSPOSED else channel // multiplier
-            codes = tap_codes(keep, draw, normal_table, row, tap, cols, channel < y_size[1], CODE)
-            values = tl.load(x + image[:, None] + source * x_stride[1], mask=inside, other=0.0).to(tl.float32)
-            total += codes * values
+            if CODE == STORED:
+                column = tl.full((1, 1), tap, tl.int32)
+                codes = values_at(values, places, keep, row_scale, row, column, (cols + 31) // 32, channel < y_size[1])
+                codes = codes.to(tl.float32)
+            else:
+                codes = tap_codes(keep, draw, normal_table, row, tap, cols, channel < y_size[1], CODE)
+            inputs = tl.load(x + image[:, None] + source * x_stride[1], mask=inside, other=0.0).to(tl.float32)
+            total += codes * inputs
     result = finished(total, header, bias, gain, channel, y_size[1], CODE, RELU)
     at = pixel_offset(batch, d, h, w, y_stride)
     tl.store(y + at[:, None] + channel * y_stride[1], result.to(y.dtype.element_ty), mask=exists)

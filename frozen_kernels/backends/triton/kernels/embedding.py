@@ -20,6 +20,8 @@ def embedding_kernel(
     keep,
     draw,
     normal_table,
+    values,
+    row_scale,
     supermask_bytes,
     rows,
     cols,
@@ -36,16 +38,16 @@ def embedding_kernel(
     exists = (index >= 0) & (index < rows)
     row = tl.where(exists, index, rows)  # past the end nothing is read
     scale = header_word(header, 6).to(tl.float32, bitcast=True)
-    position = stream_position(offsets, keep, rows, cols, row, chunk, ROWS)
+    position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     for word0 in range(chunk * CHUNK_WORDS, tl.minimum((chunk + 1) * CHUNK_WORDS, words), WORDS):
         codes, position = tile(
-            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
-            CODE, ROWS, WORDS,
+            header, supermask, supermask_bytes, keep, draw, normal_table, values, row_scale, rows, cols, row, word0,
+            position, CODE, ROWS, WORDS,
         )  # fmt: skip
         col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
-        values = tl.where(exists, codes * scale, float("nan"))
-        values = tl.where(exists & (index == padding_idx), 0.0, values)
-        tl.store(out + at * cols + col, values.to(out.dtype.element_ty), mask=(at < count) & (col < cols))
+        found = tl.where(exists, codes * scale, float("nan"))
+        found = tl.where(exists & (index == padding_idx), 0.0, found)
+        tl.store(out + at * cols + col, found.to(out.dtype.element_ty), mask=(at < count) & (col < cols))
 
 
 @triton.jit(do_not_specialize=["count", "padding_idx", "rows"])

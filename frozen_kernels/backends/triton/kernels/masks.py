@@ -1,9 +1,13 @@
-"""Bit planes and supermask streams. A block is some rows by the words of one chunk, whose stream position is known."""
+"""Bit planes, supermask streams and kept values.
+
+A block is some rows by the words of one chunk, whose stream position is known.
+"""
 
 import triton
 import triton.language as tl
 
 from .generate import score_draws
+from .stored import below, count_of
 from .words import (
     byte_totals,
     column_bits,
@@ -62,7 +66,7 @@ def keep_kernel(
     """What a supermask keeps: a plane int32 [rows, words], or a byte per element where the partition is stored."""
     row, word, chunk = chunk_block(cols, ROWS, WORDS)
     free, locked = partition_of(header, partition, rows, cols, row, word, ROWS, WORDS)
-    position = stream_position(offsets, None, rows, cols, row, chunk, ROWS)
+    position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     kept, _ = kept_words(supermask, supermask_bytes, free, position)
     kept = kept | locked
     if partition is None:
@@ -84,7 +88,7 @@ def pack_kernel(out, header, partition, keep, offsets, rows, cols, ROWS: tl.cons
     else:
         place, inside = elements(rows, cols, row, word, ROWS, WORDS)
         kept = words_of(tl.load(keep + place, mask=inside, other=0) != 0, ROWS, WORDS)
-    position = stream_position(offsets, None, rows, cols, row, chunk, ROWS)
+    position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     before, totals, _ = runs(free, position)
     run = extract(kept, free, totals)
     # runs have no padding, so two words of the stream may hold parts of one, and a word parts of many
@@ -100,7 +104,7 @@ def pack_kernel(out, header, partition, keep, offsets, rows, cols, ROWS: tl.cons
 def free_draws_kernel(out, header, offsets, rows, cols, ROWS: tl.constexpr, WORDS: tl.constexpr):
     """The SCORE draw of each free weight in stream order."""
     row, word, chunk = chunk_block(cols, ROWS, WORDS)
-    position = stream_position(offsets, None, rows, cols, row, chunk, ROWS)
+    position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     last = tl.minimum(chunk * 32 + 32, (cols + 31) // 32)
     bit = column_bits()
     one = tl.full((ROWS, WORDS, 32), 1, tl.uint32)
@@ -130,3 +134,45 @@ def popcount_kernel(total, bits, count, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     word = tl.load(bits + i, mask=i < count, other=0).to(tl.uint32)
     tl.atomic_add(total, tl.sum((byte_totals(word) >> 24).to(tl.int32), 0).to(tl.int64), sem="relaxed")
+
+
+@triton.jit
+def plane_block(keep, rows, cols, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """A program's rows, words and chunk, the keep words and their places in the plane, and which of them exist."""
+    row, word, chunk = chunk_block(cols, ROWS, WORDS)
+    at = row * ((cols + 31) // 32) + word
+    inside = (row < rows) & (word * 32 < cols)
+    return row, word, chunk, tl.load(keep + at, mask=inside, other=0).to(tl.uint32, bitcast=True), at, inside
+
+
+@triton.jit
+def plane_count_kernel(counts, keep, rows, cols, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """counts[1 + row * chunks + chunk]: the kept weights of a chunk."""
+    row, _, chunk, kept, _, _ = plane_block(keep, rows, cols, ROWS, WORDS)
+    count = tl.sum(count_of(kept), 1)[:, None]
+    tl.store(counts + 1 + row * ((cols + 1023) // 1024) + chunk, count.to(tl.int64), mask=row < rows)
+
+
+@triton.jit
+def places_kernel(places, keep, offsets, rows, cols, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """places[row, word]: where a word's first value lies."""
+    row, _, chunk, kept, at, inside = plane_block(keep, rows, cols, ROWS, WORDS)
+    first, _, _ = runs(kept, stream_position(offsets, rows, cols, row, chunk, ROWS))
+    tl.store(places + at, first.to(places.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def pack_values_kernel(
+    out, weight, keep, offsets, rows, cols, TAPS: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr
+):
+    """The kept values of a contiguous weight of torch's shape in stream order."""
+    row, word, chunk, kept, _, _ = plane_block(keep, rows, cols, ROWS, WORDS)
+    first, _, _ = runs(kept, stream_position(offsets, rows, cols, row, chunk, ROWS))
+    bit = column_bits()
+    col = word[:, :, None] * 32 + tl.arange(0, 32)[None, None, :]
+    channels = cols // TAPS
+    place = col % channels * TAPS + col // channels if TAPS > 1 else col
+    kept = kept[:, :, None]
+    taken = ((kept >> bit) & 1) != 0
+    values = tl.load(weight + row[:, :, None] * cols + place, mask=taken, other=0)
+    tl.store(out + first[:, :, None] + count_of(kept & below(bit)), values, mask=taken)

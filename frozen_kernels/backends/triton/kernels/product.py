@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from .operand import bit_operand, byte_operand, plane_words, unit
-from .tile import CONSTANT, SIGN
+from .stored import first_place, next_values, rounded, values_at
+from .tile import CONSTANT, SIGN, STORED
 from .words import bytes_of, header_word, signs_of
 
 
@@ -155,6 +156,9 @@ def product_kernel(
     keep,
     draw,
     normal_table,
+    values,
+    places,
+    row_scale,
     groups,
     rows,
     channels,
@@ -197,6 +201,9 @@ def product_kernel(
     a time. `SCALAR_TAP`: a step lies in one tap, `WHOLE`: and in its channels, `WHOLE_WORDS`: its words are the
     plane's. `PARTS` inputs, `part_stride` apart, are summed, the last first. Every `FLUSH` steps (0: never) the sum of
     the tensor cores, which need not round to nearest, is added to one that does.
+
+    `values` of a stored weight have `places` by chunk, where `TRANSPOSED` by word. There they are multiplied by
+    `row_scale`, whose rows are the input channels.
     """
     DTYPE: tl.constexpr = x.dtype.element_ty
     program = tl.program_id(0) % programs
@@ -267,6 +274,8 @@ def product_kernel(
             found = exists_at(origin, tap_of(i, taps_h, taps_w), move, x_size, SPATIAL)
             seen = seen | (found.to(tl.uint32) << i)
 
+    if CODE == STORED and not TRANSPOSED:
+        first = values + first_place(places, keep, read_row, begin * WORDS, plane_width)
     total = tl.zeros((ROWS, PIXELS), tl.float32)
     for part in range(PARTS):
         source = x + tl.cast(PARTS - 1 - part, tl.int64) * part_stride
@@ -316,10 +325,23 @@ def product_kernel(
                     moved = offset_of((at[0] * move[0], at[1] * move[1], at[2] * move[2]), x_stride, SPATIAL)
                     offset = image[None, :] + (moved + column % channels * x_stride[1])
                     inputs = read(source, offset, inside & (column < cols), False)
-                codes = decoded(header, keep, draw, normal_table, group, read_row, row0, read_local, word0, tap,
-                                channel0, rows, channels, cols, plane_width, CODE, DTYPE, TRANSPOSED, WHOLE_WORDS,
-                                ROWS, WORDS)  # fmt: skip
-                summed = tl.dot(codes, inputs, summed)
+                if CODE == STORED:
+                    if TRANSPOSED:
+                        narrow_row = (group * channels + channel0 + within).to(tl.int64)[None, :]
+                        codes = values_at(values, places, keep, row_scale, narrow_row, tap * rows + read_local,
+                                          plane_width, (channel0 + within < channels)[None, :])  # fmt: skip
+                    else:
+                        word = word0 + tl.arange(0, WORDS)[None, :]
+                        kept = plane_words(keep, read_row, word, plane_width, WHOLE_WORDS)
+                        codes, count = next_values(first, kept, ROWS, WORDS)
+                        first += count
+                    codes = rounded(codes, DTYPE)
+                else:
+                    codes = decoded(header, keep, draw, normal_table, group, read_row, row0, read_local, word0, tap,
+                                    channel0, rows, channels, cols, plane_width, CODE, DTYPE, TRANSPOSED, WHOLE_WORDS,
+                                    ROWS, WORDS)  # fmt: skip
+                # float32 operands, which a stored weight alone has, are multiplied as they are
+                summed = tl.dot(codes, inputs, summed, input_precision="ieee")
                 if SPATIAL > 0 and SCALAR_TAP:
                     channel0, index, td, th, tw = next_tap(channel0, index, (td, th, tw), taps_h, taps_w, channels,
                                                            BLOCK)  # fmt: skip

@@ -3,12 +3,14 @@
 import triton
 import triton.language as tl
 
+from .stored import next_values
 from .words import bytes_of, columns_of, keep_words, sign_words
 
 SIGN = tl.constexpr(0)
 UNIFORM = tl.constexpr(1)
 NORMAL = tl.constexpr(2)
 CONSTANT = tl.constexpr(3)
+STORED = tl.constexpr(4)
 
 
 @triton.jit
@@ -30,6 +32,8 @@ def tile(
     keep,
     draw,
     normal_table,
+    values,
+    row_scale,
     rows,
     cols,
     row,
@@ -39,16 +43,25 @@ def tile(
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """Codes of one tile as float32 [ROWS, 32 * WORDS], 0 where dropped, and the stream position behind it."""
+    """Codes of one tile as float32 [ROWS, 32 * WORDS], 0 where dropped, and the stream position behind it.
+
+    Those of a stored weight are its values, times the scales of their rows.
+    """
     word = (word0 + tl.arange(0, WORDS))[None, :].to(tl.int64)
-    kept, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
-    kept = columns_of(kept, ROWS, WORDS) != 0
-    if CODE == SIGN:
+    words, position = keep_words(header, supermask, supermask_bytes, keep, rows, cols, row, word, position, ROWS, WORDS)
+    kept = columns_of(words, ROWS, WORDS) != 0
+    if CODE == STORED:
+        codes, count = next_values(values + position, words, ROWS, WORDS)
+        codes = codes.to(tl.float32)
+        if row_scale is not None:
+            codes = codes * tl.load(row_scale + row, mask=row < rows, other=0.0)
+        position += count
+    elif CODE == SIGN:
         negative = columns_of(sign_words(header, draw, rows, cols, row, word, ROWS, WORDS), ROWS, WORDS) != 0
         codes = tl.where(negative, -1.0, 1.0)
     elif CODE == CONSTANT:
         codes = tl.full((ROWS, 32 * WORDS), 1.0, tl.float32)
     else:
-        values = draw_bytes(header, draw, rows, cols, row, word0, ROWS, WORDS)
-        codes = tl.load(normal_table + values) if CODE == NORMAL else (2 * values - 255).to(tl.float32)
+        drawn = draw_bytes(header, draw, rows, cols, row, word0, ROWS, WORDS)
+        codes = tl.load(normal_table + drawn) if CODE == NORMAL else (2 * drawn - 255).to(tl.float32)
     return tl.where(kept, codes, 0.0), position

@@ -16,6 +16,8 @@ def weight_kernel(
     keep,
     draw,
     normal_table,
+    values,
+    row_scale,
     supermask_bytes,
     rows,
     cols,
@@ -30,11 +32,11 @@ def weight_kernel(
     chunk = tl.program_id(0) % chunks
     row = ((tl.program_id(0) // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     scale = header_word(header, 6).to(tl.float32, bitcast=True)
-    position = stream_position(offsets, keep, rows, cols, row, chunk, ROWS)
+    position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     for word0 in range(chunk * CHUNK_WORDS, tl.minimum((chunk + 1) * CHUNK_WORDS, words), WORDS):
         codes, position = tile(
-            header, supermask, supermask_bytes, keep, draw, normal_table, rows, cols, row, word0, position,
-            CODE, ROWS, WORDS,
+            header, supermask, supermask_bytes, keep, draw, normal_table, values, row_scale, rows, cols, row, word0,
+            position, CODE, ROWS, WORDS,
         )  # fmt: skip
         col = (word0 * 32 + tl.arange(0, 32 * WORDS))[None, :].to(tl.int64)
         if TAPS == 1:

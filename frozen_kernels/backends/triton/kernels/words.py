@@ -298,9 +298,9 @@ def sign_words(header, draw, rows, cols, row, word, ROWS: tl.constexpr, WORDS: t
 
 
 @triton.jit
-def stream_position(offsets, keep, rows, cols, row, chunk, ROWS: tl.constexpr):
-    """Free weights before (row, chunk), int64 [ROWS, 1]; rows past the end get 0."""
-    if keep is None:
+def stream_position(offsets, rows, cols, row, chunk, ROWS: tl.constexpr):
+    """What a stream holds before (row, chunk), int64 [ROWS, 1]; rows past the end get 0, as all do without offsets."""
+    if offsets is not None:
         per_row = (cols + CHUNK_WORDS * 32 - 1) // (CHUNK_WORDS * 32)
         start = tl.load(offsets + row * per_row + chunk, mask=row < rows, other=0)
     else:

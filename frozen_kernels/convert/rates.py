@@ -1,0 +1,96 @@
+"""How many weights each stored layer keeps: the rates of a lottery jackpot (Zhang et al., arXiv 2104.08700)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .. import format as fmt
+from ..config import FreezeConfig, kept_of_pattern
+from ..nn.stored import kept_of
+from ..text import listed
+
+
+def _pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or module.weight[0, 0].numel() == 1  # type: ignore[index]
+
+
+def leave_dense(
+    configs: dict[str, FreezeConfig], modules: Mapping[str, nn.Module], chosen_by_hand: bool
+) -> list[tuple[str, str]]:
+    """Take out of `configs` the stored layers that stay dense; returns their names and why.
+
+    The classifier, which is the last of the stored layers where that is linear or a 1 x 1 convolution, unless layers
+    were chosen by hand; layers that a dict of rates does not name, and those that a pattern does not fit. ValueError
+    for rates of names that are no such layer.
+    """
+    stored = [name for name, config in configs.items() if config.code == fmt.STORED]
+    left: dict[str, str] = {}
+    for name in stored:
+        config, cols = configs[name], fmt.matrix_shape(modules[name].weight.shape)[1]  # type: ignore[arg-type, union-attr]
+        if isinstance(modules[name], nn.Embedding):
+            left[name] = "embeddings have no stored weights: it stays dense"
+        elif isinstance(config.rates, Mapping):
+            unknown = [key for key in config.rates if key not in stored]
+            if unknown:
+                raise ValueError(f"rates: {listed(unknown)}, but the layers that can be stored are {listed(stored)}")
+            if name not in config.rates:
+                left[name] = "rates do not name it"
+        elif config.pattern is not None and cols % kept_of_pattern(config.pattern)[1]:
+            left[name] = f"its {cols} columns do not divide into the groups of pattern {config.pattern}"
+        elif not chosen_by_hand and name == stored[-1] and _pointwise(modules[name]):
+            left[name] = "the classifier, as the last layer: it stays dense unless filter_fn says otherwise"
+    for name in left:
+        del configs[name]
+    return list(left.items())
+
+
+def kept_counts(configs: Mapping[str, FreezeConfig], weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many weights each stored layer keeps; those of one config with rates "l1" share a magnitude threshold.
+
+    With "l1" the `round(n * sparsity)` smallest of all `n` are dropped; of equal ones the layer that comes first, then
+    the lower position, is kept. A weight shared by layers counts once.
+    """
+    found: dict[str, int] = {}
+    networks: list[tuple[FreezeConfig, dict[int, list[str]]]] = []
+    for name, config in configs.items():
+        if config.code != fmt.STORED:
+            continue
+        count = weights[name].numel()
+        if config.pattern is not None:
+            kept, of = kept_of_pattern(config.pattern)
+            found[name] = count // of * kept
+        elif config.rates == "l1":
+            same = next((group for other, group in networks if other == config), None)
+            if same is None:
+                same = {}
+                networks.append((config, same))
+            same.setdefault(id(weights[name]), []).append(name)
+        else:
+            rates = config.rates
+            found[name] = kept_of(count, rates[name] if isinstance(rates, Mapping) else config.sparsity)
+    for config, tensors in networks:
+        first = {names[0]: weights[names[0]] for names in tensors.values()}
+        for names, kept in zip(tensors.values(), _largest(list(first.values()), config.sparsity), strict=True):
+            found.update(dict.fromkeys(names, kept))
+    return found
+
+
+def _largest(weights: list[Tensor], sparsity: float) -> list[int]:
+    """How many of the largest magnitudes of all lie in each weight."""
+    total = sum(w.numel() for w in weights)
+    kept = kept_of(total, sparsity)
+    if kept == total or any(w.device.type == "meta" for w in weights):
+        return [kept_of(w.numel(), sparsity if kept < total else 0.0) for w in weights]
+    flat = [w.detach().flatten().to(torch.float32) for w in weights]
+    key = int(torch.ops.frozen_kernels.select(flat, total - kept))
+    above = [int((fmt.score_keys(w) > key).sum()) for w in flat]
+    left = kept - sum(above)
+    counts = []
+    for w, more in zip(flat, above, strict=True):
+        ties = min(int((fmt.score_keys(w) == key).sum()), left)
+        left -= ties
+        counts.append(more + ties)
+    return counts
