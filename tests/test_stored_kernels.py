@@ -339,7 +339,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="row_scale"):
         cpu.linear(x, None, None, *frozen._replace(values=values.to(torch.int8)).pack())
     scores = torch.zeros(33 * 64)
-    with pytest.raises(Unsupported, match="products alone"):
+    with pytest.raises((Unsupported, ValueError), match="stored weight"):
         cpu.linear_grad_scores(integers((3, 33), 2), x, scores, *frozen.pack())
     with pytest.raises(Unsupported, match="not packed"):
         cpu.linear(x, None, None, *frozen._replace(values=torch.zeros(33, 64)).pack())

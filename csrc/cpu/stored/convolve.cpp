@@ -54,6 +54,7 @@ class Convolution {
     // Taps share the inputs of their channels.
     if (32 * near < layer_.channels) chunk_words_ = std::min(chunk_words_, near);
     plan();
+    require_places(phases_.count() * layer_.channels * ld_);
     at_.resize(static_cast<size_t>(32 * f_.words));
     each_column(f_.cols, [&](int64_t column, int64_t place) {
       const int64_t tap = column / layer_.channels, channel = column % layer_.channels;

@@ -68,6 +68,7 @@ class Transposed {
         residues_(call.g),
         lines_(call.g.batch, residues_.size, residues_.extra, UNIT, call.g.narrow) {
     plan();
+    require_places(block_rows_ * ld_);
     shift_.resize(static_cast<size_t>(32 * f_.words));
     bucket_.resize(static_cast<size_t>(32 * f_.words));
     each_column(f_.cols, [&](int64_t column, int64_t place) {

@@ -1,5 +1,8 @@
 // What a keep plane and packed values say, as lists: an entry for each weight that is kept, in stream order.
 #pragma once
+#include <stdexcept>
+#include <string>
+
 #include "cpu/conv/pixels.h"
 
 namespace fk::FK_ISA_NS {
@@ -59,6 +62,13 @@ inline int64_t compress(const uint32_t* words, int64_t count, const void* table,
   }
   return found;
 #endif
+}
+
+// Places are int32. Throws where the floats that a task reads or adds to are more.
+inline void require_places(int64_t floats) {
+  if (floats < int64_t{1} << 31) return;
+  throw std::invalid_argument("a task of this layer has " + std::to_string(floats) +
+                              " inputs or sums, expected below 2^31");
 }
 
 inline int64_t count_kept(const uint32_t* words, int64_t count) {

@@ -80,7 +80,7 @@ def pack_args(pack: Pack, product: bool = False) -> tuple[tuple[int, ...], Pack]
     held, rows, cols = checked_pack(pack)
     header, supermask, offsets, keep, draw, _, values, row_scale, code, _ = held
     if code == STORED and not product:
-        raise Unsupported("of stored weights the CPU has products alone")
+        raise Unsupported("stored weights have no such kernel here")
     at = header.data_ptr()
 
     def address(t: Tensor | None) -> int:
