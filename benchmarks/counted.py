@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from frozen_kernels.tickets.file import read_ticket, verify_ticket
 
 from .registry import Case
 from .sides import layer_of
+from .stored import packed, resident
 from .verify import ROOT, Verdict
 from .whole import frozen_model
 
@@ -53,6 +55,11 @@ def footprint(case: Case) -> Count:
     formula = resident_bytes(layer.shape, layer.code, layer.counts["free"], kept)
     why = "" if found.resident == formula else f"{found.resident} bytes held, {formula} by the formula"
     return Count(found.resident / found.weights, "bytes/weight", Verdict(not why, why=why))
+
+
+def stored_bytes(case: Case) -> Count:
+    """Bytes per weight of a packed stored weight."""
+    return Count(resident(packed(case.shape, case.residency)) / math.prod(case.shape), "bytes/weight")
 
 
 def _probe(*arguments: str) -> dict:
@@ -135,7 +142,7 @@ def process_peak(case: Case) -> Count:
 
 
 COUNTS: dict[str, Callable[[Case], Count]] = {"ticket_size": ticket_size, "footprint": footprint, "rest": rest}
-COUNTS["training_memory"] = training_memory
+COUNTS |= {"training_memory": training_memory, "stored_bytes": stored_bytes}
 COUNTS |= {f"{op} {mode}": peak for op in ("linear", "conv2d") for mode in ("forward", "step")}
 COUNTS |= {f"held {way}": held for way in ("freeze", "ticket", "search")}
 COUNTS |= {f"peak {way}": process_peak for way in ("freeze", "ticket")}

@@ -24,6 +24,8 @@ KEPT = (("sign", "planes"), ("sign", "mask"), ("sign", "seed"), ("uniform", "mas
 RESIDENT = ("seed", "mask", "planes", "dense")
 CALL_BATCHES = (1, 16)
 KINDS_OF_CALL = {"no_grad": "mask", "inference_mode": "mask", "dense": "dense", "train": "mask"}  # and what is kept
+STORED_VALUES = ("float32", "float16")
+STORED_BATCHES = (1, 16, 64)
 HELD_LAYERS = (24, 4096, 4096)  # how many, and their rows and columns
 
 
@@ -281,6 +283,30 @@ def _auto_cases() -> Iterator[Case]:
                          line="auto-net", **shared)  # fmt: skip
 
 
+def _stored_cases() -> Iterator[Case]:
+    """Packed stored weights; the residency names the dtype of their values."""
+    shape = LINEAR_SHAPES[0]
+    for batch in STORED_BATCHES:
+        setting = f"stored/linear/{shape[0]}x{shape[1]}/b{batch}/fp32"
+        for values in STORED_VALUES:
+            line = "stored-vector" if (batch, values) == (1, "float32") else ""
+            yield _plain(f"{setting}/{values}", "stored", "linear", setting=setting, shape=shape, code="stored",
+                         input=(batch, shape[1]), residency=values, batch=batch, baseline="torch", line=line,
+                         operations=batch * math.prod(shape))  # fmt: skip
+    for conv in convolutions("resnet50"):
+        for batch in CONV_BATCHES:
+            size = "x".join(map(str, conv.shape))
+            setting = f"stored/conv2d/{size}/{conv.size[0]}/s{conv.stride[0]}/b{batch}/fp32"
+            for values in STORED_VALUES:
+                yield _plain(f"{setting}/{values}", "stored", "conv2d", setting=setting, shape=conv.shape,
+                             code="stored", input=(batch, conv.shape[1], *conv.size), residency=values, batch=batch,
+                             geometry=(*conv[2:],), baseline="torch", line="stored-conv",
+                             operations=batch * math.prod(conv.shape) * math.prod(output_size(conv)))  # fmt: skip
+    for values in STORED_VALUES:
+        yield _plain(f"stored/bytes/4096x4096/{values}", "stored", "stored_bytes", shape=shape, code="stored",
+                     residency=values, line="stored-bytes" if values == "float32" else "")  # fmt: skip
+
+
 def _load_cases() -> Iterator[Case]:
     """Process memory after each way to a model: frozen here, loaded from a ticket, searched."""
     for way in ("freeze", "ticket", "search"):
@@ -308,4 +334,4 @@ def cases() -> tuple[Case, ...]:
         for batch in CONV_BATCHES:
             found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
     found += [*_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases()]
-    return (*found, *_call_cases(), *_auto_cases(), *_load_cases())
+    return (*found, *_call_cases(), *_auto_cases(), *_load_cases(), *_stored_cases())

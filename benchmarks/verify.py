@@ -19,6 +19,7 @@ TEST_FILES = {
     "resnet": "tests/test_gemm_kernels.py",
     "mobilenet": "tests/test_gemm_kernels.py",
     "gradient": "tests/test_gemm_kernels.py",
+    "stored": "tests/test_stored_kernels.py",
     "select": "tests/test_search.py",
     "generate": "tests/test_format_kernels.py",
     "ticket": "tests/test_ticket.py",

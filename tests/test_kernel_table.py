@@ -28,7 +28,7 @@ def choose(operation, rows, cols, pixels, *, code="sign", groups=1, taps=1, dtyp
     """The kernel of a convolution of `pixels` results in a line with `taps` taps; its channels are contiguous."""
     header = fmt.make_header(1, 0, tau_prune=0, tau_freeze=65536, scale=1.0, code=code)
     keep = torch.zeros(rows * fmt.words(cols), dtype=torch.int32)
-    pack = [header.data_ptr(), fmt.CODES.index(code), rows, cols, 0, 0, 0, keep.data_ptr(), 0]
+    pack = [header.data_ptr(), fmt.ALL_CODES.index(code), rows, cols, 0, 0, 0, keep.data_ptr(), 0, 0, 0, 0, 0]
     wide = pixels + taps - 1
     channels = cols // taps * groups
     sizes = [1, groups, *[1, 1, 1, 1, 0, 1] * 2, wide, pixels, taps, 1, 0, 1]
@@ -59,6 +59,12 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable an
     ("convolve_transposed", 32, 3, 64, {"groups": 16, "taps": 3}, ("fma", "fma", "fma")),
     ("convolve_transposed", 64, 96, 4, {}, ("fma", "fma", "amx")),
     ("convolve_transposed", 64, 96, 1, {}, ("fma", "fma", "fma")),
+    ("convolve", 64, 96, 1, {"code": "stored"}, ("stored_vector",) * 3),
+    ("convolve", 64, 96, 4, {"code": "stored"}, ("stored",) * 3),
+    ("convolve", 64, 96, 2, {"code": "stored", "groups": 2}, ("stored",) * 3),
+    ("convolve", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 3),
+    ("convolve_transposed", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 3),
+    ("convolve_transposed", 64, 96, 1, {"code": "stored"}, ("stored_scatter",) * 3),
     ("score_gradient", 96, 96, 64, {}, ("fma", "fma", "amx")),
     ("score_gradient", 95, 96, 64, {}, ("fma", "fma", "fma")),
     ("score_gradient", 16, 96, 64, {"dtype": 1}, ("fma", "fma", "amx")),
@@ -70,6 +76,11 @@ def test_the_first_kernel_that_serves_a_shape(isa):
     level = {"portable": 0, "avx2": 0, "avx512": 1, "amx": 2}[isa]
     found = [choose(*shape, **options) for *shape, options, _ in CHOICES]
     assert found == [kernels[level] for *_, kernels in CHOICES]
+
+
+def test_a_stored_weight_has_no_score_gradient(isa):
+    with pytest.raises(ValueError, match="code id is 4, a stored weight, expected 0 to 3"):
+        choose("score_gradient", 96, 96, 64, code="stored")
 
 
 def test_an_unknown_operation_is_refused():

@@ -44,6 +44,7 @@ class Call {
         transposed_(transposed),
         spatial_(spatial),
         window_(window) {
+    require_product(frozen_);
     geometry_.groups = groups;
     for (int d = 0; d < 3; ++d) {
       geometry_.taps[d] = window[0][d], geometry_.stride[d] = window[1][d], geometry_.padding[d] = window[2][d];
@@ -178,6 +179,7 @@ class Call {
 
   void scores_of(const Place& place, const Activations& wide, const Activations& narrow, int64_t scores, int64_t count,
                  int scores_dtype, int64_t out, int threads) const {
+    require_drawn(frozen_);
     require_equal("scores", count, free_count(frozen_));
     const DType dtype = to_dtype(scores_dtype);
     const py::gil_scoped_release unlocked;

@@ -18,6 +18,7 @@ namespace {
 void convolve(const Pack& pack, const Sizes& sizes, const Side& wide, const Side& narrow, const EpilogueArgs& epilogue,
               int threads) {
   const Frozen f = to_frozen(pack);
+  require_product(f);
   const Geometry g = to_geometry(f, sizes);
   const py::gil_scoped_release unlocked;
   active_conv_kernels().convolve(f, g, to_activations(wide), to_activations(narrow), to_epilogue(epilogue), threads);
@@ -26,6 +27,7 @@ void convolve(const Pack& pack, const Sizes& sizes, const Side& wide, const Side
 void convolve_transposed(const Pack& pack, const Sizes& sizes, const Side& narrow, const Side& wide,
                          const EpilogueArgs& epilogue, int threads) {
   const Frozen f = to_frozen(pack);
+  require_product(f);
   const Geometry g = to_geometry(f, sizes);
   const py::gil_scoped_release unlocked;
   active_conv_kernels().convolve_transposed(f, g, to_activations(narrow), to_activations(wide), to_epilogue(epilogue),
@@ -35,6 +37,7 @@ void convolve_transposed(const Pack& pack, const Sizes& sizes, const Side& narro
 void score_gradient(const Pack& pack, const Sizes& sizes, const Side& wide, const Side& narrow, int64_t scores,
                     int64_t out, int64_t count, int dtype, int threads) {
   const Frozen f = to_frozen(pack);
+  require_drawn(f);
   const Geometry g = to_geometry(f, sizes);
   require_equal("scores", count, free_count(f));
   const DType scores_dtype = to_dtype(dtype);
@@ -63,6 +66,7 @@ std::vector<std::tuple<std::string, std::string, std::string>> kernels() {
 std::string kernel_of(const std::string& operation, const Pack& pack, const Sizes& sizes, const Side& wide,
                       const Side& narrow) {
   const Frozen f = to_frozen(pack);
+  if (to_operation(operation) == SCORE_GRADIENT) require_drawn(f);
   return active_conv_kernels().choose(to_operation(operation), f, to_geometry(f, sizes), to_activations(wide),
                                       to_activations(narrow));
 }

@@ -14,11 +14,14 @@ struct Frozen {
   const uint8_t* bytes;      // [rows, cols], or null: bytes are generated
   const uint8_t* supermask;  // one bit per free weight
   int64_t supermask_bytes;
-  const int64_t* offsets;  // [rows * chunks() + 1] stream position of each (row, chunk)
+  const int64_t* offsets;  // [rows * chunks() + 1] stream position of each (row, chunk); of kept values where stored
+  const void* values;      // of a stored weight: what is kept, in stream order
+  int value_dtype;
+  const float* row_scale;  // [rows], or null: beside INT8 values
 
   int64_t chunks() const { return (words + CHUNK_WORDS - 1) / CHUNK_WORDS; }
 };
 
-enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum DType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INT8 = 3 };  // the last of values alone
 
 }  // namespace fk

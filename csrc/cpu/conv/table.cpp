@@ -5,6 +5,7 @@
 #include "cpu/fma/fma.h"
 #include "cpu/lookup/lookup.h"
 #include "cpu/scores/scores.h"
+#include "cpu/stored/stored.h"
 
 #if FK_HAS_AVX512
 #include "cpu/small_batch/small_batch.h"
@@ -34,7 +35,10 @@ bool any(const Call&) {
   return true;
 }
 
+// Stored weights come first, and no call of one goes further: the other kernels draw their weights.
 constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
+    {{"stored_vector", STORED_VECTOR_SERVES}, stored_vector_serves, always<convolve_stored_vector, Call>},
+    {{"stored", "stored weights"}, is_stored, always<convolve_stored, Call>},
 #if FK_HAS_AVX512
     {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
 #endif
@@ -51,6 +55,10 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 };
 
 constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
+    {{"stored_scatter", "stored weights: one tap, strides of 1"},
+     stored_scatter_serves,
+     always<convolve_transposed_stored_scatter, Call>},
+    {{"stored", "stored weights"}, is_stored, always<convolve_transposed_stored, Call>},
     {{"depthwise", "one row and one channel per group, more than one group"},
      depthwise_transposed_serves,
      always<depthwise_transposed, Call>},

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import CODES, STORED, Pack, check_code
+from ...format import ALL_CODES, CODES, STORED, Pack, check_code
 from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
 
@@ -22,6 +22,7 @@ except ImportError as error:
 
 DEVICES = ("cpu",)
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+VALUE_DTYPES = {**DTYPES, torch.int8: 3}
 
 threads = torch.get_num_threads
 
@@ -70,13 +71,16 @@ def score_args(scores: Tensor, header: Tensor) -> tuple[tuple[int, int, int], Te
     return (scores.data_ptr(), scores.numel(), DTYPES[scores.dtype]), scores
 
 
-def pack_args(pack: Pack) -> tuple[tuple[int, ...], Pack]:
-    """A frozen tensor as the extension takes it, and the contiguous tensors that it points into."""
+def pack_args(pack: Pack, product: bool = False) -> tuple[tuple[int, ...], Pack]:
+    """A frozen tensor as the extension takes it, and the contiguous tensors that it points into.
+
+    `product`: whether a product takes it, which stored weights have.
+    """
     check_cpu("header", pack.header)
     held, rows, cols = checked_pack(pack)
-    header, supermask, offsets, keep, draw, _, _, _, code, _ = held
-    if code == STORED:
-        raise Unsupported("stored weights have no kernels here")
+    header, supermask, offsets, keep, draw, _, values, row_scale, code, _ = held
+    if code == STORED and not product:
+        raise Unsupported("stored weights have no such kernel here")
     at = header.data_ptr()
 
     def address(t: Tensor | None) -> int:
@@ -84,5 +88,11 @@ def pack_args(pack: Pack) -> tuple[tuple[int, ...], Pack]:
         return 0 if t is None else t.data_ptr() or at
 
     size = 0 if supermask is None else supermask.numel()
-    args = (at, CODES.index(code), rows, cols, address(supermask), size, address(offsets), address(keep), address(draw))
+    stored = (0, 0, 0, 0)
+    if code == STORED and values is not None:
+        stored = (address(values), values.numel(), VALUE_DTYPES[values.dtype], address(row_scale))
+    args = (
+        at, ALL_CODES.index(code), rows, cols, address(supermask), size, address(offsets), address(keep),
+        address(draw), *stored,
+    )  # fmt: skip
     return args, held

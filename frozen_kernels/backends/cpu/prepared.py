@@ -84,7 +84,7 @@ class _Fused:
         relu: bool,
         dtype: torch.dtype,
     ) -> None:
-        (args, packed), spatial = pack_args(record.pack()), len(record.shape) - 2
+        (args, packed), spatial = pack_args(record.pack(), product=True), len(record.shape) - 2
         self.record, self.geometry, self.dtype = record, geometry, dtype
         self.shape, self.spatial = record.shape, spatial
         self.tensors = (packed, bias, gain)  # the call points into their memory

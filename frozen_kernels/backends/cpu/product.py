@@ -50,7 +50,7 @@ def product(
 ) -> Tensor:
     """`relu(gain * W x + bias)` of that size; with `back` the product of the transposed layer."""
     check_dtype("grad" if back else "x", x.dtype)
-    args, held = pack_args(pack)
+    args, held = pack_args(pack, product=True)
     linear, transposed = len(held.shape) == 2, geometry.transposed != back
     y, x, x_side, y_side = with_result(x, size, linear)
     bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)

@@ -1,0 +1,23 @@
+// Products of a stored weight, which has values of its own: they read its keep plane and the values that it keeps, and
+// do work for those alone. A weight that is dropped meets no input, so infinity and NaN pass only where one is kept.
+#pragma once
+#include "cpu/conv/layer.h"
+
+namespace fk::FK_ISA_NS {
+
+inline bool is_stored(const Call& c) { return c.f.code == STORED_CODE; }
+
+constexpr int64_t STORED_VECTOR_PIXELS = 2;
+#define STORED_VECTOR_SERVES "stored weights: one group, 1 or 2 result pixels"
+bool stored_vector_serves(const Call& c);
+// narrow = W wide, lanes along the columns
+void convolve_stored_vector(const Call& call);
+// narrow = W wide, lanes along the pixels
+void convolve_stored(const Call& call);
+bool stored_scatter_serves(const Call& c);
+// wide = W^T narrow of one tap, lanes along the pixels
+void convolve_transposed_stored_scatter(const Call& call);
+// wide = W^T narrow, lanes along the pixels
+void convolve_transposed_stored(const Call& call);
+
+}  // namespace fk::FK_ISA_NS
