@@ -222,7 +222,7 @@ def compare(
         if start == "random":
             start_at_random(model, seed)
         before = cosine(model, batcher, texts.held_out, wanted[1])
-        how = {"lr": LR[start], "restriction": restriction, "seed": seed}
+        how: dict[str, Any] = {"lr": LR[start], "restriction": restriction, "seed": seed}
         after = search(model, batcher, texts, wanted, **how, steps=steps, measured=measured)
         runs.append(Run(seed, start, restriction, before, after, time.monotonic() - began))
         print(runs[-1], flush=True)

@@ -19,11 +19,21 @@ def encoder():
     return folder, example.Batcher(folder), example.pretrained(folder)
 
 
-def test_texts_are_fixed_different_and_of_other_files(texts):
+def test_texts_are_fixed_and_different(texts):
     assert texts == example.load_texts(train=32, held_out=16)
     assert len(texts.train) == 32 and len(texts.held_out) == 16 and len(set(texts.train + texts.held_out)) == 48
-    with pytest.raises(ValueError, match="1000016 are needed"):
-        example.load_texts(train=1_000_000, held_out=16)
+
+
+def test_no_file_has_texts_in_both_parts_and_too_few_are_refused(tmp_path, monkeypatch):
+    for file in "abc":
+        functions = [f'def f{i}():\n    """File {file}, function {i}{"." * 40}\n\n    More."""\n' for i in range(3)]
+        (tmp_path / f"{file}.py").write_text("\n".join(functions))
+    monkeypatch.setattr(example.sysconfig, "get_path", lambda name: str(tmp_path))
+    found = example.load_texts(train=6, held_out=2)
+    assert not {text[:6] for text in found.train} & {text[:6] for text in found.held_out}
+    assert "More" not in "".join(found.train)
+    with pytest.raises(ValueError, match="8 docstrings in 3 files, 12 are needed"):  # the ninth is of the held-out file
+        example.load_texts(train=10, held_out=2)
 
 
 def test_what_is_missing_is_named_with_how_to_install_it(monkeypatch):
