@@ -20,7 +20,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -173,7 +173,7 @@ def search(
     dense: tuple[Tensor, Tensor],
     *,
     lr: float,
-    restriction: str | None,
+    restriction: Literal["short"] | None,
     seed: int,
     steps: int = STEPS,
     measured: tuple[int, ...] = MEASURED,
