@@ -52,7 +52,7 @@ class Frozen:
     def pack(self, residency="planes"):
         draw = self.draw if residency == "planes" else None
         keep = None if residency == "seed" else self.keep
-        return [self.header, self.supermask, self.offsets, keep, draw, None, self.code, self.shape]
+        return [self.header, self.supermask, self.offsets, keep, draw, None, None, None, self.code, self.shape]
 
     def grad_scores(self, grad_weight):
         return cpu.weight_grad_scores(grad_weight, self.scores, *self.pack())
