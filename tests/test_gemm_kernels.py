@@ -389,7 +389,7 @@ def test_a_dense_weight_is_served_by_torch():
     f = Frozen((33, 10, 3, 3), "sign")
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     x = integers((2, 10, 6, 5), 1)
-    pack = [f.header, f.supermask, None, None, None, f.weight, f.code, f.shape]
+    pack = [f.header, f.supermask, None, None, None, f.weight, None, None, f.code, f.shape]
     ops = torch.ops.frozen_kernels
     y = ops.conv2d(x, None, None, *pack, *geometry)
     assert torch.equal(y, cpu.conv2d(x, None, None, *f.pack(), *geometry))
