@@ -7,8 +7,8 @@ namespace fk::FK_ISA_NS {
 
 inline bool is_stored(const Call& c) { return c.f.code == STORED_CODE; }
 
-constexpr int64_t STORED_VECTOR_PIXELS = 2;
-#define STORED_VECTOR_SERVES "stored weights: one group, 1 or 2 result pixels"
+constexpr int64_t STORED_VECTOR_PIXELS = 4;
+#define STORED_VECTOR_SERVES "stored weights: one group, 1 or 2 result pixels, up to 4 of float32 values on AVX-512"
 bool stored_vector_serves(const Call& c);
 // narrow = W wide, lanes along the columns
 void convolve_stored_vector(const Call& call);

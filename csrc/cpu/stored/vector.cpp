@@ -1,4 +1,5 @@
-// One or two pixels: the inputs that a row keeps are moved together, and meet its values in one dot product.
+// Few pixels. The inputs that a row keeps are moved together and meet its values in one dot product, for one pixel or
+// two; or values are moved to the lanes of their inputs, for up to four.
 #include "cpu/core/parallel.h"
 #include "cpu/core/scratch.h"
 #include "cpu/small_batch/input.h"
@@ -11,7 +12,6 @@ namespace {
 
 constexpr int64_t ROWS = 16;  // stored together
 constexpr int CHAINS = 32 / VL;
-constexpr int64_t FETCH_ROWS = 3;  // ahead
 
 float sum_of(vf32 x) {
   float lane[VL];
@@ -69,6 +69,54 @@ float dot(const Frozen& f, int64_t first, int64_t count, float* x) {
   return sum_of(sum[0]);
 }
 
+#if FK_HAS_AVX512
+constexpr int64_t FETCH_VALUES = 1 << 10;  // ahead
+
+// The same for float32 values straight from the bits, for P pixels whose inputs lie `ld` apart: values go to the lanes
+// that keep them. No value past those of the row is read. Masks come by sign bits, on the port that does not expand, or
+// by a test, on the one that does: both are busy alike.
+template <int P>
+void expanded_dots(const uint32_t* words, int64_t count, const float* value, const float* x, int64_t ld, float* out) {
+  const __m512i low = _mm512_sub_epi32(_mm512_set1_epi32(31), vu32::iota().v);
+  const __m512i high = _mm512_sllv_epi32(_mm512_set1_epi32(1 << 16), vu32::iota().v);
+  __m512 evens[P][2], odds[P][2];
+  for (int p = 0; p < P; ++p) evens[p][0] = evens[p][1] = odds[p][0] = odds[p][1] = _mm512_setzero_ps();
+  const auto add = [&](int64_t i, auto chain) {
+    const uint32_t* const word = words + i;
+    __m512i bits;
+    // A broadcast from memory takes a load, one from an integer register the port that expands.
+    asm("vpbroadcastd %1, %0" : "=v"(bits) : "m"(*word));
+    const __mmask16 even = _mm512_movepi32_mask(_mm512_sllv_epi32(bits, low));
+    const __mmask16 odd = _mm512_test_epi32_mask(bits, high);
+    const __m512 first = _mm512_maskz_expandloadu_ps(even, value);
+    const __m512 second = _mm512_maskz_expandloadu_ps(odd, value + __builtin_popcount(*word & EVEN_COLUMNS));
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      const float* const inputs = x + p * ld + 32 * i;
+      // with the masks, for a dropped weight must not meet infinity or NaN
+      evens[p][chain] = _mm512_mask3_fmadd_ps(first, _mm512_loadu_ps(inputs), evens[p][chain], even);
+      odds[p][chain] = _mm512_mask3_fmadd_ps(second, _mm512_loadu_ps(inputs + 16), odds[p][chain], odd);
+    }
+    value += __builtin_popcount(*word);
+  };
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) {
+    __builtin_prefetch(value + FETCH_VALUES);
+    add(i, std::integral_constant<int, 0>());
+    add(i + 1, std::integral_constant<int, 1>());
+  }
+  if (i < count) add(i, std::integral_constant<int, 0>());
+  for (int p = 0; p < P; ++p) {
+    const __m512 even = _mm512_add_ps(evens[p][0], evens[p][1]), odd = _mm512_add_ps(odds[p][0], odds[p][1]);
+    out[p] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+  }
+}
+
+using ExpandedDots = void (*)(const uint32_t*, int64_t, const float*, const float*, int64_t, float*);
+constexpr ExpandedDots EXPANDED_DOTS[STORED_VECTOR_PIXELS] = {expanded_dots<1>, expanded_dots<2>, expanded_dots<3>,
+                                                              expanded_dots<4>};
+#endif
+
 float row_sum(const Frozen& f, int64_t first, int64_t count, float* x) {
   switch (f.value_dtype) {
     case BFLOAT16:
@@ -82,15 +130,19 @@ float row_sum(const Frozen& f, int64_t first, int64_t count, float* x) {
   }
 }
 
-// Values and bits of a row on their way to the cache: a row reads its bits first and then, all at once, its values.
-void fetch(const Frozen& f, int64_t row) {
-  if (row >= f.rows) return;
-  const int64_t bytes = f.value_dtype == FLOAT32 ? 4 : f.value_dtype == INT8 ? 1 : 2;
-  const int64_t begin = f.offsets[row * f.chunks()] * bytes, end = f.offsets[(row + 1) * f.chunks()] * bytes;
-  const char* const values = static_cast<const char*>(f.values);
-  const char* const words = reinterpret_cast<const char*>(f.keep + row * f.words);
-  for (int64_t i = begin; i < end; i += 64) __builtin_prefetch(values + i);
-  for (int64_t i = 0; i < 4 * f.words; i += 64) __builtin_prefetch(words + i);
+// The sums of a row for all pixels, whose inputs lie in the order of the bits; `kept` is room for those of one.
+void row_sums(const Frozen& f, int64_t row, int64_t first, int64_t pixels, const float* x, float* kept, float* out) {
+  const uint32_t* const words = f.keep + row * f.words;
+#if FK_HAS_AVX512
+  if (f.value_dtype == FLOAT32) {
+    const float* const values = static_cast<const float*>(f.values) + first;
+    return EXPANDED_DOTS[pixels - 1](words, f.words, values, x, 32 * f.words, out);
+  }
+#endif
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const int64_t count = compress(words, f.words, x + pixel * 32 * f.words, kept);
+    out[pixel] = row_sum(f, first, count, kept);
+  }
 }
 
 // Inputs in the order of the bits of their words: [pixel][word][bit].
@@ -107,7 +159,8 @@ std::vector<float> in_bit_order(const VectorInput& input, const Frozen& f) {
 }  // namespace
 
 bool stored_vector_serves(const Call& c) {
-  return is_stored(c) && c.layer.groups == 1 && c.pixels <= STORED_VECTOR_PIXELS;
+  const bool expands = FK_HAS_AVX512 && c.f.value_dtype == FLOAT32;
+  return is_stored(c) && c.layer.groups == 1 && c.pixels <= (expands ? STORED_VECTOR_PIXELS : 2);
 }
 
 void convolve_stored_vector(const Call& call) {
@@ -126,11 +179,10 @@ void convolve_stored_vector(const Call& call) {
       const int64_t rows = std::min(ROWS, f.rows - row0);
       for (int64_t row = row0; row < row0 + rows; ++row) {
         const int64_t first = f.offsets[row * f.chunks()];
-        fetch(f, row + FETCH_ROWS);
+        float found[STORED_VECTOR_PIXELS];
+        row_sums(f, row, first, call.pixels, x.data(), kept, found);
         for (int64_t pixel = 0; pixel < call.pixels; ++pixel) {
-          const int64_t count = compress(f.keep + row * f.words, f.words, x.data() + pixel * 32 * f.words, kept);
-          const float sum = row_sum(f, first, count, kept);
-          sums[pixel * ROWS + row - row0] = f.row_scale ? sum * f.row_scale[row] : sum;
+          sums[pixel * ROWS + row - row0] = f.row_scale ? found[pixel] * f.row_scale[row] : found[pixel];
         }
       }
       result.store_channels(sums, ROWS, row0, rows, runs, run_count);
