@@ -307,6 +307,13 @@ def _stored_cases() -> Iterator[Case]:
                      residency=values, line="stored-bytes" if values == "float32" else "")  # fmt: skip
 
 
+def _jackpot_cases() -> Iterator[Case]:
+    """A step of a jackpot's search, over a training step of the dense net that it is searched in."""
+    for name, batch, size in (("digits", 64, (1, 8, 8)), ("resnet18", 32, (3, 32, 32))):
+        yield _plain(f"jackpot/step/{name}/b{batch}", "jackpot", name, input=(batch, *size), batch=batch, code="stored",
+                     residency="dense", baseline="torch", line=f"jackpot-{name}")  # fmt: skip
+
+
 def _load_cases() -> Iterator[Case]:
     """Process memory after each way to a model: frozen here, loaded from a ticket, searched."""
     for way in ("freeze", "ticket", "search"):
@@ -334,4 +341,4 @@ def cases() -> tuple[Case, ...]:
         for batch in CONV_BATCHES:
             found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
     found += [*_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases()]
-    return (*found, *_call_cases(), *_auto_cases(), *_load_cases(), *_stored_cases())
+    return (*found, *_call_cases(), *_auto_cases(), *_load_cases(), *_stored_cases(), *_jackpot_cases())

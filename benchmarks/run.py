@@ -27,7 +27,7 @@ from .records import OK, REFUSED, Row, read_rows, row_of, write_rows, write_whol
 from .registry import Case, cases
 from .served import auto_setup, call_setup
 from .sides import Call, Setup, gradient_setup, layer_setup
-from .stored import stored_setup
+from .stored import jackpot_setup, stored_setup
 from .verify import ROOT, Verdict, run_tests
 from .whole import SETUPS
 
@@ -43,6 +43,7 @@ BUILDERS = {
     "call": call_setup,
     "auto": auto_setup,
     "stored": stored_setup,
+    "jackpot": jackpot_setup,
     **SETUPS,
 }
 

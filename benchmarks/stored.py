@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import frozen_kernels as fk
+from examples.training.models import build
 
 from .registry import Case
 from .sides import SEED, Call, Setup, apply, sample, spread
 from .verify import Verdict, judge
+from .whole import CLASSES, Training
 
 SPARSITY = 0.9
 
@@ -56,3 +59,26 @@ def stored_setup(cases: Sequence[Case]) -> Setup:
 
     calls: dict[str, Call] = {case.name: partial(ours, case.name) for case in cases}
     return Setup({"torch": lambda: apply(first, x, plain, bias)}, calls, verdict)
+
+
+def jackpot_setup(cases: Sequence[Case]) -> Setup:
+    """A step of a search that never ends, against a step of the same optimizer on the dense net, both in train mode."""
+    (case,) = cases
+    torch.manual_seed(SEED)
+    plain = build(case.op, CLASSES)
+    model = copy.deepcopy(plain)
+    fk.freeze_(model, fk.FreezeConfig.preset("jackpot", sparsity=SPARSITY, rates="l1"))
+    search = fk.Jackpot(model, epochs=1 << 20, steps_per_epoch=1)
+    x, y = torch.randn(case.input), torch.randint(CLASSES, (case.batch,))
+    masked = fk.to_dense(model)
+    exact = copy.deepcopy(masked).double()
+
+    def outputs(net: nn.Module, given: Tensor) -> Tensor:
+        return copy.deepcopy(net)(given)  # running statistics stay as they are
+
+    def verdict(name: str) -> Verdict:
+        return judge(outputs(model, x), outputs(masked, x), outputs(exact, x.double()))
+
+    ours = Training(model, x, y, search.parameters(), search.step)
+    theirs = Training(plain, x, y, list(plain.parameters()), lambda: None)
+    return Setup({"torch": theirs.run_step}, {case.name: ours.run_step}, verdict)
