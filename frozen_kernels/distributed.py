@@ -17,25 +17,27 @@ from .nn.models import frozen_layers
 
 
 def _digest(layers: dict[str, FrozenLayer]) -> bytes:
-    """sha256 over the names, settings, headers and supermasks of frozen layers."""
+    """sha256 over the names, settings, headers, supermasks and stored values of frozen layers."""
     digest = hashlib.sha256()
     for name, layer in layers.items():
         digest.update(f"{name} {layer.shape} {layer.config}\n".encode())
-        for tensor in (layer.header, layer.packed_supermask()):
-            digest.update(tensor.cpu().numpy().tobytes())
+        for tensor in (layer.header, layer.packed_supermask(), layer.values, layer.row_scale):
+            if tensor is not None:
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 
 def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     """Make a frozen model ready for `DistributedDataParallel(model)`, in place, and return it.
 
-    DDP broadcasts every buffer before each forward. Those of frozen layers are functions of seed and scores, the same
-    on all ranks: DDP is told to leave them alone, which saves their bytes and lets several forwards come before a
-    backward. Without this call training gives the same numbers. Collective: call it on every rank, before wrapping.
+    DDP broadcasts every buffer before each forward. Those of frozen layers are functions of seed and scores, or stored
+    values that stay as they are, the same on all ranks: DDP is told to leave them alone, which saves their bytes and
+    lets several forwards come before a backward. Without this call training gives the same numbers. Collective: call it
+    on every rank, before wrapping.
 
     Raises:
-        ValueError: no frozen layers; or their seeds, settings or masks are not the same on every rank of the group,
-            named by its first rank that differs from rank 0.
+        ValueError: no frozen layers; or their seeds, stored values, settings or masks are not the same on every rank of
+            the group, named by its first rank that differs from rank 0.
     """
     import torch.distributed as dist
 
@@ -48,7 +50,8 @@ def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     dist.all_gather(every, mine, group=process_group)
     for rank, other in enumerate(every):
         if not torch.equal(other, every[0]):
-            raise ValueError(f"model: frozen layers of rank {rank} have another seed, setting or mask than rank 0's")
+            differ = "have another seed, value, setting or mask than rank 0's"
+            raise ValueError(f"model: frozen layers of rank {rank} {differ}")
     # with the names of wrappers, as DDP knows them
     where = [name for name, module in model.named_modules() if isinstance(module, FrozenLayer)]
     names = [f"{name}.{buffer}" if name else buffer for name in where for buffer in OWN_BUFFERS]

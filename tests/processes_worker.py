@@ -356,7 +356,7 @@ def check_two_forwards_before_a_backward(folder: Path) -> None:
 
 
 def check_ranks_with_different_seeds_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"model: frozen layers of rank 1 have another seed, setting or mask"):
+    with pytest.raises(ValueError, match=r"model: frozen layers of rank 1 have another seed, value, setting or mask"):
         ddp(build(seed=dist.get_rank()))
     with pytest.raises(ValueError, match="model: no frozen layers"):
         ddp(nn.Linear(2, 2))
@@ -523,6 +523,14 @@ def gathered_averages(model: nn.Module) -> list[list[Tensor]]:
     found: list[list[Tensor]] = [[] for _ in range(RANKS)]
     dist.all_gather_object(found, [b.clone() for b in model[1].buffers()])
     return found
+
+
+def check_ranks_with_different_stored_values_are_refused(folder: Path) -> None:
+    torch.manual_seed(dist.get_rank())
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    fk.freeze_(model, fk.FreezeConfig(code="stored", sparsity=0.0))  # all masks are the same
+    with pytest.raises(ValueError, match="frozen layers of rank 1 have another seed, value, setting or mask"):
+        fk.distributed.prepare_ddp_(model)
 
 
 def check_jackpots_of_shards_and_of_whole_scores_agree(folder: Path) -> None:

@@ -18,8 +18,8 @@ from ..tensor import FrozenTensor, residencies_of
 
 DERIVED = ("offsets", "keep", "draw", "dense")
 STORED = ("values", "row_scale")  # of a stored weight
-# what seed and scores make again, the same in every process
-OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED)
+# what seed and scores make again, or values that never change: the same in every process
+OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED)
 _RECORD = ("header", "supermask", *DERIVED, *STORED)  # the fields of a FrozenTensor
 _READ = (*_RECORD, "gain")  # by a forward
 # what a prepared call was made of: assigning one makes the call anew
