@@ -23,10 +23,10 @@ from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
 from .memory import crossover
-from .tensor import RESIDENCIES, resident_bytes
+from .tensor import RESIDENCIES, STORED_RESIDENCIES, resident_bytes, stored_bytes
 from .text import table
 from .tickets.container import short
-from .tickets.file import Ticket, read_ticket, verify_ticket
+from .tickets.file import TensorRecord, Ticket, read_ticket, verify_ticket
 from .tune import tiles as tune_tiles
 from .tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tune.table import measure_table
@@ -80,7 +80,7 @@ def inspect(options: argparse.Namespace) -> None:
     print(f"{ticket.path}: format {ticket.metadata['frozen_kernels.format']}, {ticket.file_bytes:,} bytes\n")
     head = ("frozen", "shape", "code", "seed", "stream", "pruned", "locked", "free", "kept", "scale")
     rows = [
-        (short(r.name), _sizes(r.shape), r.code, str(r.seed), str(r.stream), r.pruned, r.locked, r.free, r.kept,
+        (short(r.name), _sizes(r.shape), _code(r), str(r.seed), str(r.stream), r.pruned, r.locked, r.free, r.kept,
          f"{r.scale:.6g}")
         for r in ticket.records
     ]  # fmt: skip
@@ -88,6 +88,10 @@ def inspect(options: argparse.Namespace) -> None:
     if ticket.ordinary:
         rest = [(short(n), _sizes(t.shape), str(t.dtype).split(".")[-1], t.nbytes) for n, t in ticket.ordinary.items()]
         print("\n" + table(("ordinary", "shape", "dtype", "bytes"), rest))
+
+
+def _code(record: TensorRecord) -> str:
+    return record.code if record.values is None else f"{record.code} {record.values}"
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -106,8 +110,10 @@ def footprint(options: argparse.Namespace) -> None:
     ticket = read_ticket(options.file)
     weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
     masks = sum(-(-r.free // 8) for r in ticket.records)
+    stored = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.tensor_names[1:])
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
-    disk = [("supermasks", masks), ("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
+    disk = [("supermasks", masks), *([("stored values", stored)] if stored else [])]
+    disk += [("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
     disk.append(("file", ticket.file_bytes))
     print(f"{ticket.path}: {weights:,} frozen weights\n")
     print(table(("on disk", "bytes", "bits/weight"), [(n, size, _bits(size, weights)) for n, size in disk]))
@@ -116,11 +122,20 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
+    drawn = any(r.values is None for r in ticket.records)
+    packed = any(r.values is not None for r in ticket.records)
     out: list[tuple[str, int, str]] = []
-    for residency in RESIDENCIES:
-        size = sum(resident_bytes(r.shape, r.code, r.free, residency) for r in ticket.records)
-        out.append((residency, size, _bits(size, weights)))
+    for residency in RESIDENCIES if drawn else STORED_RESIDENCIES:
+        size = sum(_held(r, residency) for r in ticket.records)
+        beside = ", packed" if drawn and packed and residency != "dense" else ""
+        out.append((residency + beside, size, _bits(size, weights)))
     return out
+
+
+def _held(record: TensorRecord, residency: str) -> int:
+    if record.values is None:
+        return resident_bytes(record.shape, record.code, record.free, residency)
+    return stored_bytes(record.shape, record.kept, record.values, "dense" if residency == "dense" else "packed")
 
 
 def _bits(size: int, weights: int) -> str:

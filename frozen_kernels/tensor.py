@@ -257,6 +257,15 @@ def calibrated(
     return tau_prune, tau_freeze, (pruned, frozen - pruned, count - frozen)
 
 
+def stored_bytes(shape: Sequence[int], kept: int, values: str, residency: str, itemsize: int = 4) -> int:
+    """Bytes that `FrozenTensor.hold` keeps of a finalized stored weight; `itemsize`: of the dense dtype."""
+    rows, cols = fmt.matrix_shape(shape)
+    held = 4 * fmt.HEADER_WORDS + kept * fmt.VALUE_DTYPES[values].itemsize + (4 * rows if values == "int8" else 0)
+    if residency == "dense":
+        return held + -(-rows * cols // 8) + rows * cols * itemsize
+    return held + 4 * rows * fmt.words(cols) + 8 * (rows * fmt.chunks(cols) + 1)
+
+
 def resident_bytes(shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4) -> int:
     """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype."""
     rows, cols = fmt.matrix_shape(shape)

@@ -85,6 +85,29 @@ def test_footprint(capsys, ticket):
         assert int(rows[residency][0].replace(",", "")) == held
 
 
+def test_a_ticket_of_stored_weights(capsys, tmp_path):
+    path, build = tmp_path / "stored", lambda: nn.Sequential(nn.Linear(70, 9), nn.Linear(9, 4))
+    model = build()
+    fk.freeze_(model, fk.FreezeConfig(code="stored", sparsity=0.8), lambda module, name: name == "0")
+    fk.finalize_(model, "int8")
+    for drawn in (False, True):
+        if drawn:
+            fk.freeze_(model, fk.FreezeConfig(), lambda module, name: name == "1")
+            fk.finalize_(model)
+        fk.save_ticket(model, path)
+        status, out, _ = run(capsys, "inspect", path)
+        assert status == 0 and "9x70  stored int8" in out and "126" in out
+        status, out, _ = run(capsys, "footprint", path)
+        rows = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2] for line in out.splitlines() if line}
+        assert status == 0 and rows["stored values"] == str(126 + 4 * 9)
+        loaded = fk.load_ticket(build(), path)
+        for residency in ("mask", "dense") if drawn else ("packed", "dense"):
+            fk.set_residency(loaded, residency)
+            frozen = [m for m in loaded if isinstance(m, fk.nn.FrozenLayer)]
+            name = f"{residency}, packed" if drawn and residency == "mask" else residency
+            assert int(rows[name].replace(",", "")) == sum(b.nbytes for m in frozen for b in m.buffers())
+
+
 def test_bench(capsys, monkeypatch):
     layers = (
         ("linear", lambda: nn.Linear(40, 8), (40,)),
