@@ -101,11 +101,13 @@ def build_optimizer(
     chosen: Optimizer, parameters: list[nn.Parameter], epochs: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """The optimizer of a stage, and its schedule over the epochs."""
-    options: dict[str, float] = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
+    optimizer: torch.optim.Optimizer
     if chosen.name == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, **options)
+        optimizer = torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
     else:
-        optimizer = torch.optim.SGD(parameters, momentum=chosen.momentum, **options)
+        optimizer = torch.optim.SGD(
+            parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+        )
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
 
 
@@ -172,8 +174,10 @@ class Trainer:
     def _search(self) -> fk.EdgePopup | fk.Jackpot | None:
         chosen = self.settings
         if chosen.jackpot is not None:
-            rule, steps = chosen.jackpot.restriction, self.plan.steps
-            return fk.Jackpot(self.plain, epochs=chosen.epochs, steps_per_epoch=steps, restriction=rule)
+            return fk.Jackpot(
+                self.plain, epochs=chosen.epochs, steps_per_epoch=self.plan.steps,
+                restriction="short" if chosen.jackpot.restriction else None,
+            )  # fmt: skip
         return None if chosen.freeze is None else fk.EdgePopup(self.plain, refresh_every=chosen.refresh_every)
 
     def _begin_tuning(self) -> None:
