@@ -67,7 +67,7 @@ class Run:
 
     @property
     def epochs_to_dense(self) -> int:
-        """The first epoch after which accuracy is within 1 point of dense; one more than there are where none is."""
+        """The first epoch after which accuracy is within 1 point of dense; one more than there are where never."""
         near = (epoch for epoch, value in enumerate(self.accuracy[1:], 1) if value >= self.dense - 0.01)
         return next(near, len(self.accuracy))
 
@@ -240,45 +240,17 @@ def plot(runs: list[Run], path: Path, *, of: str, label: str) -> None:
 
 
 def _share(values: list[float]) -> str:
-    """Mean in percent, and the worst to the best where they differ."""
-    middle, low, high = (f"{100 * f(values):.2f}" for f in (statistics.mean, min, max))
-    return middle if low == high else f"{middle} ({low}-{high})"
-
-
-def show(runs: list[Run], epochs: int) -> None:
-    """Means over the seeds: what is reached, and how."""
-    from rich.console import Console
-    from rich.table import Table
-
-    seeds = len({run.seed for run in runs})
-    reached = Table(title=f"Accuracy on held-out digits [%] after {epochs} epochs, mean of {seeds} (worst-best)")
-    course = Table(title=f"Searches with / without restriction, means of {seeds}")
-    for column in ("removed", "dense", "magnitude alone", *KINDS.values()):
-        reached.add_column(column, justify="right")
-    course.add_column("removed", justify="right")
-    for name in ("epochs to within 1 point", "overlap with magnitude", "swaps"):
-        for start in ("jackpot", "random"):
-            course.add_column(f"{start}: {name}", justify="right")
-    for (kind, removed), kinds in grouped(runs).items():
-        first = next(iter(kinds.values()))
-        alone = [run.accuracy[0] for run in kinds["magnitude", "short"]]
-        finals = [_share([run.accuracy[-1] for run in kinds[key]]) for key in KINDS]
-        label = f"{kind} {removed:.0%}"
-        reached.add_row(label, _share([run.dense for run in first]), _share(alone), *finals)
-        measures = (_epochs, _overlap, _swaps)
-        starts = ([kinds[start, rule] for rule in ("short", None)] for start in ("magnitude", "random"))
-        by_start = [[" / ".join(map(measure, pair)) for measure in measures] for pair in starts]
-        course.add_row(label, *(text for pair in zip(*by_start, strict=True) for text in pair))
-    console = Console()
-    console.print(reached)
-    console.print(course)
+    """Mean in percent, and below it the worst and the best where they differ."""
+    middle, low, high = (100 * f(values) for f in (statistics.mean, min, max))
+    return f"{middle:.2f}" if low == high else f"{middle:.2f}\n{low:.1f}-{high:.1f}"
 
 
 def _epochs(runs: list[Run]) -> str:
-    """Mean epochs; "over" where a seed did not get there."""
+    """Mean epochs to within 1 point of dense; "over" where a seed did not get there."""
+    last = len(runs[0].accuracy) - 1
     found = [run.epochs_to_dense for run in runs]
-    over = any(epochs == len(run.accuracy) for epochs, run in zip(found, runs, strict=True))
-    return f"{'over ' * over}{statistics.mean(found):.1f}"
+    over = "over " if max(found) > last else ""
+    return f"{over}{statistics.mean(min(epochs, last) for epochs in found):.1f}"
 
 
 def _overlap(runs: list[Run]) -> str:
@@ -287,6 +259,38 @@ def _overlap(runs: list[Run]) -> str:
 
 def _swaps(runs: list[Run]) -> str:
     return f"{statistics.mean(sum(run.swaps) for run in runs):,.0f}"
+
+
+def show(runs: list[Run], epochs: int) -> None:
+    """Means over the seeds: what is reached, and how."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    seeds = len({run.seed for run in runs})
+    title = f"Accuracy on held-out digits [%], {epochs} epochs, mean of {seeds} seeds, worst-best"
+    reached = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    columns = ("dense", "magnitude\nalone", "jackpot", "jackpot\nno restr.", "random", "random\nno restr.")
+    for column in ("removed", *columns):
+        reached.add_column(column, justify="right")
+    course = Table(
+        title="The searches, with / without restriction", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    for column in ("removed", "start", "epochs to 1 point\nbelow dense", "overlap with\nmagnitude", "swaps"):
+        course.add_column(column, justify="right")
+    for (kind, removed), kinds in grouped(runs).items():
+        label = f"{kind} {100 * removed:g}"
+        started = kinds["magnitude", "short"]
+        finals = [[run.accuracy[-1] for run in kinds[key]] for key in KINDS]
+        compared = [[run.dense for run in started], [run.accuracy[0] for run in started], *finals]
+        reached.add_row(label, *map(_share, compared))
+        for start in ("magnitude", "random"):
+            pair = [kinds[start, "short"], kinds[start, None]]
+            cells = (" / ".join(map(measure, pair)) for measure in (_epochs, _overlap, _swaps))
+            course.add_row(label, start, *cells)
+    console = Console()
+    console.print(reached)
+    console.print(course)
 
 
 def main(arguments: list[str] | None = None) -> None:
