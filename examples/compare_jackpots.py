@@ -204,35 +204,32 @@ def write(runs: list[Run], path: Path) -> None:
                 writer.writerow([*fixed, epoch, *values])
 
 
-def plot(runs: list[Run], path: Path, *, of: str, label: str) -> None:
-    """Accuracy, or swaps in a logarithm, by epoch: means over seeds, a panel for each of the rates."""
+def plot(runs: list[Run], path: Path, of: str) -> None:
+    """Accuracy, or swaps in a logarithm, after each epoch: means over seeds, a panel for each of the rates."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     found = grouped(runs)
     columns = min(3, len(found))
     rows = -(-len(found) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.5 * columns, 3.2 * rows), squeeze=False, layout="constrained")
     for panel, ((kind, removed), kinds) in zip(axes.flat, found.items(), strict=False):
-        for key, same in kinds.items():
-            lines = zip(*(getattr(run, of) for run in same), strict=True)
-            middle = [statistics.mean(values) for values in lines]
-            style = "-" if key[1] else "--"
-            color = "C0" if key[0] == "magnitude" else "C1"
-            if of == "accuracy":
-                panel.plot(range(len(middle)), [100 * value for value in middle], style, color=color, label=KINDS[key])
-            else:
-                panel.plot(range(1, len(middle)), middle[1:], style, color=color, label=KINDS[key])
+        for (start, restriction), same in kinds.items():
+            # starts are in the table; here they would press all that follows into a line
+            middle = [statistics.mean(values) for values in zip(*(getattr(run, of)[1:] for run in same), strict=True)]
+            line = {"color": "C0" if start == "magnitude" else "C1", "linestyle": "-" if restriction else "--"}
+            panel.plot(range(1, len(middle) + 1), middle, label=KINDS[start, restriction], **line)
         if of == "accuracy":
             dense = statistics.mean(run.dense for run in next(iter(kinds.values())))
-            panel.axhline(100 * dense, color="0.5", linewidth=0.8, label="dense")
+            panel.axhline(dense, color="0.5", linewidth=0.8, label="dense")
+            panel.axhline(dense - 0.01, color="0.5", linewidth=0.8, linestyle=":", label="1 point below dense")
         else:
             panel.set_yscale("symlog", linthresh=1)
-        panel.set_title(f"{kind}, {removed:.0%} removed", fontsize=10)
-        panel.set_xlabel("epoch")
-        panel.set_ylabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set(title=f"{kind}, {100 * removed:g} % removed", xlabel="epoch", ylabel=of)
         panel.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
@@ -311,8 +308,8 @@ def main(arguments: list[str] | None = None) -> None:
         rates, images, options.seeds, options.epochs = QUICK_RATES, 360, 1, 2
     runs = compare(rates, seeds=options.seeds, epochs=options.epochs, images=images)
     write(runs, options.out / "results.csv")
-    plot(runs, options.out / "accuracy.png", of="accuracy", label="accuracy [%]")
-    plot(runs, options.out / "swaps.png", of="swaps", label="swaps")
+    plot(runs, options.out / "accuracy.png", of="accuracy")
+    plot(runs, options.out / "swaps.png", of="swaps")
     show(runs, options.epochs)
     print(f"written: results.csv, accuracy.png and swaps.png in {options.out}")
     print(f"{time.perf_counter() - start:.0f} s in all")
