@@ -1,4 +1,4 @@
-"""Train a frozen network, or its dense baseline, as a YAML file says.
+"""Train a frozen network, its dense baseline or a lottery jackpot, as a YAML file says.
 
 `python examples/train.py --config examples/configs/digits.yaml`, or `torchrun --nproc-per-node 2 examples/train.py
 --config ... --set parallel=fsdp` (or ddp) on many processes; `--set optimizer.lr=0.05` changes a value of the
@@ -38,7 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         processes.stop()
     if group.rank == 0:
-        masks = f", {result.mask_bytes:,} of them masks" if trainer.search else ""
+        masks = f", {result.mask_bytes:,} of them masks" if chosen.freeze else ""
+        if result.compared:
+            stages = ", ".join(f"{stage} {accuracy:.2%}" for stage, accuracy in result.compared.items())
+            print(f"test accuracy with batch norm recalibrated: {stages}")
         print(f"{result.path}: {result.file_bytes:,} bytes{masks}; test accuracy {result.accuracy:.2%}")
     return 0
 

@@ -309,8 +309,8 @@ def test_checkpoints_of_other_runs_are_refused(files, unbroken, tmp_path, small,
     damaged.write_bytes((unbroken / "checkpoint.pt").read_bytes()[:5000])
     assert "checkpoint.pt: truncated or not a checkpoint" in refused(capsys, small_run(tmp_path, files, resume=True))
     torch.save({"model": {}}, damaged)
-    assert "a checkpoint of version 1, got None" in refused(capsys, small_run(tmp_path, files, resume=True))
-    torch.save({"version": 1, "settings": {}}, damaged)
+    assert "a checkpoint of version 2, got None" in refused(capsys, small_run(tmp_path, files, resume=True))
+    torch.save({"version": 2, "settings": {}}, damaged)
     assert "'model' is missing" in refused(capsys, small_run(tmp_path, files, resume=True))
 
 

@@ -18,19 +18,21 @@ from examples.training import checkpoint, graphs, images, settings
 from examples.training.batches import Plan
 from examples.training.draws import AUGMENT, draws, order, split, uniforms
 from examples.training.gin import GIN, undirected
-from examples.training.models import MODELS, build
+from examples.training.models import MODELS, Padded, build
 from frozen_kernels.convert.distribution import layer_ratios
 
 CPU = torch.device("cpu")
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
-# published: Zhou et al. 2019 (without biases); the ResNets by He et al. without affine batch norm and biases
+# published: Zhou et al. 2019 (without biases); the ResNets by He et al. without affine batch norm and biases; with them
+# torchvision's ResNet-50, the ResNet-32 of 1.85 M weights by Zhang et al. and the VGG-19 of 20.04 M
 WEIGHTS = {
     "conv2": 4_300_992, "conv4": 2_425_024, "conv6": 2_261_184, "conv8": 5_275_840, "resnet18": 11_164_352,
     "resnet34": 21_265_088, "resnet50": 25_502_912, "wide_resnet50_2": 68_814_016, "digits": 389_600,
-    "digits_half": 98_032,
+    "digits_half": 98_032, "vgg19": 20_035_018, "resnet32_wide": 1_849_898, "resnet50_affine": 25_557_032,
 }  # fmt: skip
-INPUTS = {"resnet50": (2, 3, 224, 224), "wide_resnet50_2": (2, 3, 224, 224), "digits": (2, 1, 8, 8)}
-INPUTS["digits_half"] = INPUTS["digits"]
+INPUTS = dict.fromkeys(("resnet50", "wide_resnet50_2", "resnet50_affine"), (2, 3, 224, 224))
+INPUTS |= dict.fromkeys(("digits", "digits_half"), (2, 1, 8, 8))
+PRE_TRAINED = ("vgg19", "resnet32_wide", "resnet50_affine")  # these have vectors too
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,16 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize("name", MODELS)
 def test_models_have_the_papers_weights_and_nothing_else(name):
     with torch.device("meta"):
-        model = build(name, 1000 if name.endswith(("50", "50_2")) else 10)
+        model = build(name, 1000 if INPUTS.get(name, ())[-1:] == (224,) else 10)
         outputs = model(torch.empty(INPUTS.get(name, (2, 3, 32, 32))))
     assert sum(p.numel() for p in model.parameters()) == WEIGHTS[name]
-    assert all(p.dim() > 1 for p in model.parameters()) and outputs.shape[0] == 2
+    assert all(p.dim() > 1 for p in model.parameters()) == (name not in PRE_TRAINED) and outputs.shape[0] == 2
+
+
+def test_a_shortcut_without_weights_halves_the_image_and_pads_channels():
+    x = torch.arange(2 * 2 * 4 * 4).view(2, 2, 4, 4)
+    y = Padded(2, 4)(x)
+    assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2]) and not y[:, [0, 3]].any() and y.shape == (2, 4, 2, 2)
 
 
 def test_another_model_is_refused_by_name():
@@ -351,18 +359,20 @@ def test_wrong_graphs_are_named(name, tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_published_settings_load_and_can_be_met(path):
     chosen = settings.load(path)
-    assert chosen.data.validation == (0.2 if path.stem.startswith(("cifar", "imagenet")) else 0)
+    held_out = path.stem.startswith(("cifar", "imagenet")) and not chosen.jackpot
+    assert chosen.data.validation == (0.2 if held_out else 0)
     assert chosen.out == f"out/{path.stem}" and settings.load(path, ["seed=5"]).seed == 5
     if chosen.freeze is None:
         return
-    assert settings.load(path, ["seed=5"]).freeze.seed == 5 and settings.load(path, ["freeze=null"]).freeze is None
+    dense = ["freeze=null", "jackpot=null"]
+    assert settings.load(path, ["seed=5"]).freeze.seed == 5 and settings.load(path, dense).freeze is None
     with torch.device("meta"):
         name, classes, features = chosen.model.name, chosen.model.classes, chosen.model.features
         model = GIN(features, classes) if features else build(name, classes)
     shapes = [tuple(p.shape) for p in model.parameters()]
     ratios = layer_ratios(chosen.freeze.distribution, chosen.freeze.ratio_rule, shapes, *chosen.freeze.ratios)
     assert all(prune >= 0 and lock >= -1e-9 and prune + lock <= 1 + 1e-9 for prune, lock in ratios)
-    if not path.stem.startswith("digits"):
+    if not path.stem.startswith("digits") and not chosen.jackpot:
         spread = "erk" if path.stem.startswith("cifar") else "epl"
         assert chosen.freeze.sparsity == 0.7 and chosen.freeze.distribution == spread
 
@@ -372,12 +382,21 @@ def test_the_papers_experiments_have_settings():
     sources = ("dense", "dense_source", "sparse_source", "frozen")
     wanted = {f"cifar10-{model}-{source}" for model in ("conv6", "resnet18") for source in sources}
     wanted |= {"cifar100-resnet18", "cifar100-resnet34", "imagenet-resnet50", "imagenet-wide_resnet50_2"}
-    assert names == wanted | {"ogbn_arxiv-gin", "digits", "digits-sources"}
+    jackpots = {f"cifar{classes}-{model}-jackpot" for classes in (10, 100) for model in ("vgg19", "resnet32_wide")}
+    jackpots |= {"imagenet-resnet50-jackpot", "imagenet-resnet50-jackpot_tuned", "digits-jackpot"}
+    assert names == wanted | jackpots | {"ogbn_arxiv-gin", "digits", "digits-sources"}
     sgd, adamw = (settings.load(config(name)) for name in ("imagenet-resnet50", "ogbn_arxiv-gin"))
     assert (sgd.optimizer.lr, sgd.optimizer.momentum, sgd.optimizer.weight_decay) == (0.1, 0.9, 1e-4)
     assert (sgd.data.batch, sgd.epochs, sgd.freeze.code, sgd.freeze.scaling) == (256, 100, "sign", "dynamic")
     assert (adamw.optimizer.name, adamw.optimizer.lr, adamw.optimizer.weight_decay) == ("adamw", 0.01, 0)
     assert (adamw.epochs, adamw.freeze.code, adamw.freeze.scaling) == (400, "uniform", "none")
+    for name in jackpots - {"digits-jackpot"}:
+        chosen, tuned = settings.load(config(name)), name.endswith("_tuned")
+        decay, removed = (1e-4 if name.startswith("imagenet") else 5e-4), (0.8 if tuned else 0.9)
+        assert chosen.optimizer == settings.Optimizer("sgd", 0.1, 0.9, decay)
+        assert chosen.freeze == fk.FreezeConfig.preset("jackpot", sparsity=removed, rates="l1")
+        assert (chosen.data.batch, chosen.epochs, chosen.jackpot.restriction) == (256, 30, "short")
+        assert (chosen.jackpot.tune_epochs, chosen.jackpot.tune_lr) == (10 if tuned else 0, 0.01)
 
 
 # what is set, and what the error says
@@ -436,7 +455,7 @@ def test_settings_are_plain_values_by_name():
     found = settings.flat(chosen)
     assert found["optimizer.weight_decay"] == 5e-4 and found["freeze.code"] == "sign" and found["clip"] is None
     assert chosen.freeze == fk.FreezeConfig.preset("frozen", code="sign", sparsity=0.5, freeze_ratio=0.7)
-    assert set(checkpoint.FREE_TO_CHANGE) <= set(found)
+    assert set(checkpoint.FREE_TO_CHANGE) <= {*found, "jackpot.weights"}
     added = settings.load(
         config("cifar10-conv6-dense"), ["freeze.preset=dense_source", "freeze.sparsity=0.7", "seed=3"]
     )

@@ -11,10 +11,10 @@ from frozen_kernels.files import write_whole
 
 from .settings import FREE_TO_CHANGE, Settings, flat
 
-VERSION = 1
+VERSION = 2
 KEYS = (
     "version", "settings", "model", "optimizer", "scheduler", "search", "rng", "epoch", "step", "running", "rows",
-    "seconds",
+    "compared", "seconds",
 )  # fmt: skip
 
 

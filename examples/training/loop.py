@@ -1,4 +1,4 @@
-"""The trainer: one loop for frozen and dense networks, images and graphs."""
+"""The trainer: one loop for frozen and dense networks and jackpots, images and graphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from .gin import GIN
 from .graphs import UNLABELLED, ogbn_arxiv
 from .models import build, initialise_
 from .parts import Data, Part
-from .settings import Settings
+from .settings import Optimizer, Settings
+from .weights import load_weights_
 
 COLUMNS = (
     "epoch", "step", "lr", "loss", "train_accuracy", "validation_accuracy", "test_accuracy", "sparsity", "seconds",
 )  # fmt: skip
 CHECKPOINT, LOG, TICKET, WEIGHTS = "checkpoint.pt", "log.csv", "ticket.safetensors", "model.safetensors"
 POSTFIX_EVERY = 20  # steps: reading the loss waits for the device
+RECALIBRATE = 100  # batches at most, of which batch norm's statistics are made anew
 
 
 class Stopped(Exception):
@@ -42,12 +44,16 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run left: the file, its bytes, those of its masks (0 for dense weights), and test accuracy."""
+    """What a finished run left: the file, its bytes, those of its masks (0 for dense weights), and test accuracy.
+
+    `compared`: of a jackpot, test accuracies of its stages with batch norm recalibrated, by name.
+    """
 
     path: Path
     file_bytes: int
     mask_bytes: int
     accuracy: float
+    compared: dict[str, float]
 
 
 def load_data(settings: Settings, device: torch.device) -> Data:
@@ -67,25 +73,42 @@ def load_data(settings: Settings, device: torch.device) -> Data:
     return images.with_validation(*read(path, classes, settings.seed), source.validation, settings.seed)
 
 
-def build_model(settings: Settings, data: Data) -> nn.Module:
-    """The network of the settings, frozen or with the weights that training starts from, on the CPU."""
+def build_dense(settings: Settings, data: Data) -> nn.Module:
+    """The network of the settings with pre-trained weights, or with those that training starts from, on the CPU."""
     torch.manual_seed(settings.seed)  # of what a model may draw in training, such as dropout
     name, classes = settings.model.name, settings.model.classes
     model = GIN(settings.model.features or 0, classes) if name == "gin" else build(name, classes)
     if isinstance(model, GIN) and data.edges is not None:
         model.attach(data.edges.cpu(), data.nodes)
-    if settings.freeze is None:
+    if settings.jackpot is not None:
+        load_weights_(model, Path(settings.jackpot.weights))
+    elif settings.freeze is None:
         initialise_(model, settings.seed)
-    else:
+    return model
+
+
+def build_model(settings: Settings, data: Data) -> nn.Module:
+    """The network of the settings, frozen or with the weights that training starts from, on the CPU."""
+    model = build_dense(settings, data)
+    if settings.jackpot is not None:
+        model.requires_grad_(False)  # affine batch norm, biases and the classifier stay as they are
+    if settings.freeze is not None:
         fk.freeze_(model, settings.freeze)
     return model
 
 
-def build_optimizer(settings: Settings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    chosen = settings.optimizer
+def build_optimizer(
+    chosen: Optimizer, parameters: list[nn.Parameter], epochs: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """The optimizer of a stage, and its schedule over the epochs."""
+    optimizer: torch.optim.Optimizer
     if chosen.name == "adamw":
-        return torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
-    return torch.optim.SGD(parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=chosen.lr, momentum=chosen.momentum, weight_decay=chosen.weight_decay
+        )
+    return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
 
 
 def sparsity_of(model: nn.Module) -> float:
@@ -102,6 +125,8 @@ def correct_of(outputs: Tensor, y: Tensor) -> Tensor:
 
 class Trainer:
     """A run: builds everything, or takes it up where the checkpoint left it.
+
+    It trains weights or scores for `settings.epochs`, and then the kept values of a jackpot where they are tuned.
 
     Args:
         settings: of the run.
@@ -125,15 +150,17 @@ class Trainer:
         self.plan = Plan(data.train, batch, accumulate=settings.accumulate, **cut)
         self.plan.check_training()
         self.held_out = {name: Plan(part, batch, **cut) for name, part in data.held_out.items()}
+        self.compared: dict[str, float] = {}
+        if settings.jackpot and not saved:
+            self.model = processes.wrap(build_dense(settings, data).to(group.device), group)
+            self._compare("dense")
         self.plain = build_model(settings, data).to(group.device)
         self.model = processes.wrap(self.plain, group)
-        self.search = None
-        if settings.freeze is not None:
-            self.search = fk.EdgePopup(self.plain, refresh_every=settings.refresh_every)
+        self.search = self._search()
         searched = self.search.parameters() if self.search else []
         self.parameters = searched or list(self.plain.parameters())
-        self.optimizer = build_optimizer(settings, self.parameters)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, settings.epochs)
+        self.optimizer, self.scheduler = build_optimizer(settings.optimizer, self.parameters, settings.epochs)
+        self.epochs = settings.epochs + (settings.jackpot.tune_epochs if settings.jackpot else 0)
         self.epoch = self.step = 0
         self.running = self._zeros()
         self.rows: list[list[float | int | str]] = []
@@ -141,6 +168,32 @@ class Trainer:
         self.started = time.monotonic()
         if saved:
             self._take_up(saved)
+        elif settings.jackpot:
+            self._compare("magnitude alone")
+
+    def _search(self) -> fk.EdgePopup | fk.Jackpot | None:
+        chosen = self.settings
+        if chosen.jackpot is not None:
+            return fk.Jackpot(
+                self.plain, epochs=chosen.epochs, steps_per_epoch=self.plan.steps,
+                restriction="short" if chosen.jackpot.restriction else None,
+            )  # fmt: skip
+        return None if chosen.freeze is None else fk.EdgePopup(self.plain, refresh_every=chosen.refresh_every)
+
+    def _begin_tuning(self) -> None:
+        """The search is over: train the values that it kept."""
+        chosen = self.settings.jackpot
+        assert chosen is not None
+        self.search, self.parameters = None, fk.tune_weights_(self.plain)
+        self.model = processes.wrap(self.plain, self.group)  # DistributedDataParallel knows the scores alone
+        optimizer = replace(self.settings.optimizer, lr=chosen.tune_lr, weight_decay=0.0)
+        self.optimizer, self.scheduler = build_optimizer(optimizer, self.parameters, chosen.tune_epochs)
+
+    def _compare(self, stage: str) -> None:
+        """Note the test accuracy with statistics of batch norm that were made anew, from as many images each time."""
+        steps = self.plan.train(self.settings.seed, 0)
+        fk.recalibrate_(self.model, ((x,) for batches, _ in steps for x, _ in self._moved(batches)), RECALIBRATE)
+        self.compared[stage] = self.accuracy("test")
 
     def _zeros(self) -> Tensor:
         """Sum of losses, right answers and labels of the epoch so far."""
@@ -153,12 +206,15 @@ class Trainer:
         return checkpoint.load(path, self.settings) if path.exists() else None
 
     def _take_up(self, saved: dict[str, Any]) -> None:
+        if self.settings.jackpot and not saved["search"]:
+            self._begin_tuning()
         processes.load_full_state(self.model, self.optimizer, saved)
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.search:
             self.search.load_state_dict(saved["search"])
         torch.set_rng_state(saved["rng"])
         self.epoch, self.step, self.rows = saved["epoch"], saved["step"], saved["rows"]
+        self.compared = saved["compared"]
         if self.group.rank == 0:  # sums of all processes
             self.running = saved["running"].to(self.group.device)
         self.started -= saved["seconds"]
@@ -177,6 +233,7 @@ class Trainer:
             "step": self.step,
             "running": running,
             "rows": self.rows,
+            "compared": self.compared,
             "seconds": time.monotonic() - self.started,
         }
         checkpoint.save(self.out / CHECKPOINT, self.settings, state)
@@ -261,10 +318,13 @@ class Trainer:
         done = self.epoch * steps + self.step
         with (
             self._interruptible(),
-            tqdm(total=self.settings.epochs * steps, initial=done, unit="step", disable=self.quiet) as bar,
+            tqdm(total=self.epochs * steps, initial=done, unit="step", disable=self.quiet) as bar,
         ):
-            while self.epoch < self.settings.epochs:
-                bar.set_description(f"epoch {self.epoch + 1}/{self.settings.epochs}")
+            while self.epoch < self.epochs:
+                if self.epoch == self.settings.epochs and self.search:
+                    self._compare("jackpot")
+                    self._begin_tuning()
+                bar.set_description(f"epoch {self.epoch + 1}/{self.epochs}")
                 self._train_epoch(bar)
                 self._end_epoch()
         return self._finish()
@@ -288,7 +348,9 @@ class Trainer:
 
     def _finish(self) -> Result:
         mask_bytes = 0
-        if self.search is None:
+        if self.settings.jackpot:
+            self._end_jackpot(self.settings.jackpot.values)
+        if self.settings.freeze is None:
             path = self.out / WEIGHTS
             state = {name: tensor.contiguous() for name, tensor in processes.full_model_state(self.plain).items()}
             if self.group.rank == 0:
@@ -299,4 +361,12 @@ class Trainer:
             layers = [layer for layer in self.plain.modules() if isinstance(layer, fk.nn.FrozenLayer)]
             mask_bytes = sum(layer.packed_supermask().numel() for layer in layers)
         processes.wait(self.group)
-        return Result(path, path.stat().st_size, mask_bytes, float(self.rows[-1][COLUMNS.index("test_accuracy")]))
+        accuracy = self.compared.get("ticket", self.rows[-1][COLUMNS.index("test_accuracy")])
+        return Result(path, path.stat().st_size, mask_bytes, float(accuracy), self.compared)
+
+    def _end_jackpot(self, values: str) -> None:
+        self._compare("jackpot" if self.search else "tuned")
+        if self.group.parallel != "fsdp":  # which holds the scores: save_ticket packs float32 then
+            fk.finalize_(self.plain, values)
+            self.model = self.plain
+        self.compared["ticket"] = self.accuracy("test")

@@ -19,9 +19,10 @@ from .models import MODELS
 
 KINDS = ("digits", "cifar10", "cifar100", "imagenet", "ogbn_arxiv")
 IMAGE_SIZES = {"digits": 8, "cifar10": 32, "cifar100": 32, "imagenet": 224}
-MODEL_SIZES = {"digits": 8, "digits_half": 8, "resnet50": 224, "wide_resnet50_2": 224}  # the others: 32
+# the others: 32
+MODEL_SIZES = {"digits": 8, "digits_half": 8, "resnet50": 224, "resnet50_affine": 224, "wide_resnet50_2": 224}
 # may differ between a run and its continuation: they change neither the weights nor their course
-FREE_TO_CHANGE = ("out", "device", "parallel", "checkpoint_every", "data.path", "data.workers")
+FREE_TO_CHANGE = ("out", "device", "parallel", "checkpoint_every", "data.path", "data.workers", "jackpot.weights")
 
 
 class SettingsError(ValueError):
@@ -97,11 +98,37 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
+class Jackpot:
+    """How the mask of pre-trained weights is searched, beside `freeze`, which says how many are kept.
+
+    Args:
+        weights: file of the weights (see `load_weights_`).
+        restriction: short, or None for none.
+        tune_epochs: epochs after the search, in which the kept values are trained without weight decay.
+        tune_lr: their learning rate at first; it falls as half a cosine too.
+        values: of the ticket: float32, float16, bfloat16 or int8.
+    """
+
+    weights: str
+    restriction: str | None = "short"
+    tune_epochs: int = 0
+    tune_lr: float = 0.01
+    values: str = "float32"
+
+    def __post_init__(self) -> None:
+        _choice("restriction", self.restriction, ("short", None))
+        _at_least("tune_epochs", self.tune_epochs, 0)
+        _at_least("tune_lr", self.tune_lr, 0, open_end=True)
+        _choice("values", self.values, ("float32", "float16", "bfloat16", "int8"))
+
+
+@dataclass(frozen=True)
 class Settings:
     """A run.
 
     Args:
         freeze: how the network is frozen; None trains the weights themselves, the dense baseline.
+        jackpot: of code "stored", and of no other: where the weights are, and how their mask is searched.
         epochs: passes over the data, over which the learning rate falls as half a cosine.
         seed: of weights, order, augmentation and the validation part.
         amp: bfloat16 for autocast, or None.
@@ -120,6 +147,7 @@ class Settings:
     epochs: int
     out: str
     freeze: fk.FreezeConfig | None = None
+    jackpot: Jackpot | None = None
     seed: int = 0
     amp: str | None = None
     clip: float | None = None
@@ -152,6 +180,22 @@ class Settings:
             raise SettingsError(f"data.kind: ogbn_arxiv is one batch that cannot be cut, got {found}")
         if self.freeze is None and self.refresh_every > 1:
             raise SettingsError(f"refresh_every: {self.refresh_every}, but freeze is null: there are no masks")
+        self._check_jackpot()
+
+    def _check_jackpot(self) -> None:
+        code = None if self.freeze is None else self.freeze.code
+        if (code == "stored") != (self.jackpot is not None):
+            given = "null" if self.jackpot is None else "a section"
+            raise SettingsError(
+                f"jackpot: a section where freeze.code is stored and nowhere else, got {given} for {code}"
+            )
+        if self.jackpot is None:
+            return
+        if self.refresh_every > 1:
+            raise SettingsError(f"refresh_every: a jackpot has new masks at every step, 1, got {self.refresh_every}")
+        if self.parallel == "fsdp" and (self.jackpot.tune_epochs or self.jackpot.values != "float32"):
+            found = f"jackpot.tune_epochs {self.jackpot.tune_epochs}, jackpot.values {self.jackpot.values}"
+            raise SettingsError(f"parallel: fsdp holds the scores and only searches, 0 and float32, got {found}")
 
 
 class _Loader(yaml.SafeLoader):
