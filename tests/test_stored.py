@@ -331,3 +331,31 @@ def test_linear_with_the_ordinary_way(monkeypatch):
         torch.testing.assert_close(fk.functional.linear(x, record), F.linear(x, w * keep))
     with pytest.raises(ValueError, match=r"keep: bool \[5, 37\], got"):
         fk.FrozenTensor.stored(w, keep[1:])
+
+
+def test_auto_goes_by_the_table(monkeypatch, tmp_path):
+    from frozen_kernels.memory import crossover
+    from frozen_kernels.memory.crossover import Cell, Table
+
+    level = crossover.active_level()
+    if level is None:
+        pytest.skip("no extension")
+    table = tmp_path / "table.json"
+    monkeypatch.setenv(crossover.VARIABLE, str(table))
+
+    def write(**factors: float) -> None:
+        codes = {f"stored {s}": [Cell("linear", 64, 32, 1, f, f, None, 0.0)] for s, f in factors.items()}
+        crossover.write(Table({}, {level: {"float32": codes}}), table)
+
+    def chosen(sparsity: float, **options) -> tuple[str, str]:
+        model = nn.Sequential(frozen(nn.Linear(32, 64), sparsity))
+        fk.finalize_(model)
+        report = fk.set_residency(model, "auto", **options)
+        return report["0"], report.reasons["0"]
+
+    write(**{"0.5": 0.4, "0.8": 0.9, "0.9": 2.0})
+    assert chosen(0.9)[0] == chosen(0.95)[0] == "packed" and "packed 2.00 times as fast" in chosen(0.9)[1]
+    assert chosen(0.85)[0] == chosen(0.5)[0] == "dense"  # by the next lower sparsity that was measured
+    assert chosen(0.85, auto="memory")[0] == "packed" and chosen(0.6, auto="memory")[0] == "dense"
+    assert chosen(0.3) == ("dense", "fewer than 50% of its weights are dropped")
+    assert chosen(0.3, auto="memory")[0] == "dense"
