@@ -132,6 +132,12 @@ def _convert(
     return built
 
 
+def _lost_training(model: nn.Module, chosen: dict[str, nn.Module], configs: dict[str, FreezeConfig]) -> list[str]:
+    """Signs that weights which are replaced had been trained."""
+    replaced = {name: module for name, module in chosen.items() if configs[name].code != STORED}
+    return signs_of_training(model, replaced) if replaced else []
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def freeze_(
@@ -179,9 +185,7 @@ def freeze_(
         why = "; ".join(f"{name or 'model'}: {reason}" for name, reason in skipped)
         raise ValueError(f"model: nothing to freeze ({why or 'no linear, convolution or embedding layers'})")
     chosen = {name: chosen[name] for name in configs}
-    drawn = {name: module for name, module in chosen.items() if configs[name].code != STORED}
-    trained = signs_of_training(model, drawn) if drawn else []
-    report = FreezeReport([], skipped, vectors, *model_bytes(model, chosen), trained)
+    report = FreezeReport([], skipped, vectors, *model_bytes(model, chosen), _lost_training(model, chosen, configs))
     built = _convert(model, chosen, configs)
     update_masks(layer for layer in built.values() if layer.device.type != "meta" and not layer.stored)
     for name, layer in built.items():
