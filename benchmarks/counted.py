@@ -22,7 +22,7 @@ from frozen_kernels.tickets.file import read_ticket, verify_ticket
 
 from .registry import Case
 from .sides import layer_of
-from .stored import packed, resident
+from .stored import resident
 from .verify import ROOT, Verdict
 from .whole import frozen_model
 
@@ -59,7 +59,7 @@ def footprint(case: Case) -> Count:
 
 def stored_bytes(case: Case) -> Count:
     """Bytes per weight of a packed stored weight."""
-    return Count(resident(packed(case.shape, case.residency)) / math.prod(case.shape), "bytes/weight")
+    return Count(resident(case) / math.prod(case.shape), "bytes/weight")
 
 
 def _probe(*arguments: str) -> dict:

@@ -4,61 +4,73 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import frozen_kernels as fk
 from examples.training.models import build
+from frozen_kernels.nn.layers import TWINS
 
 from .registry import Case
-from .sides import SEED, Call, Setup, apply, sample, spread
+from .sides import SEED, Call, Setup, sample, spread
 from .verify import Verdict, judge
 from .whole import CLASSES, Training
 
 SPARSITY = 0.9
 
 
-@lru_cache(maxsize=4)
-def packed(shape: tuple[int, ...], values: str) -> fk.FrozenTensor:
-    """A weight of normal values whose mask is by chance."""
-    chance = torch.Generator().manual_seed(SEED)
-    weight = torch.randn(shape, generator=chance)
-    return fk.FrozenTensor.stored(weight, torch.rand(shape, generator=chance) >= SPARSITY, values=values)
-
-
-def resident(frozen: fk.FrozenTensor) -> int:
-    """Bytes of all tensors that a packed weight holds."""
-    return sum(t.nbytes for t in frozen if isinstance(t, Tensor))
-
-
-def stored_setup(cases: Sequence[Case]) -> Setup:
-    """Forward of one layer for each dtype of values, which is the case's residency, against the dense layer."""
+def plain_layer(case: Case) -> nn.Module:
+    """Torch's layer of a case, with normal weights."""
     torch.manual_seed(SEED)
+    if case.op != "conv2d":
+        layer: nn.Module = nn.Linear(case.shape[1], case.shape[0])
+    else:
+        stride, padding, dilation, groups = case.geometry
+        rows, columns, *taps = case.shape
+        layer = nn.Conv2d(columns * groups, rows, taps, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.weight.normal_()  # type: ignore[operator, union-attr]
+    return layer
+
+
+def packed_layer(case: Case) -> fk.nn.FrozenLayer:
+    """The same layer with a tenth of its weights, the largest, as the dtype that the case's residency names."""
+    plain = plain_layer(case)
+    twin: Any = TWINS[type(plain)]
+    layer: fk.nn.FrozenLayer = twin.from_module(plain, fk.FreezeConfig(code="stored", sparsity=SPARSITY))
+    layer.finalize(case.residency)
+    return layer
+
+
+def resident(case: Case) -> int:
+    """Bytes of all tensors that a packed weight holds."""
+    return sum(t.nbytes for t in packed_layer(case).buffers())
+
+
+@torch.no_grad()
+def stored_setup(cases: Sequence[Case]) -> Setup:
+    """Calls of one layer for each dtype of values, which is the case's residency, against the dense layer."""
     first = cases[0]
-    x, bias = spread(first, first.input), torch.linspace(-1, 1, first.shape[0])
-    by_name = {case.name: case for case in cases}
-    weights = {case.name: packed(case.shape, case.residency) for case in cases}
+    torch.manual_seed(SEED)
+    x = spread(first, first.input)
+    layers = {case.name: packed_layer(case) for case in cases}
+    rows = sample(first, first.batch)
 
-    def dense_of(name: str) -> Tensor:
-        dense = weights[name].weight()
-        return dense.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else dense
-
-    def ours(name: str) -> Tensor:
-        if x.dim() == 2:
-            return fk.functional.linear(x, weights[name], bias)
-        return fk.functional.conv2d(x, weights[name], bias, *first.geometry)
-
-    plain, rows = dense_of(first.name), sample(first, first.batch)
+    def dense_of(name: str) -> Any:
+        dense = fk.to_dense(nn.Sequential(layers[name]))[0]  # type: ignore[index]
+        return dense.to(memory_format=torch.channels_last) if x.dim() == 4 else dense
 
     def verdict(name: str) -> Verdict:
-        case, dense = by_name[name], dense_of(name)
-        exact = apply(case, x[rows].double(), dense.double(), bias.double())
-        return judge(ours(name)[rows], apply(case, x, dense, bias)[rows], exact)
+        dense = dense_of(name)
+        exact = dense.double()(x[rows].double())
+        return judge(layers[name](x)[rows], dense_of(name)(x)[rows], exact)
 
-    calls: dict[str, Call] = {case.name: partial(ours, case.name) for case in cases}
-    return Setup({"torch": lambda: apply(first, x, plain, bias)}, calls, verdict)
+    plain = dense_of(first.name)
+    calls: dict[str, Call] = {case.name: partial(layers[case.name], x) for case in cases}
+    return Setup({"torch": lambda: plain(x)}, calls, verdict)
 
 
 def jackpot_setup(cases: Sequence[Case]) -> Setup:
