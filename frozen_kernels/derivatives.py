@@ -310,6 +310,24 @@ class _Weight(_Rule):
         return _sum(by_values, by_scores)
 
 
+class _PackValues(_Rule):
+    """weight, keep."""
+
+    def save(self, ctx: Any, needs: Sequence[bool], args: tuple, y: Tensor) -> None:
+        weight, keep = args
+        ctx.save_for_backward(keep)
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+
+    def backward(self, ctx: Any, saved: tuple, needs: Sequence[bool], v: Tensor) -> Grads:
+        (keep,), cols = saved, fmt.matrix_shape(ctx.shape)[1]
+        header = fmt.make_header(0, code=fmt.STORED, device=keep.device)
+        pack = (header, None, _op("plane_offsets")(keep, cols), keep, None, None, v, None, fmt.STORED, list(ctx.shape))
+        return (_op("weight")(None, *pack, ctx.dtype),)
+
+    def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
+        return self.op(tangents[0], args[1])
+
+
 class _WeightGradScores(_Rule):
     """grad, scores, pack."""
 
@@ -471,6 +489,7 @@ def _register(rule: _Rule) -> None:
 
 
 _register(_Weight("weight"))
+_register(_PackValues("pack_values"))
 _register(_WeightGradScores("weight_grad_scores"))
 _register(_Embedding("embedding"))
 _register(_EmbeddingGradScores("embedding_grad_scores"))

@@ -425,4 +425,9 @@ def embedding(
     if len(frozen.shape) != 2:
         raise ValueError(f"frozen: an embedding's weight has 2 dimensions, got shape {frozen.shape}")
     padding = -1 if padding_idx is None else padding_row(frozen.shape[0], index(padding_idx))
+    if frozen.values is not None and frozen.values.requires_grad and torch.is_grad_enabled():
+        weight = frozen.weight(dtype)
+        if padding >= 0:
+            weight = weight.index_fill(0, torch.tensor([padding], device=weight.device), 0.0)
+        return F.embedding(indices, weight)
     return _embedding_op(indices, frozen.scores, *frozen.pack(), dtype, padding)

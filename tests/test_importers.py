@@ -478,7 +478,7 @@ def test_layers_under_several_names():
     assert model.again is model.a and [layer.name for layer in report.layers] == ["a", "b"]
     assert torch.equal(model.a.weight, model.b.weight) and int((model.a.weight != 0).sum()) == 18
     unequal = state | {"again.mask": torch.arange(36.0).view(6, 6)}
-    refuse(unequal, "'a' and 'again': one layer in the model, but not the same in the file", Shared(), sparsity=0.5)
+    refuse(unequal, "'a' and 'again': one weight in the model, but not the same in the file", Shared(), sparsity=0.5)
     dense = {name: value for name, value in state.items() if name != "b.mask"}
     refuse(
         dense, "'b.weight' and 'a.weight': one tensor in the model, but not the same in the file", Shared(),

@@ -317,7 +317,7 @@ def test_training_of_a_dropped_module_changes_no_stored_value():
     y = layer(torch.ones(2, 4))
     with torch.no_grad():
         layer.scores.neg_()
-    layer.swap_(layer.counts["kept"], 1.0)
+    layer.swap_(layer.wanted_swaps(layer.counts["kept"], 1.0))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
 

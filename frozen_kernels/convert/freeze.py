@@ -210,16 +210,16 @@ def finalize_(model: nn.Module, values: str | None = None) -> None:
     if not layers:
         raise ValueError("model: no frozen layers to finalize")
     warn_of_stale_masks(layers)
-    packed: dict[int, FrozenTensor] = {}
+    packed: dict[tuple[object, ...], FrozenTensor] = {}
     for name, layer in layers.items():
-        if layer.stored and id(layer.values) not in packed:
+        if layer.stored and layer.identity not in packed and not layer.is_finalized_as(values):
             try:
-                packed[id(layer.values)] = layer.packed_record(values)
+                packed[layer.identity] = layer.packed_record(values)
             except ValueError as why:
                 raise ValueError(f"{name or 'model'}: {why}") from None
     for layer in layers.values():
-        if layer.stored:
-            layer.take_packed(packed[id(layer.values)])
-        else:
+        if not layer.stored:
             layer.finalize()
+        elif layer.identity in packed:
+            layer.take_packed(packed[layer.identity])
     release_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,7 +15,7 @@ from ..text import listed
 
 
 def _pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or module.weight[0, 0].numel() == 1  # type: ignore[index]
+    return isinstance(module, nn.Linear) or math.prod(module.weight.shape[2:]) == 1  # type: ignore[arg-type]
 
 
 def leave_dense(
@@ -42,6 +43,11 @@ def leave_dense(
             left[name] = f"its {cols} columns do not divide into the groups of pattern {config.pattern}"
         elif not chosen_by_hand and name == stored[-1] and _pointwise(modules[name]):
             left[name] = "the classifier, as the last layer: it stays dense unless filter_fn says otherwise"
+    dense = {id(modules[name].weight): name for name in left}
+    for name in stored:
+        other = dense.get(id(modules[name].weight))
+        if name not in left and other is not None:
+            left[name] = f"shares its weight with {other!r}, which stays dense"
     for name in left:
         del configs[name]
     return list(left.items())
@@ -54,6 +60,7 @@ def kept_counts(configs: Mapping[str, FreezeConfig], weights: Mapping[str, Tenso
     the lower position, is kept. A weight shared by layers counts once.
     """
     found: dict[str, int] = {}
+    first_of: dict[int, str] = {}
     networks: list[tuple[FreezeConfig, dict[int, list[str]]]] = []
     for name, config in configs.items():
         if config.code != fmt.STORED:
@@ -71,6 +78,10 @@ def kept_counts(configs: Mapping[str, FreezeConfig], weights: Mapping[str, Tenso
         else:
             rates = config.rates
             found[name] = kept_of(count, rates[name] if isinstance(rates, Mapping) else config.sparsity)
+            first = first_of.setdefault(id(weights[name]), name)
+            if found[first] != found[name]:
+                counts = f"{found[first]} and {found[name]}"
+                raise ValueError(f"rates: {first!r} and {name!r} are one weight, which would keep {counts} values")
     for config, tensors in networks:
         first = {names[0]: weights[names[0]] for names in tensors.values()}
         for names, kept in zip(tensors.values(), _largest(list(first.values()), config.sparsity), strict=True):

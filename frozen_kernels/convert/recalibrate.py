@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -27,7 +28,8 @@ def recalibrate_(model: nn.Module, loader: Iterable[Any], batches: int | None = 
         batches: how many to take at most; all by default.
 
     Raises:
-        ValueError: `batches` is no integer >= 1, or the loader is empty; statistics are as they were.
+        ValueError: `batches` is no integer >= 1, the loader is empty, or a batch is something else. Statistics and
+            momenta are as they were wherever a batch fails.
     """
     if batches is not None:
         batches = check_count("batches", batches, 1)
@@ -42,13 +44,27 @@ def recalibrate_(model: nn.Module, loader: Iterable[Any], batches: int | None = 
     def counted() -> Iterable[Any]:
         nonlocal count
         for batch in chain([first], taken):
+            given = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(given, torch.Tensor):
+                kind = type(batch).__name__
+                raise ValueError(
+                    f"loader: batches that are tensors, or tuples or lists that begin with one, got {kind}"
+                )
             count += 1
             yield batch
 
     device = next((p.device for p in model.parameters()), None)
     modes = {m: m.training for m in model.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _NORMS)]
+    before = [(m, m.momentum, {name: t.clone() for name, t in m.named_buffers()}) for m in norms]
     try:
         update_bn(counted(), model, device)  # type: ignore[arg-type]
+    except BaseException:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            for name, tensor in buffers.items():
+                norm.get_buffer(name).copy_(tensor)
+        raise
     finally:
         for module, training in modes.items():
             module.training = training

@@ -29,7 +29,7 @@ class Converted:
     def __str__(self) -> str:
         named, total = f"{self.name}: {self.kind}{list(self.shape)}", max(self.weights, 1)
         if self.code == STORED:
-            return f"{named} stored, {self.kept:,} kept, sparsity {1 - self.kept / total:.1%}"
+            return f"{named} stored, {self.kept:,} kept, sparsity {1 - self.kept / total if self.weights else 0:.1%}"
         pruned, locked, free = (f"{n / total:.1%}" for n in (self.pruned, self.locked, self.free))
         return f"{named} stream {self.stream}, {pruned} pruned, {locked} locked, {free} free"
 

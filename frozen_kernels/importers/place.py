@@ -70,6 +70,9 @@ def slots(model: nn.Module) -> dict[str, Slot]:
                 raise ValueError(f"model: {full!r} is lazy: run a batch through the model first")
             if tensor.is_meta:
                 raise ValueError(f"model: {full!r} is on the meta device; give it memory by model.to_empty first")
+            expanded = any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+            if expanded or tensor.is_inference():
+                raise ValueError(f"model: {full!r} is an expanded or inference tensor and cannot be loaded in place")
             found[full] = Slot(module, tensor)
     return found
 
@@ -120,9 +123,9 @@ def _fitted_masks(held: dict[str, Slot], read: Read) -> dict[str, Masked]:
         if bad:
             raise ValueError(f"{name!r}: {bad} of {weight.numel()} weights are not finite")
         found[layer] = Masked(shaped, keep.reshape(shaped.shape))
-        first = first_of.setdefault(id(slot.owner), layer)
+        first = first_of.setdefault(id(slot.tensor), layer)
         if not all(_same(a, b) for a, b in zip(found[first], found[layer], strict=True)):
-            raise ValueError(f"{first!r} and {layer!r}: one layer in the model, but not the same in the file")
+            raise ValueError(f"{first!r} and {layer!r}: one weight in the model, but not the same in the file")
     return found
 
 
@@ -143,7 +146,7 @@ def _stored_twin(module: Any, weight: Tensor, keep: Tensor) -> FrozenLayer:
     device, count = module.weight.device, weight.numel()
     record = FrozenTensor.stored(weight.to(device), keep.to(device), values=_VALUES[weight.dtype])
     dropped = count - int(keep.sum())
-    config = FreezeConfig(code="stored", sparsity=dropped / count if count else 0.0, prune_ratio=0.0, lock_ratio=0.0)
+    config = FreezeConfig(code="stored", sparsity=dropped / count if count else 0.0, scope="local")
     twin: Any = TWINS[type(module)]
     return twin.from_module(module, config, state=Made(record, (0, 0, count), "packed"))
 
@@ -170,6 +173,7 @@ def plan(model: nn.Module, held: dict[str, Slot], read: Read) -> Plan:
     modules = dict(named_modules(model))
     reasons = {id(modules[name]): why for name, why in skipped}
     twins: dict[int, tuple[nn.Module, FrozenLayer]] = {}
+    first_of: dict[int, FrozenLayer] = {}  # layers of one torch Parameter are one stored weight
     layers, dense, rest = [], [], dict(read.rest)
     for layer, (weight, keep) in masked.items():
         module = module_of[layer]
@@ -182,6 +186,9 @@ def plan(model: nn.Module, held: dict[str, Slot], read: Read) -> Plan:
             raise ValueError(f"'{layer}.weight': {weight.dtype}; stored values are {', '.join(_VALUES.values())}")
         if id(module) not in twins:
             twins[id(module)] = module, _stored_twin(module, weight, keep)
+            first_of.setdefault(id(held[f"{layer}.weight"].tensor), twins[id(module)][1]).share_with(
+                twins[id(module)][1]
+            )
             kind, values = type(twins[id(module)][1]).__name__, _VALUES[weight.dtype]
             layers.append(Imported(layer, kind, tuple(weight.shape), int(keep.sum()), weight.numel(), values))
     return Plan(list(twins.values()), _copies(held, rest), layers, dense, list(read.rest))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..tickets import container
 from ..tickets.container import short
 
+_DEEPEST = 8
 _NESTED = ("state_dict", "model")  # names under which scripts save a state
 _PREFIX = "module."  # of torch's DataParallel and DistributedDataParallel
 
@@ -71,6 +72,9 @@ def _checked(name: object, value: object) -> Tensor:
         raise ValueError(f"{short(name)}: a tensor under a name, got {type(value).__name__}")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise ValueError(f"{name!r}: a strided tensor with memory, got {value.dtype}, {value.layout}, {value.device}")
+    size, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if size > held:
+        raise ValueError(f"{name!r}: {size} bytes of {held} that the file has: an expanded tensor")
     return value
 
 
@@ -80,8 +84,11 @@ def checkpoint(found: Mapping[str, Any], names: set[str]) -> Checkpoint:
     ValueError where there is none, or an entry is no tensor.
     """
     cfg = found.get("cfg")
+    depth = 0
     while inner := [found[name] for name in _NESTED if isinstance(found.get(name), Mapping)]:
-        found = inner[0]
+        found, depth = inner[0], depth + 1
+        if depth > _DEEPEST:
+            raise ValueError(f"a mapping within {depth} others, at most {_DEEPEST} are opened")
         cfg = found.get("cfg", cfg)
     state = {name: _checked(name, value) for name, value in found.items()}
     if not state:

@@ -146,7 +146,15 @@ class FrozenLoading(FrozenStored):
         if values.device.type == "meta":
             return None
         kept = int(torch.ops.frozen_kernels.popcount(supermask))
-        wanted = (kept,) if self.packed or self.tuned is not None else self.shape
+        wanted = (kept,) if self.packed else self.shape
+        if self.tuned is not None:
+            tuned = state.get(prefix + "tuned")
+            found = None if tuned is None else list(tuned.shape)
+            if found != list(self.tuned.shape) or kept != self.tuned.numel():
+                return (
+                    f"{prefix}tuned: {found} in a state that keeps {kept} weights, the layer tunes "
+                    f"{self.tuned.numel()}; finalize the model to load a packed state"
+                )
         if tuple(values.shape) != wanted:
             return f"{prefix}values: {list(values.shape)} in the state, {list(wanted)} in the layer"
         if values.dim() == 1 and values.dtype not in fmt.VALUE_DTYPES.values():
@@ -154,4 +162,6 @@ class FrozenLoading(FrozenStored):
         rows = None if scale is None else list(scale.shape)
         if rows != ([self.rows] if values.dtype == torch.int8 else None):
             return f"{prefix}row_scale: {rows} for {values.dtype} values of {self.rows} rows"
+        if scale is not None and (scale.dtype != torch.float32 or not (scale.isfinite() & (scale >= 0)).all()):
+            return f"{prefix}row_scale: float32, 0 or more and finite, got {scale.dtype} from {float(scale.min()):g} on"
         return None

@@ -93,6 +93,8 @@ class FrozenState(nn.Module):
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._words: list[int] = []
         self._held: Held | None = None
+        # layers of one stored weight have one list, which copies and pickles keep one
+        self._weight: list[None] = []
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
         self.register_buffer("header", torch.empty(fmt.HEADER_WORDS, dtype=torch.int32, device=like.device))
@@ -149,7 +151,7 @@ class FrozenState(nn.Module):
     def identity(self) -> tuple[object, ...]:
         """What layers of one weight have in common, and no others of a model: seed and stream, or the values."""
         if self.config.code == fmt.STORED:
-            return (fmt.STORED, id(self._buffers["values"]))
+            return (fmt.STORED, id(self._weight))
         return (self.seed, self.stream)
 
     @property
@@ -324,10 +326,13 @@ class FrozenState(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenState:
         before, held, stale = self.dtype, dict(self._buffers), self.masks_are_stale
         super()._apply(fn, recurse)
-        for name in ("header", "supermask", *DERIVED[:3]):
+        values: Any = held["values"]
+        packed = values is not None and values.dim() == 1 and not isinstance(values, nn.Parameter)
+        for name in ("header", "supermask", *DERIVED[:3], *(STORED if packed else ())):
             old, new = held[name], self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)  # bits are no numbers to cast
+                # bits are no numbers to cast, and what is packed is not rounded again
+                self._buffers[name] = old.to(new.device)
         gain: Any = held["gain"]
         wide = torch.promote_types(self.dtype, torch.float32)
         if gain is not None and self._buffers["gain"].dtype != wide:  # type: ignore[union-attr]

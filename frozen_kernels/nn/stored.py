@@ -16,7 +16,6 @@ from ..config import FreezeConfig, kept_of_pattern
 from ..select import sharded, swaps
 from ..tensor import FrozenTensor, stored_record
 from .masks import FrozenMasks, Made
-from .state import STORED as STORED_BUFFERS
 from .state import swapping
 
 
@@ -77,27 +76,32 @@ class FrozenStored(FrozenMasks):
             )
         return kept, of
 
-    def swap_(self, kept: int, rate: float) -> int:
-        """Swap some of the weights that the scores want in for those that they want out; returns how many.
+    def wanted_swaps(self, kept: int, rate: float) -> Tensor:
+        """int64 [2, swaps]: positions of weights that the scores want in, and of those that go for them.
 
         `kept` is how many the mask keeps, `rate` the share of wanted swaps that are made (see `fk.Jackpot`). ValueError
         where the mask keeps another number. Collective where the scores are sharded.
         """
-        scores, supermask, values = sharded.whole(self._searched().detach()), self.supermask, self.values
-        assert supermask is not None and values is not None
+        scores, supermask = sharded.whole(self._searched().detach()), self.supermask
+        assert supermask is not None
         if self.config.pattern is None:
-            positions = torch.ops.frozen_kernels.swap(scores, supermask, kept, rate)
+            found: Tensor = torch.ops.frozen_kernels.swap(scores, supermask, kept, rate)
+            return found
+        now = int(torch.ops.frozen_kernels.popcount(supermask))
+        if now != kept:
+            raise ValueError(f"supermask: {now} weights kept, expected {kept}")
+        return swaps.swap_in_groups(scores, supermask, self.shape, self._pattern(), rate)
+
+    def swap_(self, positions: Tensor) -> int:
+        """Keep the weights at positions [0] in place of those at [1], which makes the mask that of the scores.
+
+        Returns how many those are.
+        """
+        if positions.numel():
+            with torch.inference_mode(False):
+                self._take_mask(torch.ops.frozen_kernels.flip(self.supermask, positions), positions)
         else:
-            found = int(torch.ops.frozen_kernels.popcount(supermask))
-            if found != kept:
-                raise ValueError(f"supermask: {found} weights kept, expected {kept}")
-            positions = swaps.swap_in_groups(scores, supermask, self.shape, self._pattern(), rate)
-        if not positions.numel():
             self._note_mask()
-            return 0
-        with torch.inference_mode(False):
-            mask = torch.ops.frozen_kernels.flip(supermask, positions)
-            self._take_mask(mask, positions)
         return positions.shape[1]
 
     def _take_mask(self, mask: Tensor, positions: Tensor) -> None:
@@ -157,11 +161,21 @@ class FrozenStored(FrozenMasks):
         if not self.stored:
             super().finalize()
             return
-        self.take_packed(self.packed_record(values))
+        if not self.is_finalized_as(values):
+            self.take_packed(self.packed_record(values))
+
+    def is_finalized_as(self, values: str | None) -> bool:
+        """Whether nothing is left for `finalize` to do."""
+        own = None if self.values is None else str(self.values.dtype).removeprefix("torch.")
+        return (
+            self.scores is None and self.tuned is None and (not self.stored or (self.packed and values in (None, own)))
+        )
 
     @torch.no_grad()
     def packed_record(self, values: str | None = None) -> FrozenTensor:
-        """The stored weight as `finalize` leaves it; the layer does not change."""
+        """The stored weight as `finalize` leaves it; the layer does not change. ValueError as there, or on meta."""
+        if self.device.type == "meta":
+            raise ValueError("values: the layer is on the meta device and has none to pack")
         own = str(self.values.dtype).removeprefix("torch.")  # type: ignore[union-attr]
         values = own if values is None else values
         if values not in fmt.VALUE_DTYPES:
@@ -180,13 +194,17 @@ class FrozenStored(FrozenMasks):
             self.tuned = None
             self._put(packed, "packed")
 
+    def tie_to(self, first: FrozenStored) -> None:
+        """Count as a layer of the same stored weight as another, which has the same values."""
+        self._weight = first._weight
+
     def share_with(self, other: FrozenStored) -> None:
         """Give another layer of the same weight the scores, and all that is stored: both are one tensor then."""
         if other is self:
             return
         other.scores = self.scores
         if self.stored:
-            other.tuned = self.tuned
+            other._weight, other.tuned = self._weight, self.tuned
             other._note_mask()
             other._put(self._record(), self.residency)
 
@@ -214,7 +232,7 @@ class FrozenStored(FrozenMasks):
     @torch.no_grad()
     def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:
         with swapping:
-            self.tuned = None
+            self.tuned, self._weight = None, []
             super().adopt(made, config, sigma, bias)
 
     def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
@@ -223,17 +241,7 @@ class FrozenStored(FrozenMasks):
         super().restore(header, supermask, config, sigma)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        held = {name: self._buffers[name] for name in STORED_BUFFERS}
         super()._apply(fn, recurse)
-        changed = False
-        if held["values"] is not None and held["values"].dim() == 1:
-            for name, old in held.items():
-                new = self._buffers[name]
-                if old is not None and new is not None and new.dtype != old.dtype:
-                    self._buffers[name] = old.to(new.device)  # what is packed is not rounded again
-                    changed = True
-        if changed:
-            self.prepare_calls()
         self._tie_tuned()
         return self
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from .. import format as fmt
 from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers
+from ..nn.models import frozen_layers, warn_of_stale_masks
 from ..select.swaps import short_restriction
 from .rule import Search, check_count
 
@@ -61,10 +63,10 @@ class Jackpot(Search):
             return 1.0
         progress = min(self.steps // self.steps_per_epoch, self.epochs - 1) / self.epochs
         given = short_restriction if self.restriction == "short" else self.restriction
-        rate = float(given(progress))  # type: ignore[operator]
-        if not 0 < rate <= 1:
-            raise ValueError(f"restriction: a rate in (0, 1], got {rate} at progress {progress:g}")
-        return rate
+        rate = given(progress)  # type: ignore[operator]
+        if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 < float(rate) <= 1:
+            raise ValueError(f"restriction: a rate in (0, 1], got {rate!r} at progress {progress:g}")
+        return float(rate)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -72,22 +74,24 @@ class Jackpot(Search):
         """New masks from the scores as they are; returns how many weights were swapped for others.
 
         ValueError where no layer has scores any more, or a mask keeps another number of weights than when the search
-        began. Collective where the scores are sharded.
+        began: no mask is changed then. Collective where the scores are sharded.
         """
         self._check()
-        rate, swaps = self.rate, 0
+        rate = self.rate
         first_of: dict[int, FrozenLayer] = {}
+        wanted: dict[FrozenLayer, Tensor] = {}
         for name, layer in self._found.items():
-            if layer.scores is None:
-                continue
-            first = first_of.setdefault(id(layer.scores), layer)
-            if first is not layer:
-                first.share_with(layer)
+            if layer.scores is None or first_of.setdefault(id(layer.scores), layer) is not layer:
                 continue
             try:
-                swaps += layer.swap_(self._kept[name], rate)
+                wanted[layer] = layer.wanted_swaps(self._kept[name], rate)
             except ValueError as why:
                 raise ValueError(f"{name or 'model'}: {why}") from None
+        # nothing above has changed a mask
+        swaps = sum(layer.swap_(positions) for layer, positions in wanted.items())
+        for layer in self._found.values():
+            if layer.scores is not None:
+                first_of[id(layer.scores)].share_with(layer)
         self.steps += 1
         return swaps
 
@@ -102,9 +106,11 @@ class Jackpot(Search):
         ValueError where the state is another, or a mask of it has another size or keeps another number of weights than
         the layer: nothing is changed then.
         """
-        if set(state) != {"steps", "masks"}:
-            raise ValueError(f"state: the keys 'masks' and 'steps', got {sorted(map(str, state))}")
+        if not isinstance(state, Mapping) or set(state) != {"steps", "masks"}:
+            raise ValueError(f"state: the keys 'masks' and 'steps', got {sorted(map(str, state or ()))}")
         steps, masks = check_count("steps", state["steps"], 0), state["masks"]
+        if not isinstance(masks, Mapping):
+            raise ValueError(f"masks: a mapping of names to masks, got {type(masks).__name__}")
         if set(masks) != set(self._kept):
             raise ValueError(f"masks: of {sorted(self._kept)}, got {sorted(map(str, masks))}")
         for name, mask in masks.items():
@@ -114,10 +120,13 @@ class Jackpot(Search):
         self.steps = steps
 
 
-def _check_mask(name: str, mask: Tensor, layer: FrozenLayer, kept: int) -> None:
+def _check_mask(name: str, mask: Any, layer: FrozenLayer, kept: int) -> None:
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"masks: {name!r} is {type(mask).__name__}, expected a tensor")
     size = -(-layer.rows * layer.cols // 8)
     if mask.dtype != torch.uint8 or tuple(mask.shape) != (size,):
         raise ValueError(f"masks: {name!r} is {mask.dtype} {list(mask.shape)}, expected torch.uint8 [{size}]")
+    fmt.check_supermask(mask, layer.rows * layer.cols, f"masks: {name!r}")
     found = int(torch.ops.frozen_kernels.popcount(mask))
     if found != kept:
         raise ValueError(f"masks: {name!r} keeps {found} weights, the layer {kept}")
@@ -127,7 +136,8 @@ def tune_weights_(model: nn.Module) -> list[nn.Parameter]:
     """Make the kept values of every stored layer trainable, for search-then-tune; the masks stay as they are.
 
     Returns the parameters, float 1-D in stream order; dropped weights have none and stay 0. Layers still searched drop
-    their scores. `finalize_` ends it. The paper tunes 10 epochs at a learning rate of 0.01, without weight decay.
+    their scores, with a warning where those changed since the masks were made. `finalize_` ends it. The paper tunes 10
+    epochs at a learning rate of 0.01, without weight decay.
 
     Raises:
         ValueError: a model without stored layers, or one with int8 or float64 values.
@@ -136,14 +146,15 @@ def tune_weights_(model: nn.Module) -> list[nn.Parameter]:
     stored = {name: layer for name, layer in frozen_layers(model).items() if layer.stored}
     if not stored:
         raise ValueError("model: no stored weights to tune")
-    of_values: dict[int, list[FrozenLayer]] = {}
+    of_weight: dict[tuple[object, ...], list[FrozenLayer]] = {}
     for name, layer in stored.items():
         values = layer.values
         if values is None or values.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"{name or 'model'}: float32, float16 or bfloat16 values can be tuned, got {layer}")
-        of_values.setdefault(id(values), []).append(layer)
+        of_weight.setdefault(layer.identity, []).append(layer)
+    warn_of_stale_masks(stored)
     tuned = []
-    for first, *others in of_values.values():
+    for first, *others in of_weight.values():
         tuned.append(first.tune_weights())
         for other in others:
             first.share_with(other)

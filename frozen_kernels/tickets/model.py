@@ -459,9 +459,7 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
         check_regenerated(ticket, record, found)
         for name, place in places.items():
             held = _hold(record, found, supermask, stored, place)
-            # layers of one stored weight hold the same values: they are what tells that it is one
-            alone = record.values is None and made.keys() & places.keys()
-            made[name] = _copied(held) if alone else held
+            made[name] = _copied(held) if made.keys() & places.keys() else held
     return made
 
 
@@ -521,11 +519,14 @@ def load_ticket(
     for old, stored in copies:
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
+    first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if isinstance(layer, FrozenLayer):
             layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
         else:
             replace_module(inside, layer, new[name])
+        held = layer if isinstance(layer, FrozenLayer) else new[name]
+        held.tie_to(first_of.setdefault(record.name, held))
     _put_in_place(inside, by_id)
     del ticket, copies, by_id, pairs, new
     release_memory()

@@ -249,7 +249,8 @@ class _StoredWeight(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         scores, _ = ctx.saved_tensors  # a mask made since then is an error here
         # a derivative of this one, or somebody who watches, takes the op
-        if _C is not None and grad.dtype in DTYPES and not torch.is_grad_enabled() and calls.unwatched():
+        plain = _C is not None and grad.dtype in DTYPES and scores.dtype in (torch.float32, torch.bfloat16)
+        if plain and not torch.is_grad_enabled() and calls.unwatched():
             return weight_grad_scores(grad, scores, ctx.pack), None, None
         return torch.ops.frozen_kernels.weight_grad_scores(grad, scores, *ctx.pack), None, None
 
@@ -329,8 +330,8 @@ def prepare(
     if bias is not None and bias.dtype is not dtype:
         return None
     linear = geometry.op == "linear"
-    if record.values is not None and record.values.requires_grad:
-        return None
+    if isinstance(record.values, nn.Parameter):
+        return None  # somebody trains it, and may give it other memory
     if record.dense is not None:
         if gain is not None or relu or record.dense.dtype is not dtype:
             return None
