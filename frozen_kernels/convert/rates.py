@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from ..text import listed
 
 
 def _pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or math.prod(module.weight.shape[2:]) == 1  # type: ignore[arg-type]
+    weight: Any = module.weight
+    return isinstance(module, nn.Linear) or math.prod(weight.shape[2:]) == 1
 
 
 def leave_dense(
@@ -83,8 +85,8 @@ def kept_counts(configs: Mapping[str, FreezeConfig], weights: Mapping[str, Tenso
                 counts = f"{found[first]} and {found[name]}"
                 raise ValueError(f"rates: {first!r} and {name!r} are one weight, which would keep {counts} values")
     for config, tensors in networks:
-        first = {names[0]: weights[names[0]] for names in tensors.values()}
-        for names, kept in zip(tensors.values(), _largest(list(first.values()), config.sparsity), strict=True):
+        unique = [weights[names[0]] for names in tensors.values()]
+        for names, kept in zip(tensors.values(), _largest(unique, config.sparsity), strict=True):
             found.update(dict.fromkeys(names, kept))
     return found
 

@@ -209,9 +209,10 @@ class FrozenState(nn.Module):
         if self.device.type == "meta":
             return
         self._check_header(self.header.tolist())
-        counted = self.free if self.values is None else self.values.numel()
+        drawn = self.values is None
+        counted, what = (self.free, "free weights") if drawn else (self.values.numel(), "values")  # type: ignore[union-attr]
         if self.offsets is not None and int(self.offsets[-1]) != counted:
-            raise ValueError(f"offsets: {int(self.offsets[-1])} weights in a layer that has {counted}")
+            raise ValueError(f"offsets: {int(self.offsets[-1])} {what} in a layer that has {counted}")
 
     def _check_header(self, found: list[int]) -> None:
         # a scale moves with the mask: who copies both, as an average of scores does, has a whole tensor

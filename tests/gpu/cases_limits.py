@@ -95,7 +95,7 @@ def test_thousands_of_groups_fit_a_grid(monkeypatch):
     monkeypatch.setattr(transpose_kernels, "transpose_kernel", recorder)
     groups = 70_000
     keep = torch.zeros(groups, 1, dtype=torch.int32, device=DEVICE)
-    pack = (header().to(DEVICE), None, None, keep, keep, None, "sign", (groups, 2, 3))
+    pack = (header().to(DEVICE), None, None, keep, keep, None, None, None, "sign", (groups, 2, 3))
     x = torch.zeros(1, 2 * groups, 4, dtype=torch.bfloat16, device=DEVICE)
     spatial = (2,), (1,), (1,), groups
     y = triton.conv1d(x, None, None, *pack, *spatial)
