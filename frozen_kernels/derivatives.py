@@ -346,7 +346,8 @@ class _WeightGradScores(_Rule):
         return self.op(tangents[0], *args[1:]) if 0 in tangents else None
 
 
-def _look_up(indices: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
+def look_up(indices: Tensor, weight: Tensor, padding_idx: int) -> Tensor:
+    """Rows of a dense table, of which row `padding_idx` is zero; -1 for none."""
     if padding_idx >= 0:
         weight = weight.index_fill(0, torch.tensor([padding_idx], device=weight.device), 0.0)
     return F.embedding(indices, weight)
@@ -367,7 +368,7 @@ class _Embedding(_Rule):
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
         indices, scores, *pack, dtype, padding_idx = args
-        return _look_up(indices, weight_change(tangents[1], scores, pack).to(dtype), padding_idx)
+        return look_up(indices, weight_change(tangents[1], scores, pack).to(dtype), padding_idx)
 
     def vmap(self, n: int, dims: Sequence, args: tuple) -> Tensor:
         indices, *rest = args
@@ -388,7 +389,7 @@ class _EmbeddingGradScores(_Rule):
         (indices, scores), pack = _restore(ctx, saved, 2)
         if not needs[0]:
             return ()
-        return (_look_up(indices, weight_change(v, scores, pack).to(ctx.dtype), ctx.padding_idx),)
+        return (look_up(indices, weight_change(v, scores, pack).to(ctx.dtype), ctx.padding_idx),)
 
     def tangent(self, args: tuple, tangents: Tangents, y: Tensor) -> Tensor | None:
         return self.op(tangents[0], *args[1:]) if 0 in tangents else None

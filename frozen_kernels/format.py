@@ -139,11 +139,17 @@ def weight_offsets(positions: Tensor, weight: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=256)
 def _column_offsets(sizes: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Tensor:
     """int64 [columns]: offsets of the columns of a row, in the order of a stream; sizes of channels and taps."""
-    taps = [0]
-    for size, stride in zip(sizes[1:], strides[1:], strict=True):
-        taps = [start + i * stride for start in taps for i in range(size)]
+    taps = torch.tensor(tap_offsets(sizes[1:], strides[1:]), device=device)
     column = stream_columns(math.prod(sizes), device)
-    return column % sizes[0] * strides[0] + torch.tensor(taps, device=device)[column // sizes[0]]
+    return column % sizes[0] * strides[0] + taps[column // sizes[0]]
+
+
+def tap_offsets(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """Where each tap of a weight lies in memory, from the first on; sizes and strides of the spatial dimensions."""
+    taps = [0]
+    for size, stride in zip(sizes, strides, strict=True):
+        taps = [start + i * stride for start in taps for i in range(size)]
+    return taps
 
 
 def raw_keys(scores: Tensor) -> Tensor:
@@ -425,6 +431,20 @@ def unpack(stream: Tensor, partition: Tensor) -> Tensor:
     _check_matrix("partition", partition, torch.int8)
     check_supermask(stream, int((partition == 0).sum()))
     return torch.ops.frozen_kernels.unpack(stream.contiguous(), partition)
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """uint8 [ceil(n / 8)]: a flat bool as a stream, bit `i & 7` of byte `i >> 3`; bits after the last are 0."""
+    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.uint8, device=bits.device)
+    padded[: bits.numel()] = bits
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (padded.view(-1, 8) << places).sum(1, dtype=torch.uint8)
+
+
+def unpack_bits(stream: Tensor, count: int) -> Tensor:
+    """bool [count]: the inverse of `pack_bits`."""
+    places = torch.arange(8, dtype=torch.uint8, device=stream.device)
+    return (stream[:, None] >> places & 1).flatten()[:count].bool()
 
 
 def check_supermask(stream: Tensor, free: int, name: str = "supermask") -> None:

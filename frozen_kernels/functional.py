@@ -426,8 +426,5 @@ def embedding(
         raise ValueError(f"frozen: an embedding's weight has 2 dimensions, got shape {frozen.shape}")
     padding = -1 if padding_idx is None else padding_row(frozen.shape[0], index(padding_idx))
     if frozen.values is not None and frozen.values.requires_grad and torch.is_grad_enabled():
-        weight = frozen.weight(dtype)
-        if padding >= 0:
-            weight = weight.index_fill(0, torch.tensor([padding], device=weight.device), 0.0)
-        return F.embedding(indices, weight)
+        return derivatives.look_up(indices, frozen.weight(dtype), padding)
     return _embedding_op(indices, frozen.scores, *frozen.pack(), dtype, padding)

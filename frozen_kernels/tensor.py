@@ -99,7 +99,7 @@ class FrozenTensor(NamedTuple):
         keep = torch.ones_like(weight, dtype=torch.bool) if keep is None else keep
         if keep.dtype != torch.bool or keep.shape != weight.shape:
             raise ValueError(f"keep: bool {list(weight.shape)}, got {keep.dtype} {list(keep.shape)}")
-        record = stored_record(weight, fmt.pack(*stored_partition(keep)))
+        record = stored_record(weight, fmt.pack_bits(fmt.stream_order(fmt.to_matrix(keep))))
         return record.pack_stored(values).hold(residency, dtype)
 
     @property
@@ -118,7 +118,7 @@ class FrozenTensor(NamedTuple):
         assert self.values is not None
         rows, cols = fmt.matrix_shape(self.shape)
         ops, exact, scale = torch.ops.frozen_kernels, self.values.detach(), None
-        keep = self._kept_plane()
+        keep = self._keep_plane()
         offsets = ops.plane_offsets(keep, cols)
         if not exact.is_floating_point():
             raise ValueError(f"values: they are {exact.dtype} already and stay so, got {values!r}")
@@ -134,11 +134,14 @@ class FrozenTensor(NamedTuple):
             supermask=None, offsets=offsets, keep=keep, dense=None, values=kept, row_scale=scale, scores=None
         )
 
-    def _kept_plane(self) -> Tensor:
+    def _keep_plane(self, offsets: Tensor | None = None) -> Tensor:
+        """The keep plane, from whichever residency; `offsets` of free weights, where somebody has made them."""
         if self.keep is not None:
             return self.keep
         (rows, cols), ops = fmt.matrix_shape(self.shape), torch.ops.frozen_kernels
-        return ops.keep_plane(self.header, self.supermask, ops.offsets(self.header, rows, cols), rows, cols)
+        offsets = ops.offsets(self.header, rows, cols) if offsets is None else offsets
+        plane: Tensor = ops.keep_plane(self.header, self.supermask, offsets, rows, cols)
+        return plane
 
     def _hold_stored(self, residency: str, dtype: torch.dtype) -> FrozenTensor:
         if residency not in STORED_RESIDENCIES:
@@ -149,7 +152,7 @@ class FrozenTensor(NamedTuple):
             return base._replace(dense=self._replace(dense=None, scores=None).weight(dtype).detach())
         if not self.is_packed:
             raise ValueError("residency: 'packed' is for a finalized layer; while a search runs it is 'dense'")
-        keep = self._kept_plane()
+        keep = self._keep_plane()
         offsets = torch.ops.frozen_kernels.plane_offsets(keep, fmt.matrix_shape(self.shape)[1])
         return base._replace(keep=keep, offsets=offsets)
 
@@ -171,9 +174,7 @@ class FrozenTensor(NamedTuple):
             supermask = self.packed(offsets)
             source = base._replace(supermask=supermask, offsets=offsets)
             return base._replace(supermask=supermask, dense=source.weight(dtype).detach())
-        keep = self.keep
-        if keep is None:
-            keep = ops.keep_plane(self.header, self.supermask, offsets, rows, cols)
+        keep = self._keep_plane(offsets)
         draw = None
         if residency == "planes" and self.code != "constant":
             draw = self.draw if self.draw is not None else ops.draw_plane(self.header, self.code, rows, cols)
@@ -200,12 +201,6 @@ class FrozenTensor(NamedTuple):
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""
         return torch.ops.frozen_kernels.weight(self.scores, *self.pack(), dtype)
-
-
-def stored_partition(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """A bool mask of a weight's shape as a matrix, and the partition of a stored weight: all free."""
-    matrix = fmt.to_matrix(keep).contiguous()
-    return matrix, torch.zeros_like(matrix, dtype=torch.int8)
 
 
 def stored_record(weight: Tensor, supermask: Tensor) -> FrozenTensor:

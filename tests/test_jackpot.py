@@ -89,7 +89,7 @@ def test_patterns_hold_at_every_step(rate):
 
 def test_pairs_times_rate_is_rounded_up_in_double_precision():
     keep = torch.arange(200) < 100
-    bits = fk.select.swaps.bits_of(keep)
+    bits = fk.format.pack_bits(keep)
     swaps = torch.ops.frozen_kernels.swap((~keep).float(), bits, 100, 0.07)
     assert swaps.shape == (2, 8)  # 100 * 0.07 is 7.000000000000001
 

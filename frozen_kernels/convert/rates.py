@@ -99,11 +99,14 @@ def _largest(weights: list[Tensor], sparsity: float) -> list[int]:
         return [kept_of(w.numel(), sparsity if kept < total else 0.0) for w in weights]
     flat = [w.detach().flatten().to(torch.float32) for w in weights]
     key = int(torch.ops.frozen_kernels.select(flat, total - kept))
-    above = [int((fmt.score_keys(w) > key).sum()) for w in flat]
-    left = kept - sum(above)
+    found = []
+    for w in flat:
+        keys = fmt.score_keys(w)
+        found.append((int((keys > key).sum()), int((keys == key).sum())))
+    left = kept - sum(above for above, _ in found)
     counts = []
-    for w, more in zip(flat, above, strict=True):
-        ties = min(int((fmt.score_keys(w) == key).sum()), left)
-        left -= ties
-        counts.append(more + ties)
+    for above, ties in found:
+        taken = min(ties, left)
+        left -= taken
+        counts.append(above + taken)
     return counts

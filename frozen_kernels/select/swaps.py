@@ -13,30 +13,16 @@ from .. import format as fmt
 GAP = 0.01  # between the scores of kept and dropped weights when a search begins; they lie around 0
 
 
-def bits_of(keep: Tensor) -> Tensor:
-    """uint8 [ceil(n / 8)]: a flat bool in stream order as packed bits."""
-    padded = torch.zeros(-(-keep.numel() // 8) * 8, dtype=torch.uint8, device=keep.device)
-    padded[: keep.numel()] = keep
-    places = torch.arange(8, dtype=torch.uint8, device=keep.device)
-    return (padded.view(-1, 8) << places).sum(1, dtype=torch.uint8)
-
-
-def bools_of(supermask: Tensor, count: int) -> Tensor:
-    """bool [count]: the inverse of `bits_of`."""
-    places = torch.arange(8, dtype=torch.uint8, device=supermask.device)
-    return (supermask[:, None] >> places & 1).flatten()[:count].bool()
-
-
 def best(scores: Tensor, kept: int) -> Tensor:
     """uint8: the packed mask of the `kept` highest scores; between equal ones the lower position wins."""
-    first = bits_of(torch.arange(scores.numel(), device=scores.device) < kept)
+    first = fmt.pack_bits(torch.arange(scores.numel(), device=scores.device) < kept)
     swap = torch.ops.frozen_kernels.swap
     return torch.ops.frozen_kernels.flip(first, swap(scores, first, kept, 1.0))
 
 
 def centred(supermask: Tensor, count: int) -> Tensor:
     """float32 [count]: the scores that a search starts from, half a gap above 0 where kept and below where dropped."""
-    return torch.where(bools_of(supermask, count), GAP / 2, -GAP / 2)
+    return torch.where(fmt.unpack_bits(supermask, count), GAP / 2, -GAP / 2)
 
 
 def short_restriction(progress: float) -> float:
@@ -54,7 +40,7 @@ def best_of_groups(scores: Tensor, shape: Sequence[int], pattern: tuple[int, int
     """uint8: the packed mask of the N highest of every M consecutive columns; between equal ones the first wins."""
     kept, of = pattern
     keep = _chosen(fmt.raw_keys(_groups(scores, shape, of)), torch.zeros(1, of, dtype=torch.bool), kept)
-    return bits_of(fmt.stream_order(keep.view(fmt.matrix_shape(shape))))
+    return fmt.pack_bits(fmt.stream_order(keep.view(fmt.matrix_shape(shape))))
 
 
 def _chosen(keys: Tensor, keep: Tensor, kept: int) -> Tensor:
@@ -73,7 +59,7 @@ def swap_in_groups(
     those of the largest gain in score first; between equal gains the lower position that enters.
     """
     (kept, of), (rows, cols) = pattern, fmt.matrix_shape(shape)
-    now = _groups(bools_of(supermask, scores.numel()), shape, of)
+    now = _groups(fmt.unpack_bits(supermask, scores.numel()), shape, of)
     keys, values = fmt.raw_keys(_groups(scores, shape, of)), _groups(scores, shape, of).to(torch.float64)
     wanted = _chosen(keys, now, kept)
     places = fmt.from_stream(torch.arange(rows * cols, device=scores.device), rows, cols).view(-1, of)

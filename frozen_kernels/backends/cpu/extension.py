@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...format import ALL_CODES, CODES, STORED, Pack, check_code
+from ...format import ALL_CODES, CODES, STORED, Pack, check_code, tap_offsets
 from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
 
@@ -48,10 +48,7 @@ def header_of(header: Tensor) -> Tensor:
 
 def weight_args(t: Tensor, dtype: int) -> tuple[tuple[int, int, int, int], list[int]]:
     """Address, dtype id and the strides of rows and channels of a weight of torch's shape; the offsets of its taps."""
-    taps = [0]
-    for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True):
-        taps = [start + i * stride for start in taps for i in range(size)]
-    return (t.data_ptr(), dtype, t.stride(0), t.stride(1)), taps
+    return (t.data_ptr(), dtype, t.stride(0), t.stride(1)), tap_offsets(t.shape[2:], t.stride()[2:])
 
 
 def check_reach(name: str, t: Tensor) -> None:

@@ -6,20 +6,8 @@ import torch
 from torch import Tensor
 
 from ... import format as fmt
+from ...format import pack_bits, unpack_bits
 from .generate import byte_draws, fill, partition, sign_bits
-
-
-def pack_bits(bits: Tensor) -> Tensor:
-    """uint8, bit i & 7 of byte i >> 3, from a flat bool tensor."""
-    padded = torch.zeros(-(-bits.numel() // 8) * 8, dtype=torch.int64, device=bits.device)
-    padded[: bits.numel()] = bits
-    weights = 1 << torch.arange(8, device=bits.device)
-    return (padded.reshape(-1, 8) * weights).sum(1).to(torch.uint8)
-
-
-def unpack_bits(stream: Tensor, count: int) -> Tensor:
-    bits = stream.to(torch.int64)[:, None] >> torch.arange(8, device=stream.device) & 1
-    return bits.flatten()[:count].bool()
 
 
 def pack(keep: Tensor, partition: Tensor) -> Tensor:

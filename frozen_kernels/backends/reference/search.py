@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import format as fmt
-from .masks import pack_bits, unpack_bits
+from ...format import pack_bits, unpack_bits
 
 
 def select(scores: list[Tensor], rank: int) -> Tensor:
