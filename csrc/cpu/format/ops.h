@@ -70,4 +70,15 @@ FK_INLINE void put_columns(T* row, int64_t at, int64_t lo, int64_t hi, const Fil
   if (lo < hi) memcpy(row + (at + lo), values + lo, static_cast<size_t>(hi - lo) * sizeof(T));
 }
 
+// counts[i] becomes the sum of those before it, for i up to `entries`, which is past the last.
+inline void sum_before(int64_t* counts, int64_t entries) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < entries; ++i) {
+    const int64_t count = counts[i];
+    counts[i] = total;
+    total += count;
+  }
+  counts[entries] = total;
+}
+
 }  // namespace fk::FK_ISA_NS

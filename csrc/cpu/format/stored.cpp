@@ -146,13 +146,7 @@ void plane_offsets(const uint32_t* keep, int64_t rows, int64_t cols, int64_t* ou
     for (int64_t w = w0; w < w0 + nw; ++w) count += __builtin_popcount(kept_bits(kept, row, cols, w));
     out[row * chunks + chunk] = count;
   });
-  int64_t total = 0;
-  for (int64_t i = 0; i < entries; ++i) {
-    const int64_t count = out[i];
-    out[i] = total;
-    total += count;
-  }
-  out[entries] = total;
+  sum_before(out, entries);
 }
 
 void pack_values(const void* weight, int64_t bytes, const WeightStrides& strides, const KeptWeights& kept,

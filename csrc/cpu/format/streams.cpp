@@ -40,13 +40,7 @@ void offsets(const Frozen& f, int64_t* out, int threads) {
       for (int64_t r = 0; r < nrows; ++r) out[(r0 + r) * chunks + w / CHUNK_WORDS] = count[r];
     }
   });
-  int64_t total = 0;
-  for (int64_t i = 0; i < entries; ++i) {
-    const int64_t count = out[i];
-    out[i] = total;
-    total += count;
-  }
-  out[entries] = total;
+  sum_before(out, entries);
 }
 
 void keep_plane(const Frozen& f, uint32_t* out, int threads) {

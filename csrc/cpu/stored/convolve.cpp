@@ -87,10 +87,7 @@ class Convolution {
     row_blocks_ = std::max(row_blocks_, std::min(missing, divide_up(layer_.rows, 16)));
     block_rows_ = round_up(divide_up(layer_.rows, row_blocks_), 16);
     row_blocks_ = divide_up(layer_.rows, block_rows_);
-    region_ = 0;
-    for (int64_t tile = 0; tile < tiles; tile += block_tiles_) {
-      region_ = std::max(region_, lines_.region(tile, std::min(tile + block_tiles_, tiles)));
-    }
+    region_ = lines_.widest_region(block_tiles_);
     ld_ = round_up(region_, VL) | VL;  // channels on different cache sets
   }
 

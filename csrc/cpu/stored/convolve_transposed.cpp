@@ -104,10 +104,7 @@ class Transposed {
         std::max(divide_up(layer_.channels, MOST_CHANNELS), std::min(missing, divide_up(layer_.channels, int64_t{64})));
     block_channels_ = round_up(divide_up(layer_.channels, blocks), 32);
     channel_blocks_ = divide_up(layer_.channels, block_channels_);
-    region_ = 0;
-    for (int64_t tile = 0; tile < tiles; tile += block_tiles_) {
-      region_ = std::max(region_, lines_.region(tile, std::min(tile + block_tiles_, tiles)));
-    }
+    region_ = lines_.widest_region(block_tiles_);
     ld_ = round_up(region_, VL) | VL;  // rows on different cache sets
   }
 

@@ -34,6 +34,12 @@ struct Lines {
     const Tile last = tile(tile1 - 1);
     return round_up(last.first + last.count + reach - tile(tile0).first, VL) + VL;
   }
+  // Of all blocks of so many tiles.
+  int64_t widest_region(int64_t block) const {
+    int64_t widest = 0;
+    for (int64_t i = 0; i < tiles(); i += block) widest = std::max(widest, region(i, std::min(i + block, tiles())));
+    return widest;
+  }
   int64_t most_runs(int64_t positions) const { return positions / grid.size[2] + 2; }
 
   // out[channel][position] of `count` positions from `first` on, and zeros up to `ld`; a source pixel is
