@@ -98,6 +98,18 @@ def test_every_kind_of_value_meets_every_dtype(isa):
         assert torch.equal(cpu.linear_grad_input(grad, *frozen.pack()), want), (values, dtype, density, batch)
 
 
+def test_few_pixels_of_sparse_rows(isa):
+    """Rows whose inputs are gathered by position, which takes two bytes, and wider rows; a dropped infinity stays out."""
+    for cols, values, density, batch in pairwise((1, 95, 1030, 1 << 16, (1 << 16) + 5), VALUES, (0.01, 0.15), (1, 2)):
+        frozen, weight = integer_weight((9, cols), density, values)
+        x = integers((batch, cols), cols)
+        assert torch.equal(cpu.linear(x, None, None, *frozen.pack()), F.linear(x, weight)), (cols, values, density)
+        x[0, ::7] = float("inf")
+        meets = (weight[:, ::7] != 0) | _kept(frozen)[:, ::7]
+        got = cpu.linear(x, None, None, *frozen.pack())[0].isfinite()
+        assert torch.equal(got, ~meets.any(1)), (cols, values, density)
+
+
 CONVOLUTIONS = [
     # batch, in, out, size, kernel, stride, padding, dilation, groups
     (1, 1, 1, (1, 1), (1, 1), 1, 0, 1, 1),

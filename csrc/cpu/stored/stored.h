@@ -12,6 +12,16 @@ constexpr int64_t STORED_VECTOR_PIXELS = 4;
 bool stored_vector_serves(const Call& c);
 // narrow = W wide, lanes along the columns
 void convolve_stored_vector(const Call& call);
+#if FK_HAS_AVX512
+// For the kernel above, where few weights are kept: sums[i * pixels + p] of row `row0 + i` and pixel p, whose inputs
+// are x[p * 32 * words] on, in the order of the bits. `room` is for `position_floats` floats.
+constexpr int64_t GATHERED_PIXELS = 2;
+constexpr int64_t GATHERED_SHARE = 4;  // at most one weight in so many is kept
+int64_t position_floats(int64_t words);
+bool gathers_positions(const Frozen& f, int64_t pixels);
+void position_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const float* x, float* room,
+                   float* sums);
+#endif
 // narrow = W wide, lanes along the pixels
 void convolve_stored(const Call& call);
 bool stored_scatter_serves(const Call& c);

@@ -130,28 +130,49 @@ float row_sum(const Frozen& f, int64_t first, int64_t count, float* x) {
   }
 }
 
-// The sums of a row for all pixels, whose inputs lie in the order of the bits; `kept` is room for those of one.
-void row_sums(const Frozen& f, int64_t row, int64_t first, int64_t pixels, const float* x, float* kept, float* out) {
-  const uint32_t* const words = f.keep + row * f.words;
+// sums[i * pixels + p] of row `row0 + i` and pixel p, whose inputs lie in the order of the bits; `room` is for as many
+// floats as `room_of` says.
+void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const float* x, float* room, float* sums) {
 #if FK_HAS_AVX512
-  if (f.value_dtype == FLOAT32) {
-    const float* const values = static_cast<const float*>(f.values) + first;
-    return EXPANDED_DOTS[pixels - 1](words, f.words, values, x, 32 * f.words, out);
-  }
+  if (gathers_positions(f, pixels)) return position_sums(f, row0, rows, pixels, x, room, sums);
 #endif
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-    const int64_t count = compress(words, f.words, x + pixel * 32 * f.words, kept);
-    out[pixel] = row_sum(f, first, count, kept);
+  for (int64_t row = row0; row < row0 + rows; ++row, sums += pixels) {
+    const uint32_t* const words = f.keep + row * f.words;
+    const int64_t first = f.offsets[row * f.chunks()];
+#if FK_HAS_AVX512
+    if (f.value_dtype == FLOAT32) {
+      const float* const values = static_cast<const float*>(f.values) + first;
+      EXPANDED_DOTS[pixels - 1](words, f.words, values, x, 32 * f.words, sums);
+      continue;
+    }
+#endif
+    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      const int64_t count = compress(words, f.words, x + pixel * 32 * f.words, room);
+      sums[pixel] = row_sum(f, first, count, room);
+    }
   }
+}
+
+int64_t room_of(const Frozen& f) {
+#if FK_HAS_AVX512
+  return std::max(position_floats(f.words), 32 * f.words + LIST_SLACK);
+#else
+  return 32 * f.words + LIST_SLACK;
+#endif
 }
 
 // Inputs in the order of the bits of their words: [pixel][word][bit].
 std::vector<float> in_bit_order(const VectorInput& input, const Frozen& f) {
   std::vector<float> x(static_cast<size_t>(input.pixels * 32 * f.words));
+  float* to = x.data();
   for (int64_t pixel = 0; pixel < input.pixels; ++pixel) {
-    const float* const from = input.of(pixel);
-    float* const to = x.data() + pixel * 32 * f.words;
-    each_column(f.cols, [&](int64_t column, int64_t place) { to[place] = from[column]; });
+    const float* from = input.of(pixel);
+    for (int64_t word = 0; word < f.words; ++word, from += 32, to += 32) {
+      for (int i = 0; i < 16; ++i) {
+        to[i] = from[2 * i];
+        to[16 + i] = from[2 * i + 1];
+      }
+    }
   }
   return x;
 }
@@ -171,18 +192,20 @@ void convolve_stored_vector(const Call& call) {
   const std::vector<float> x = in_bit_order(VectorInput(f, call.g, call.wide, grid, runs, run_count), f);
   const Result result = narrow_result(call);
   const int64_t blocks = divide_up(f.rows, ROWS), per_task = std::clamp<int64_t>(blocks / (8 * call.threads), 1, 16);
+  const int64_t task_rows = per_task * ROWS;
   parallel_for(call.threads, divide_up(blocks, per_task), [&](int64_t task) {
-    Scratch scratch(4 * (32 * f.words + LIST_SLACK + STORED_VECTOR_PIXELS * ROWS) + 128);
-    float* const kept = scratch.take<float>(32 * f.words + LIST_SLACK);
-    float* const sums = scratch.take<float>(STORED_VECTOR_PIXELS * ROWS);
-    for (int64_t row0 = task * per_task * ROWS; row0 < std::min((task + 1) * per_task * ROWS, f.rows); row0 += ROWS) {
-      const int64_t rows = std::min(ROWS, f.rows - row0);
+    Scratch scratch(4 * (room_of(f) + (task_rows + ROWS) * STORED_VECTOR_PIXELS) + 192);
+    float* const room = scratch.take<float>(room_of(f));
+    float* const found = scratch.take<float>(task_rows * STORED_VECTOR_PIXELS);
+    float* const sums = scratch.take<float>(ROWS * STORED_VECTOR_PIXELS);
+    const int64_t first = task * task_rows, end = std::min(first + task_rows, f.rows);
+    row_sums(f, first, end - first, call.pixels, x.data(), room, found);
+    for (int64_t row0 = first; row0 < end; row0 += ROWS) {
+      const int64_t rows = std::min(ROWS, end - row0);
       for (int64_t row = row0; row < row0 + rows; ++row) {
-        const int64_t first = f.offsets[row * f.chunks()];
-        float found[STORED_VECTOR_PIXELS];
-        row_sums(f, row, first, call.pixels, x.data(), kept, found);
+        const float scale = f.row_scale ? f.row_scale[row] : 1.0f;
         for (int64_t pixel = 0; pixel < call.pixels; ++pixel) {
-          sums[pixel * ROWS + row - row0] = f.row_scale ? found[pixel] * f.row_scale[row] : found[pixel];
+          sums[pixel * ROWS + row - row0] = found[(row - first) * call.pixels + pixel] * scale;
         }
       }
       result.store_channels(sums, ROWS, row0, rows, runs, run_count);
