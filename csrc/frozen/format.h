@@ -30,18 +30,19 @@ constexpr uint32_t FULL_THRESHOLD = 65536u;  // always above u
 constexpr uint32_t EVEN_COLUMNS = 0x0000FFFFu, ODD_COLUMNS = 0xFFFF0000u;
 
 // Upper half of the normal code's table: T[128 + i]; T[127 - i] is its negative.
+// clang-format off
+#define FK_NORMAL_HALF \
+    1,   1,   3,   3,   3,   5,   5,   7,   7,   9,   9,   9,   11,  11,  13,  13,  15,  15,  17,  17,  17,  19, \
+    19,  21,  21,  23,  23,  23,  25,  25,  27,  27,  29,  29,  31,  31,  33,  33,  35,  35,  35,  37,  37,  39, \
+    39,  41,  41,  43,  43,  45,  45,  47,  47,  49,  49,  51,  51,  53,  53,  55,  55,  57,  57,  59,  59,  61, \
+    63,  63,  65,  65,  67,  67,  69,  71,  71,  73,  73,  75,  77,  77,  79,  81,  81,  83,  83,  85,  87,  89, \
+    89,  91,  93,  95,  95,  97,  99,  101, 103, 103, 105, 107, 109, 111, 113, 115, 117, 119, 121, 123, 125, 129, \
+    131, 133, 137, 139, 143, 145, 149, 153, 157, 161, 167, 171, 179, 185, 195, 205, 221, 253
+// clang-format on
+constexpr int16_t NORMAL_HALF[128] = {FK_NORMAL_HALF};
 #if defined(__CUDACC__)
-static __host__ __device__ const int16_t NORMAL_HALF[128] = {
-#else
-constexpr int16_t NORMAL_HALF[128] = {
+static __device__ const int16_t DEVICE_NORMAL_HALF[128] = {FK_NORMAL_HALF};
 #endif
-    1,   1,   3,   3,   3,   5,   5,   7,   7,   9,   9,   9,   11,  11,  13,  13,  15,  15,  17,  17,  17,  19,
-    19,  21,  21,  23,  23,  23,  25,  25,  27,  27,  29,  29,  31,  31,  33,  33,  35,  35,  35,  37,  37,  39,
-    39,  41,  41,  43,  43,  45,  45,  47,  47,  49,  49,  51,  51,  53,  53,  55,  55,  57,  57,  59,  59,  61,
-    63,  63,  65,  65,  67,  67,  69,  71,  71,  73,  73,  75,  77,  77,  79,  81,  81,  83,  83,  85,  87,  89,
-    89,  91,  93,  95,  95,  97,  99,  101, 103, 103, 105, 107, 109, 111, 113, 115, 117, 119, 121, 123, 125, 129,
-    131, 133, 137, 139, 143, 145, 149, 153, 157, 161, 167, 171, 179, 185, 195, 205, 221, 253,
-};
 
 // Bit of column k in its word: even columns fill the low half, odd columns the high half.
 FK_HD int beta(int64_t k) { return static_cast<int>(((k & 31) >> 1) | ((k & 1) << 4)); }
@@ -76,7 +77,14 @@ FK_HD uint32_t to_natural_order(uint32_t x) {
   return x ^ t ^ (t << 1);
 }
 
-FK_HD int normal_code(uint32_t byte) { return byte < 128 ? -NORMAL_HALF[127 - byte] : NORMAL_HALF[byte - 128]; }
+FK_HD int normal_half(uint32_t i) {
+#if defined(__CUDA_ARCH__)
+  return DEVICE_NORMAL_HALF[i];
+#else
+  return NORMAL_HALF[i];
+#endif
+}
+FK_HD int normal_code(uint32_t byte) { return byte < 128 ? -normal_half(127 - byte) : normal_half(byte - 128); }
 
 // Code of a draw: the sign bit for sign, the byte for uniform and normal.
 FK_HD int code_value(int code, uint32_t draw) {
