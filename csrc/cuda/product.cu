@@ -1,0 +1,137 @@
+// Which family serves a product, and its launch on a device.
+#include <array>
+#include <mutex>
+
+#include "cuda/api.h"
+#include "cuda/families.h"
+
+namespace fk::cuda {
+
+namespace {
+
+template <class Layer>
+struct Family {
+  const char* name;
+  const char* (*refuses)(const Layer&);
+  Error (*launch)(const Layer&, const Device&, Stream);
+};
+
+// In the order that they are asked.
+constexpr Family<Product> PRODUCTS[] = {
+    {"bits", bits_refuses, launch_bits},
+    {"bytes", bytes_refuses, launch_bytes},
+    {"stored", stored_refuses, launch_stored},
+};
+constexpr Family<Convolution> CONVOLUTIONS[] = {
+    {"stem", stem_refuses, launch_stem},
+    {"convolve", convolve_refuses, launch_convolve},
+};
+
+template <class Layer, size_t COUNT>
+const Family<Layer>* find(const Family<Layer> (&families)[COUNT], const Layer& layer, const char** reason) {
+  for (const Family<Layer>& family : families) {
+    *reason = family.refuses(layer);
+    if (!*reason) return &family;
+  }
+  return nullptr;
+}
+
+constexpr int MOST_DEVICES = 64;
+
+#ifdef FK_EMULATED
+
+struct OnDevice {
+  Error error = nullptr;
+  explicit OnDevice(int) {}
+};
+Device describe(int) { return {4, false}; }
+
+#else
+
+// Makes a device current while it lives.
+class OnDevice {
+ public:
+  Error error;
+
+  explicit OnDevice(int device) : device_(device) {
+    error = words_of(cudaGetDevice(&before_));
+    if (!error && before_ != device_) error = words_of(cudaSetDevice(device_));
+  }
+  ~OnDevice() {
+    if (!error && before_ != device_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int device_, before_ = -1;
+};
+
+Device describe(int device) {
+  int count = 1, major = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return {count, major >= 9};
+}
+
+#endif
+
+struct Prepared {
+  std::once_flag once;
+  Device device;
+  Error error;
+};
+
+// What a device is; once for each, all kernels are allowed their shared memory there.
+const Prepared& prepare(int device) {
+  static std::array<Prepared, MOST_DEVICES> all;
+  Prepared& one = all[device];
+  std::call_once(one.once, [&] {
+    one.device = describe(device);
+    for (Error (*const family)() : {prepare_bits, prepare_bytes, prepare_stored, prepare_convolve, prepare_stem}) {
+      if (Error error = family()) one.error = error;
+    }
+  });
+  return one;
+}
+
+template <class Layer, size_t COUNT>
+Error run_family(const Family<Layer> (&families)[COUNT], const Layer& layer, int device, Stream stream) {
+  const char* reason = nullptr;
+  const Family<Layer>* const family = find(families, layer, &reason);
+  if (!family) return reason;
+  if (device < 0 || device >= MOST_DEVICES) return "more devices than are counted";
+  const OnDevice on(device);
+  if (on.error) return on.error;
+  const Prepared& prepared = prepare(device);
+  return prepared.error ? prepared.error : family->launch(layer, prepared.device, stream);
+}
+
+}  // namespace
+
+#ifdef FK_EMULATED
+Status status() { return {0, 0, 1, nullptr}; }
+#else
+Status status() {
+  Status found = {};
+  cudaRuntimeGetVersion(&found.runtime);
+  cudaDriverGetVersion(&found.driver);
+  found.error = words_of(cudaGetDeviceCount(&found.devices));
+  if (found.error) found.devices = 0;
+  return found;
+}
+#endif
+
+const char* family_of(const Product& p, const char** reason) {
+  const Family<Product>* const family = find(PRODUCTS, p, reason);
+  return family ? family->name : nullptr;
+}
+const char* family_of(const Convolution& c, const char** reason) {
+  const Family<Convolution>* const family = find(CONVOLUTIONS, c, reason);
+  return family ? family->name : nullptr;
+}
+
+const char* run(const Product& p, int device, void* stream) { return run_family(PRODUCTS, p, device, stream); }
+const char* run(const Convolution& c, int device, void* stream) { return run_family(CONVOLUTIONS, c, device, stream); }
+
+}  // namespace fk::cuda
