@@ -18,21 +18,18 @@ import torch
 
 from .. import calls
 from ..ops import NAMESPACE, SCHEMAS, library
-from . import cpu, reference, triton
+from . import cpu, cuda, forced, reference, triton
 from .errors import Unsupported
 from .layers import derive
 
 # fastest first; each module says why it is not live and holds functions named like the ops
-_MODULES: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
+_MODULES: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
 for _backend in _MODULES.values():
     derive(_backend)
-_FUTURE = {"cuda": "CUDA C++ kernels are not part of this release"}
-NAMES = (*_MODULES, *_FUTURE)
+NAMES = tuple(_MODULES)
 
 # a layer of 1024 x 1024 at batch 64 takes 600 to 3000 times as long, one of 64 x 64 30 times, at batch 1 up to 50000
 REFERENCE_FACTOR = 1000
-
-_forced: str | None = None  # process-wide: autograd runs a device's backward in a thread of its own
 
 
 def _module(name: str) -> ModuleType:
@@ -41,8 +38,6 @@ def _module(name: str) -> ModuleType:
 
 def reasons(name: str) -> list[str]:
     """Why a backend is not live; empty where it is. ValueError for an unknown name."""
-    if name in _FUTURE:
-        return [_FUTURE[name]]
     if name not in _MODULES:
         raise ValueError(f"backend: one of {', '.join(NAMES)}, got {name!r}")
     return list(_MODULES[name].reasons())
@@ -62,14 +57,13 @@ def use(name: str) -> Iterator[None]:
     why = reasons(name)
     if why:
         raise RuntimeError(f"backend {name!r} is not live: {'; '.join(why)}")
-    global _forced
-    before, _forced = _forced, name
+    before, forced.name = forced.name, name
     skipped = int(name != "cpu")  # what prepared calls run on
     calls.skip(skipped)
     try:
         yield
     finally:
-        _forced = before
+        forced.name = before
         calls.skip(-skipped)
 
 
@@ -121,8 +115,8 @@ def _run_forced(name: str, op: str, args: tuple) -> torch.Tensor:
 
 
 def _choose(op: str, args: tuple) -> torch.Tensor:
-    if _forced is not None:
-        return _run_forced(_forced, op, args)
+    if forced.name is not None:
+        return _run_forced(forced.name, op, args)
     why = []
     for implementation in _implementations(op, _device_of(args).type):
         try:

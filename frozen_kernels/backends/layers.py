@@ -10,7 +10,7 @@ primitives for all of them, each in a file of its name:
     score_gradient(wide, narrow, scores, pack, geometry) -> like scores
         from the tensors on both sides of the layer
 
-and the ops of `weights` and `embeddings`, which take a `Pack` too.
+and the ops of `weights` and `embeddings`, which take a `Pack` too; a backend without these files leaves them to the next.
 """
 
 from __future__ import annotations
@@ -119,10 +119,11 @@ def derive(backend: ModuleType) -> None:
     def add(name: str, function: Callable[..., Tensor], at: int) -> None:
         setattr(backend, name, _op(name, function, at))
 
-    add("weight", backend.weights.weight, 1)
-    add("weight_grad_scores", backend.weights.weight_grad_scores, 2)
-    add("embedding", backend.embeddings.embedding, 2)
-    add("embedding_grad_scores", backend.embeddings.embedding_grad_scores, 3)
+    if hasattr(backend, "weights"):
+        add("weight", backend.weights.weight, 1)
+        add("weight_grad_scores", backend.weights.weight_grad_scores, 2)
+        add("embedding", backend.embeddings.embedding, 2)
+        add("embedding_grad_scores", backend.embeddings.embedding_grad_scores, 3)
 
     linear, linear_grad_input, linear_grad_scores = _layer(backend, _linear, 0)
     add("linear", linear, 3)

@@ -1,0 +1,105 @@
+"""The product of a layer's weight, or of its transpose, with few pixels of an input, by CUDA C++ kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...format import ALL_CODES, STORED, Pack
+from .. import forced
+from ..checks import check_dtype, checked_epilogue, checked_pack
+from ..errors import Unsupported
+from ..geometry import POINT, Geometry, Side, with_result
+from . import choices
+from .extension import load
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _weight(held: Pack, rows: int, cols: int) -> tuple[int, ...]:
+    """Addresses and sizes of a weight, as the extension takes them; Unsupported without a keep plane."""
+    if held.keep is None:
+        raise Unsupported("the seed residency: Triton expands its keep plane")
+    if held.code == STORED and held.offsets is None:
+        raise Unsupported("packed values without their offsets")
+    values_dtype = 0 if held.values is None else DTYPES[held.values.dtype]
+    offsets = held.offsets if held.code == STORED else None
+    return (
+        held.header.data_ptr(), ALL_CODES.index(held.code), rows, cols, _address(held.keep), _address(held.draw),
+        _address(held.values), values_dtype, _address(offsets), _address(held.row_scale),
+    )  # fmt: skip
+
+
+def _side(address: int, dtype: torch.dtype, at: Side) -> tuple[int, ...]:
+    return (address, DTYPES[dtype], *at.stride)
+
+
+def _sizes(wide: Side, narrow: Side, geometry: Geometry) -> tuple[int, ...]:
+    """Batch and groups, then of each spatial dimension both sizes, taps, stride, padding and dilation."""
+    by_dimension = zip(wide.size[2:], narrow.size[2:], *geometry[:4], strict=True)
+    return (wide.size[0], geometry.groups, *(n for fields in by_dimension for n in fields))
+
+
+def _residency(held: Pack) -> str:
+    if held.code == STORED:
+        return "packed"
+    return "planes" if held.draw is not None or held.code == "constant" else "mask"
+
+
+def _op(geometry: Geometry, channels: int, transposed: bool) -> str:
+    if geometry[:4] == POINT[:4]:
+        return "linear_grad_input" if transposed else "linear"
+    return "stem" if channels <= choices.STEM_CHANNELS else "conv2d"
+
+
+def _stream(device: torch.device) -> int:
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+
+
+def product(
+    x: Tensor,
+    pack: Pack,
+    geometry: Geometry,
+    size: Sequence[int],
+    back: bool,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`relu(gain * W x + bias)` of that size; with `back` the product of the transposed layer.
+
+    Unsupported where the table of choices names another backend, unless this one is forced, and where no kernel serves
+    the shapes. RuntimeError with CUDA's words where a launch fails.
+    """
+    check_dtype("grad" if back else "x", x.dtype)
+    held, rows, cols = checked_pack(pack)
+    transposed = geometry.transposed != back
+    if not x.numel() or not math.prod(size):
+        raise Unsupported("an empty input or result")
+    weight = _weight(held, rows, cols)
+    device, linear = held.header.device, len(held.shape) == 2
+    pixels = math.prod(size) // size[-1 if linear else 1]
+    if forced.name is None:
+        op = _op(geometry, cols // math.prod(geometry.taps), transposed)
+        chosen = choices.choose(op, device, x.dtype, held.code, _residency(held), pixels)
+        if chosen.backend != "cuda":
+            raise Unsupported(f"the table of choices names {chosen.backend}: {chosen.why}")
+    y, x, x_side, y_side = with_result(x, size, linear)
+    bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)
+    wide, narrow = (y_side, x_side) if transposed else (x_side, y_side)
+    ends = _side(x.data_ptr(), x.dtype, x_side), _side(y.data_ptr(), y.dtype, y_side)
+    epilogue = (_address(bias), 0 if bias is None else DTYPES[bias.dtype], 1, _address(gain), 1, int(relu))
+    why = load().product(
+        weight, _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue, transposed,
+        device.index or 0, _stream(device),
+    )  # fmt: skip
+    if why is not None:
+        raise Unsupported(f"CUDA C++ kernels do not serve {why}")
+    return y
