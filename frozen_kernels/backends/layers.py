@@ -10,7 +10,8 @@ primitives for all of them, each in a file of its name:
     score_gradient(wide, narrow, scores, pack, geometry) -> like scores
         from the tensors on both sides of the layer
 
-and the ops of `weights` and `embeddings`, which take a `Pack` too; a backend without these files leaves them to the next.
+and the ops of `weights` and `embeddings`, which take a `Pack` too. A backend without these two files leaves their ops
+to the next.
 """
 
 from __future__ import annotations
