@@ -11,9 +11,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-long bench bench-check gpu-suite lint clean
+.PHONY: demo test test-long bench bench-check gpu-suite wheel wheel-check lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -34,11 +34,23 @@ bench-check: $(VENV)/.dev
 gpu-suite:
 	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),out/gpu) $(ARGS)
 
+# one with the CPU's kernels alone and, where nvcc is, one with CUDA kernels
+wheel: $(VENV)/.torch
+	rm -rf dist
+	FROZEN_KERNELS_CUDA=0 $(PIP) wheel -q --no-deps -w dist/cpu .
+	if command -v nvcc; then FROZEN_KERNELS_CUDA=1 $(PIP) wheel -q --no-deps -w dist/cuda .; fi
+	ls -l dist/*/*.whl
+
+# each wheel in a fresh environment beside another torch, without the sources
+WHEEL_TORCH ?= torch==2.12.0
+wheel-check: wheel
+	for wheel in dist/*/*.whl; do PYTHON=$(PYTHON) TORCH="$(WHEEL_TORCH)$(LOCAL)" tests/check_wheel.sh $$wheel || exit 1; done
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc \( -name '*.cpp' -o -name '*.h' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,4 +67,4 @@ $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info frozen_kernels/_C*.so
+	rm -rf $(VENV) build dist out *.egg-info frozen_kernels/_C*.so frozen_kernels/_cuda*.so

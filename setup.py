@@ -12,6 +12,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
+VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
@@ -65,6 +66,16 @@ def nvcc() -> str | None:
     if wanted == "1" and not found:
         raise OSError("FROZEN_KERNELS_CUDA=1 and nvcc not found: put it on PATH or name it in CUDACXX")
     return None if wanted == "0" else found
+
+
+def version() -> str:
+    """That of the package; a wheel that must hold CUDA kernels says of which CUDA."""
+    compiler_of_cuda = nvcc() if os.environ.get("FROZEN_KERNELS_CUDA") == "1" else None
+    if not compiler_of_cuda:
+        return VERSION
+    said = subprocess.run([compiler_of_cuda, "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor = said.partition("release ")[2].partition(",")[0].split(".")
+    return f"{VERSION}+cu{major}{minor}"
 
 
 def gpu_code(compiler: str) -> list[str]:
@@ -189,7 +200,7 @@ def extensions() -> list[Extension]:
 
 setup(
     name="frozen-kernels",
-    version="0.1.0",
+    version=version(),
     description="Neural networks whose random weights are regenerated inside the kernels that use them",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -99,7 +99,7 @@ def test_every_kind_of_value_meets_every_dtype(isa):
 
 
 def test_few_pixels_of_sparse_rows(isa):
-    """Rows whose inputs are gathered by position, which takes two bytes, and wider rows; a dropped infinity stays out."""
+    """Inputs gathered by position, which takes two bytes, and rows too wide for that; a dropped infinity stays out."""
     for cols, values, density, batch in pairwise((1, 95, 1030, 1 << 16, (1 << 16) + 5), VALUES, (0.01, 0.15), (1, 2)):
         frozen, weight = integer_weight((9, cols), density, values)
         x = integers((batch, cols), cols)

@@ -19,11 +19,10 @@ from pathlib import Path
 import torch
 
 from ..records import OK, REFUSED, SKIPPED, Row, row_of
-from ..registry import Case
 from ..verify import ROOT
 from . import report
 from .measure import log, read_log, settings, work
-from .registry import choose
+from .registry import GpuCase, choose
 from .timing import Budget
 
 SECONDS = 240.0
@@ -43,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def collect(chosen: Sequence[Case], entries: Sequence[dict]) -> list[Row]:
+def collect(chosen: Sequence[GpuCase], entries: Sequence[dict]) -> list[Row]:
     """A row for each case: as logged, refused where a process ended in the middle of it, else skipped."""
     rows = {row["name"]: row for entry in entries for row in entry.get("rows", ())}
     died = {entry["end"]: entry["died"] for entry in entries if "died" in entry}
@@ -83,7 +82,7 @@ def _watch(child: subprocess.Popen, path: Path, budget: Budget) -> str:
     return f"its process ended with status {child.returncode}"
 
 
-def supervise(arguments: Sequence[str], chosen: Sequence[Case], seconds: float) -> list[Row]:
+def supervise(arguments: Sequence[str], chosen: Sequence[GpuCase], seconds: float) -> list[Row]:
     """Rows of all cases, from as many processes as it takes: a device error ends one, not the others."""
     budget = Budget(seconds + GRACE)
     with tempfile.TemporaryDirectory() as folder:

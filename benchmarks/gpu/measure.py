@@ -15,9 +15,9 @@ import frozen_kernels as fk
 from frozen_kernels.tune.measure import quartiles, speedup
 
 from ..records import OK, REFUSED, Row, row_of
-from ..registry import Case
 from ..verify import ROOT, Verdict
 from . import report
+from .registry import GpuCase
 from .sides import BUILDERS, COMPILED, Place, Sides
 from .timing import Budget, Call, Clock, GraphClock, HostClock, host_microseconds
 
@@ -25,7 +25,7 @@ SECONDS = 0.6  # of timing, for each side of a setting
 ENOUGH = 8.0  # seconds that a setting may need: none starts with less
 
 
-def settings(cases: Iterable[Case]) -> Iterator[tuple[str, list[Case]]]:
+def settings(cases: Iterable[GpuCase]) -> Iterator[tuple[str, list[GpuCase]]]:
     """Cases of one setting together, in order."""
     for name, group in itertools.groupby(cases, key=lambda case: case.setting):
         yield name, list(group)
@@ -46,7 +46,7 @@ def broken(why: BaseException) -> str:
     return f"{type(why).__name__}: {why}".splitlines()[0][:200]
 
 
-def _figures(case: Case, times: dict[str, list[float]], verdict: Verdict, sides: Sides) -> dict[str, object]:
+def _figures(case: GpuCase, times: dict[str, list[float]], verdict: Verdict, sides: Sides) -> dict[str, object]:
     taken = times[case.name]
     low, median, high = quartiles(taken)
     found: dict[str, object] = {
@@ -77,14 +77,14 @@ def _times(clock: Clock, calls: dict[str, list[Call]], sides: Sides, seconds: fl
         return clock.rounds(calls, seconds)
 
 
-def _judged(sides: Sides, case: Case) -> Verdict:
+def _judged(sides: Sides, case: GpuCase) -> Verdict:
     try:
         return sides.verdict(case.name)
     except Exception as why:  # whatever a kernel does on a device that it never met, the other cases are measured
         return Verdict(False, why=broken(why))
 
 
-def measure_setting(members: Sequence[Case], where: Place) -> list[dict[str, object]]:
+def measure_setting(members: Sequence[GpuCase], where: Place) -> list[dict[str, object]]:
     """Measured columns of the cases of one setting: refused where wrong, and without figures in the interpreter."""
     sides = BUILDERS[members[0].group](members, where)
     verdicts = {case.name: _judged(sides, case) for case in members}
@@ -95,7 +95,7 @@ def measure_setting(members: Sequence[Case], where: Place) -> list[dict[str, obj
     clock: Clock = HostClock() if where.interpreted else GraphClock()
     calls = {**sides.baselines, **{case.name: sides.calls[case.name] for case in right}}
     synchronize = torch.cpu.synchronize if where.interpreted else torch.cuda.synchronize
-    with fk.backends.use("triton"):
+    with fk.backends.use(members[0].backend):
         times = _times(clock, calls, sides, 0.0 if where.interpreted else SECONDS * len(calls))
         hosts = (
             {name: host_microseconds(of, synchronize) for name, of in calls.items()} if not where.interpreted else {}
@@ -146,7 +146,7 @@ def is_sticky() -> bool:
 
 
 @torch.no_grad()
-def work(cases: Sequence[Case], path: Path, seconds: float) -> int:
+def work(cases: Sequence[GpuCase], path: Path, seconds: float) -> int:
     """Measures what the log does not name yet; 3 where the device failed for good, so that another process goes on."""
     budget, where, machine = Budget(seconds), place(), report.here()
     if where.interpreted:

@@ -18,14 +18,15 @@ import torch
 
 import frozen_kernels as fk
 
-from ..registry import Case
 from ..verify import ROOT
 from .measure import broken, place, settings
-from .registry import cases
+from .registry import GpuCase, cases
 from .sides import BUILDERS
 from .timing import Call
 
 MAIN = (
+    "gpu/linear/8192x8192/b1/bf16/cuda",
+    "gpu/linear/8192x8192/b16/bf16/cuda",
     "gpu/linear/8192x8192/b1/bf16",
     "gpu/linear/8192x8192/b4096/bf16",
     "gpu/linear/8192x8192/b4096/fp32",
@@ -45,9 +46,9 @@ COUNTERS = ",".join((
 NCU_SECONDS = 40
 
 
-def main_calls() -> list[tuple[Case, str, Call]]:
+def main_calls() -> list[tuple[GpuCase, str, Call]]:
     """The main cases, each with both sides' calls; one that cannot be built is left out and named."""
-    found: list[tuple[Case, str, Call]] = []
+    found: list[tuple[GpuCase, str, Call]] = []
     for name, members in settings(cases()):
         if name not in MAIN:
             continue
@@ -57,7 +58,7 @@ def main_calls() -> list[tuple[Case, str, Call]]:
             print(f"{name}: {broken(why)}")
             continue
         case = members[0]
-        found.append((case, "triton", sides.calls[case.name][0]))
+        found.append((case, case.backend, sides.calls[case.name][0]))
         found.append((case, case.baseline, sides.baselines[case.baseline][0]))
     return found
 
@@ -100,8 +101,8 @@ def compiled() -> dict[str, dict[str, object]]:
 def profile(out: Path) -> int:
     """Writes kernels.csv; how many rows."""
     rows: list[dict[str, object]] = []
-    with fk.backends.use("triton"):
-        for case, side, call in main_calls():
+    for case, side, call in main_calls():
+        with fk.backends.use(case.backend):
             try:
                 rows += [{"case": case.name, "side": side, **kernel} for kernel in kernels_of(call)]
             except Exception as why:  # as above
@@ -113,7 +114,7 @@ def profile(out: Path) -> int:
         writer.writeheader()
         writer.writerows({**row, **known.get(str(row["kernel"]), {})} for row in rows)
     for row in rows:
-        if row["side"] == "triton":
+        if row["side"] in fk.backends.NAMES:
             print(f"{row['case']!s:52} {row['us']:9} us  {row['launches']} x {str(row['kernel'])[:50]}")
     return len(rows)
 
@@ -121,16 +122,18 @@ def profile(out: Path) -> int:
 @torch.no_grad()
 def run_once() -> None:
     """Each of our main calls, warmed, between the marks that ncu profiles."""
-    with fk.backends.use("triton"):
-        ours = [call for _, side, call in main_calls() if side == "triton"]
-        for call in ours:
-            call()
+    ours = [(side, call) for case, side, call in main_calls() if side == case.backend]
+
+    def run_all() -> None:
+        for backend, call in ours:
+            with fk.backends.use(backend):
+                call()
         torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-        for call in ours:
-            call()
-        torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
+
+    run_all()
+    torch.cuda.profiler.start()
+    run_all()
+    torch.cuda.profiler.stop()
 
 
 def count(out: Path) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
 
-from ..registry import Case
 from ..sides import SEED, apply, dense_backward, layer_of, sample, score_gradient, spread
 from ..verify import Verdict, equal, judge
+from .registry import GpuCase
 from .timing import Call, copies_beyond
 
 COMPILED = "compiled masked dense"
@@ -43,9 +43,9 @@ class Sides:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def _forced(call: Callable[[], Tensor]) -> Tensor:
+def _forced(call: Callable[[], Tensor], backend: str = "triton") -> Tensor:
     """The result of our call by the kernels under test and nothing else."""
-    with fk.backends.use("triton"):
+    with fk.backends.use(backend):
         return call()
 
 
@@ -57,7 +57,7 @@ def _run(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
 
 
-def _compiled(case: Case, layer: fk.nn.FrozenLayer, x: Tensor, copies: int, plain: nn.Module) -> list[Call]:
+def _compiled(case: GpuCase, layer: fk.nn.FrozenLayer, x: Tensor, copies: int, plain: nn.Module) -> list[Call]:
     """Weight times mask inside a compiled function: what a user would write who keeps both."""
     function = torch.compile(lambda x, weight, mask, bias: apply(case, x, weight * mask, bias), dynamic=False)
     weight: Any = plain.weight
@@ -68,7 +68,7 @@ def _compiled(case: Case, layer: fk.nn.FrozenLayer, x: Tensor, copies: int, plai
     return calls
 
 
-def layer_sides(cases: Sequence[Case], place: Place) -> Sides:
+def layer_sides(cases: Sequence[GpuCase], place: Place) -> Sides:
     """Forward of a layer against the dense layer that holds the same weights."""
     torch.manual_seed(SEED)
     first = cases[0]
@@ -86,7 +86,9 @@ def layer_sides(cases: Sequence[Case], place: Place) -> Sides:
         weight, bias = layer.frozen.weight(torch.float32).to(place.device).double(), layer.bias.to(place.device)
         theirs = fk.to_dense(layer).to(place.device)(x)[rows]
         return judge(
-            _forced(lambda: layers[name](x))[rows], theirs, apply(case, x[rows].double(), weight, bias.double())
+            _forced(lambda: layers[name](x), case.backend)[rows],
+            theirs,
+            apply(case, x[rows].double(), weight, bias.double()),
         )
 
     copies = copies_beyond(place.cache, plain.weight.nbytes)
@@ -104,7 +106,7 @@ def layer_sides(cases: Sequence[Case], place: Place) -> Sides:
     return found
 
 
-def gradient_sides(cases: Sequence[Case], place: Place) -> Sides:
+def gradient_sides(cases: Sequence[GpuCase], place: Place) -> Sides:
     """Gradient of the input or of the scores, against torch's backward of the dense layer."""
     torch.manual_seed(SEED)
     (case,) = cases
@@ -139,7 +141,7 @@ def gradient_sides(cases: Sequence[Case], place: Place) -> Sides:
     return Sides({case.baseline: dense}, {case.name: list(calls)}, verdict)
 
 
-def select_sides(cases: Sequence[Case], place: Place) -> Sides:
+def select_sides(cases: Sequence[GpuCase], place: Place) -> Sides:
     """The middle one of all scores, against torch's sort of them."""
     torch.manual_seed(SEED)
     (case,) = cases
@@ -159,7 +161,7 @@ def select_sides(cases: Sequence[Case], place: Place) -> Sides:
     return Sides({case.baseline: sorts}, {case.name: calls}, verdict)
 
 
-BUILDERS: dict[str, Callable[[Sequence[Case], Place], Sides]] = {
+BUILDERS: dict[str, Callable[[Sequence[GpuCase], Place], Sides]] = {
     "linear": layer_sides,
     "resnet": layer_sides,
     "gradient": gradient_sides,
