@@ -73,8 +73,8 @@ def test_compiler_checks_notice_what_they_should():
     assert " passed" in run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", "gpu/check_offline.py")
 
 
-# a process takes as long to start as many a case to run
-CASES = sorted(path.name for path in (HERE / "gpu").glob("cases_*.py"))
+# a process takes as long to start as many a case to run; those of CUDA C++ kernels are run by test_cuda.py
+CASES = sorted(path.name for path in (HERE / "gpu").glob("cases_*.py") if path.name != "cases_cuda.py")
 
 
 @needs_triton

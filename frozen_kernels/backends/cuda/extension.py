@@ -6,7 +6,12 @@ import functools
 import importlib
 from typing import Any
 
+import torch
+
+from ..errors import Unsupported
+
 DEVICES = ("cuda",)
+OLDEST = (8, 0)  # compute capability of the GPUs that kernels are built for
 
 
 @functools.cache
@@ -32,3 +37,10 @@ def reasons() -> list[str]:
     if error or not devices:
         return [f"no GPU can be used: {error}"]
     return []
+
+
+@functools.cache
+def check_gpu(device: torch.device) -> None:
+    """Unsupported where the kernels are not built for a GPU as old as this one."""
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < OLDEST:
+        raise Unsupported(f"{device} is an sm_{found[0]}{found[1]}, CUDA C++ kernels need sm_{OLDEST[0]}{OLDEST[1]}")

@@ -14,7 +14,7 @@ from ..checks import check_dtype, checked_epilogue, checked_pack
 from ..errors import Unsupported
 from ..geometry import POINT, Geometry, Side, with_result
 from . import choices
-from .extension import load
+from .extension import check_gpu, load
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
@@ -85,6 +85,7 @@ def product(
         raise Unsupported("an empty input or result")
     weight = _weight(held, rows, cols)
     device, linear = held.header.device, len(held.shape) == 2
+    check_gpu(device)
     pixels = math.prod(size) // size[-1 if linear else 1]
     if forced.name is None:
         op = _op(geometry, cols // math.prod(geometry.taps), transposed)
