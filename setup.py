@@ -36,7 +36,7 @@ VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_6
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90
-NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--compress-mode=size"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--compress-mode=size"]
 
 
 def flags(name: str) -> list[str]:
