@@ -91,11 +91,11 @@ BIG = "128x1152 or 64x576 or 10x4096 or 70000x3"
 FLAT = "((linear or conv3d) and seed) or (conv1d and mask) or (conv2d and planes)"
 BODIES = [
     ("test_ops.py", f"test_values_and_gradients and ({FLAT})"),
-    ("test_ops.py", "(test_values and transpose and planes) or test_inputs_of_any_stride or test_other_dtypes"),
+    long("test_ops.py", "(test_values and transpose and planes) or test_inputs_of_any_stride or test_other_dtypes"),
     long("test_ops.py", "bitwise or (test_other_codes and linear)"),
     long("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
     ("test_format.py", f"not ({BIG})"),
-    (
+    long(
         "test_search.py test_layers.py test_epilogue.py",
         "(test_search and (step or nothing)) or (test_epilogue and stride)"
         " or (test_layers and (twin or weight or embedding) and not (circular or reflect or replicate or valid))",
