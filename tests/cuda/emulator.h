@@ -233,6 +233,7 @@ EMULATOR_HIDDEN inline void make_block() {
     makecontext(&fiber.context, fiber_main, 0);
     EMULATOR_RACES(fiber.sanitized = sanitized_fiber();)
   }
+  EMULATOR_RACES(__tsan_release(&machine.started);)
 }
 
 // Of the threads from `first` to `end`: how many are in the state, and whether all of these are at one place.
@@ -300,7 +301,7 @@ void launch(dim3 grid, dim3 block, size_t shared, Body body) {
   machine.shared_bytes = shared;
   machine.body = body;
   machine.failure.clear();
-  EMULATOR_RACES(machine.sanitized = __tsan_get_current_fiber(); __tsan_release(&machine.started);)
+  EMULATOR_RACES(machine.sanitized = __tsan_get_current_fiber();)
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
       machine.block_index = dim3(x, y, 0);
