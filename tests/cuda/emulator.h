@@ -68,7 +68,8 @@ struct Fiber {
 struct Warp {
   // Two sets in turn: a lane writes one again only when all lanes came past the other, so that one wait is enough.
   Slot slots[2][LANES];
-  char order[2];
+  // What the thread sanitizer orders by: of the warp, and of the block in its first warp.
+  char order[2], block_order[2];
 };
 
 struct Machine {
@@ -89,7 +90,7 @@ struct Machine {
   size_t shared_bytes = 0;
   std::string failure;
   int order = 0;
-  char started, ended, block_order[2];
+  char started, ended;
 };
 inline Machine machine;
 
@@ -126,7 +127,7 @@ EMULATOR_HIDDEN inline void synchronize(State state, Place place) {
                  // Two objects in turn: who is late to leave one barrier must not acquire what the next one releases.
                  const unsigned turn = fiber.barriers[all]++ & 1;
                  char* const order =
-                     all ? &machine.block_order[turn] : &machine.warps[fiber.number / LANES].order[turn];
+                     all ? &machine.warps[0].block_order[turn] : &machine.warps[fiber.number / LANES].order[turn];
                  __tsan_release(order);)
   wait(state, place);
   EMULATOR_RACES(__tsan_acquire(order);)

@@ -33,39 +33,38 @@ using std::min;
 #define blockIdx emulator::block_index()
 #define blockDim emulator::block_size()
 #define gridDim emulator::grid_size()
-// Where an intrinsic is called, as its last parameter.
-#define EMULATOR_HERE \
-  emulator::Place here = emulator::Place { __builtin_FILE(), __builtin_LINE() }
+// Where an intrinsic is called: its last parameters.
+#define EMULATOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-inline void __syncthreads(EMULATOR_HERE) { emulator::synchronize(emulator::State::IN_BLOCK, here); }
-inline void __syncwarp(EMULATOR_HERE) { emulator::synchronize(emulator::State::IN_WARP, here); }
+inline void __syncthreads(EMULATOR_HERE) { emulator::synchronize(emulator::State::IN_BLOCK, {file, line}); }
+inline void __syncwarp(EMULATOR_HERE) { emulator::synchronize(emulator::State::IN_WARP, {file, line}); }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, EMULATOR_HERE) {
-  return emulator::shuffle(value, mask, source, here);
+  return emulator::shuffle(value, mask, source, {file, line});
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, EMULATOR_HERE) {
-  return emulator::shuffle(value, mask, emulator::lane() ^ bits, here);
+  return emulator::shuffle(value, mask, emulator::lane() ^ bits, {file, line});
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned by, EMULATOR_HERE) {
-  return emulator::shuffle(value, mask, emulator::lane() - (emulator::lane() < by ? 0 : by), here);
+  return emulator::shuffle(value, mask, emulator::lane() - (emulator::lane() < by ? 0 : by), {file, line});
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, EMULATOR_HERE) {
-  return emulator::shuffle(value, mask, emulator::lane() + (emulator::lane() + by < 32 ? by : 0), here);
+  return emulator::shuffle(value, mask, emulator::lane() + (emulator::lane() + by < 32 ? by : 0), {file, line});
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATOR_HERE) {
-  if (mask != ~0u) emulator::fail("a ballot of a part of the warp at " + here.text());
-  const emulator::Slot* const slots = emulator::exchange({{predicate != 0}}, here);
+  if (mask != ~0u) emulator::fail("a ballot of a part of the warp at " + emulator::Place{file, line}.text());
+  const emulator::Slot* const slots = emulator::exchange({{predicate != 0}}, {file, line});
   unsigned result = 0;
   for (unsigned i = 0; i < 32; ++i) result |= emulator::shown(slots, i).words[0] << i;
   return result;
 }
 template <class T>
 T __reduce_add_sync(unsigned mask, T value, EMULATOR_HERE) {
-  if (mask != ~0u) emulator::fail("a sum of a part of the warp at " + here.text());
-  const emulator::Slot* const slots = emulator::exchange(emulator::to_slot(value), here);
+  if (mask != ~0u) emulator::fail("a sum of a part of the warp at " + emulator::Place{file, line}.text());
+  const emulator::Slot* const slots = emulator::exchange(emulator::to_slot(value), {file, line});
   T result = 0;
   for (unsigned i = 0; i < 32; ++i) result += emulator::from_slot<T>(emulator::shown(slots, i));
   return result;
