@@ -54,8 +54,12 @@ inline double rounded(double value, int dtype) {
   write(&element, dtype, 0, value);
   return read(&element, dtype, 0);
 }
-// Half a step of the dtype, as a part of a number.
-inline double half_step(int dtype) { return dtype == FLOAT32 ? 0x1p-24 : dtype == BFLOAT16 ? 0x1p-8 : 0x1p-11; }
+// Half a step of the dtype at a number.
+inline double half_step(double value, int dtype) {
+  const double part = dtype == FLOAT32 ? 0x1p-24 : dtype == BFLOAT16 ? 0x1p-8 : 0x1p-11;
+  const double smallest = dtype == FLOAT16 ? 0x1p-25 : 0;
+  return std::max(part * std::abs(value), smallest);
+}
 
 struct Draws {
   std::mt19937 random;
@@ -173,7 +177,7 @@ inline double excess(double got, const Sum& wanted, int dtype, bool exact) {
   if (std::isnan(wanted.value)) return std::isnan(got) ? 0 : INFINITY;
   const double nearest = rounded(wanted.value, dtype);
   if (exact || std::isinf(nearest)) return got == nearest ? 0 : INFINITY;
-  const double allowed = 2 * (half_step(dtype) * std::abs(wanted.value) + 0x1p-23 * wanted.size);
+  const double allowed = 2 * (half_step(wanted.value, dtype) + 0x1p-23 * wanted.size);
   const double error = std::abs(got - wanted.value);
   return std::isnan(got) ? INFINITY : error == 0 ? 0 : error / allowed;
 }
