@@ -1,0 +1,383 @@
+// CUDA kernels under g++: one fiber for each CUDA thread, blocks one after another. Included before csrc/cuda/device.h.
+//
+// Each warp runs ahead to the next __syncthreads, in an order that set_order chooses, so that a missing barrier shows
+// in results. Under -fsanitize=thread only __syncthreads and __syncwarp order memory, as the language of CUDA has it:
+// shuffles and matrix products do not, and blocks are not ordered at all. Dynamic shared memory is of exactly the size
+// of the launch and holds NaN. What a GPU would leave undefined throws from `launch`.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <new>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#define FK_EMULATED
+
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define EMULATOR_RACES(...) __VA_ARGS__
+// The emulator's own state is no memory of a kernel.
+#define EMULATOR_HIDDEN __attribute__((no_sanitize("thread"), noinline))
+#else
+#define EMULATOR_RACES(...)
+#define EMULATOR_HIDDEN
+#endif
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace emulator {
+
+constexpr unsigned LANES = 32;
+constexpr size_t STACK_BYTES = 128 << 10;
+
+enum class State { READY, IN_WARP, IN_BLOCK, DONE };
+
+struct Place {
+  const char* file;
+  int line;
+  bool operator==(const Place& other) const { return line == other.line && !strcmp(file, other.file); }
+  std::string text() const { return std::string(file) + ":" + std::to_string(line); }
+};
+
+// What a lane shows the others of its warp.
+struct Slot {
+  uint32_t words[8];
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  dim3 index;
+  unsigned number, exchanges, barriers[2];
+  State state;
+  Place place;
+  void* sanitized;
+};
+
+struct Warp {
+  // Two sets in turn: a lane writes one again only when all lanes came past the other, so that one wait is enough.
+  Slot slots[2][LANES];
+  // What the thread sanitizer orders by: of the warp, and of the block in its first warp.
+  char order[2], block_order[2];
+};
+
+struct Machine {
+  std::vector<Fiber> fibers;
+  // Of the last block, and while races are sought of those before it: memory that is used twice would look like one.
+  std::vector<std::unique_ptr<Warp[]>> kept_warps;
+  std::vector<std::unique_ptr<uint8_t[]>> kept_shared;
+  std::vector<std::unique_ptr<char[]>> kept_stacks;
+  // Of the thread sanitizer: making one takes half a millisecond, so that launches, which are ordered, share them.
+  std::vector<void*> free_sanitized, used_sanitized;
+  Warp* warps = nullptr;
+  uint8_t* shared = nullptr;
+  Fiber* running = nullptr;
+  ucontext_t scheduler;
+  void* sanitized = nullptr;
+  std::function<void()> body;
+  dim3 grid, block, block_index;
+  size_t shared_bytes = 0;
+  std::string failure;
+  int order = 0;
+  char started, ended;
+};
+inline Machine machine;
+
+// 0: warps and lanes forward; 1: backward; others: shuffled with this seed.
+inline void set_order(int order) { machine.order = order; }
+
+EMULATOR_HIDDEN inline void leave() {
+  EMULATOR_RACES(__tsan_switch_to_fiber(machine.sanitized, __tsan_switch_to_fiber_no_sync);)
+  swapcontext(&machine.running->context, &machine.scheduler);
+}
+EMULATOR_HIDDEN inline void enter(Fiber& fiber) {
+  machine.running = &fiber;
+  EMULATOR_RACES(__tsan_switch_to_fiber(fiber.sanitized, __tsan_switch_to_fiber_no_sync);)
+  swapcontext(&machine.scheduler, &fiber.context);
+}
+
+// Of a thread of a kernel: it never runs again, and `launch` throws.
+EMULATOR_HIDDEN inline void fail(const std::string& what) {
+  machine.failure = what;
+  leave();
+}
+inline void require_aligned(const void* at, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(at) % bytes) fail("an access that is not aligned to " + std::to_string(bytes));
+}
+
+EMULATOR_HIDDEN inline void wait(State state, Place place) {
+  machine.running->state = state;
+  machine.running->place = place;
+  leave();
+}
+// A barrier that orders memory, of the block or of the warp.
+EMULATOR_HIDDEN inline void synchronize(State state, Place place) {
+  EMULATOR_RACES(Fiber& fiber = *machine.running; const bool all = state == State::IN_BLOCK;
+                 // Two objects in turn: who is late to leave one barrier must not acquire what the next one releases.
+                 const unsigned turn = fiber.barriers[all]++ & 1;
+                 char* const order =
+                     all ? &machine.warps[0].block_order[turn] : &machine.warps[fiber.number / LANES].order[turn];
+                 __tsan_release(order);)
+  wait(state, place);
+  EMULATOR_RACES(__tsan_acquire(order);)
+}
+
+EMULATOR_HIDDEN inline const Slot* exchange(const Slot& mine, Place place) {
+  Fiber& fiber = *machine.running;
+  Slot* const slots = machine.warps[fiber.number / LANES].slots[fiber.exchanges++ & 1];
+  slots[fiber.number % LANES] = mine;
+  wait(State::IN_WARP, place);
+  return slots;
+}
+EMULATOR_HIDDEN inline Slot shown(const Slot* slots, unsigned lane) { return slots[lane]; }
+
+EMULATOR_HIDDEN inline unsigned lane() { return machine.running->number % LANES; }
+EMULATOR_HIDDEN inline dim3 thread_index() { return machine.running->index; }
+EMULATOR_HIDDEN inline dim3 block_index() { return machine.block_index; }
+EMULATOR_HIDDEN inline dim3 block_size() { return machine.block; }
+EMULATOR_HIDDEN inline dim3 grid_size() { return machine.grid; }
+EMULATOR_HIDDEN inline void* dynamic_shared() { return machine.shared; }
+
+template <class To, class From>
+To cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+template <class T>
+Slot to_slot(const T& value) {
+  static_assert(sizeof(T) <= sizeof(Slot), "too large for a slot");
+  Slot slot = {};
+  memcpy(&slot, &value, sizeof value);
+  return slot;
+}
+template <class T>
+T from_slot(const Slot& slot) {
+  T value;
+  memcpy(&value, &slot, sizeof value);
+  return value;
+}
+template <class T>
+T shuffle(T value, unsigned mask, unsigned source, Place place) {
+  if (mask != ~0u) fail("a warp intrinsic of a part of the warp at " + place.text());
+  return from_slot<T>(shown(exchange(to_slot(value), place), source % LANES));
+}
+
+EMULATOR_HIDDEN inline void finish() {
+  machine.running->state = State::DONE;
+  leave();
+}
+EMULATOR_HIDDEN inline void fiber_main() {
+  EMULATOR_RACES(__tsan_acquire(&machine.started);)
+  machine.body();
+  EMULATOR_RACES(__tsan_release(&machine.ended);)
+  finish();
+}
+
+EMULATOR_HIDDEN inline void forget_blocks() {
+  machine.kept_warps.clear();
+  machine.kept_shared.clear();
+  machine.kept_stacks.clear();
+}
+#ifdef __SANITIZE_THREAD__
+EMULATOR_HIDDEN inline void* sanitized_fiber() {
+  if (machine.free_sanitized.empty()) return __tsan_create_fiber(0);
+  void* const fiber = machine.free_sanitized.back();
+  machine.free_sanitized.pop_back();
+  return fiber;
+}
+// The sanitizer knows 8128 threads at most.
+EMULATOR_HIDDEN inline void keep_sanitized(void* fiber) {
+  if (machine.used_sanitized.size() < 4096)
+    machine.used_sanitized.push_back(fiber);
+  else
+    __tsan_destroy_fiber(fiber);
+}
+EMULATOR_HIDDEN inline void share_sanitized() {
+  for (void* const fiber : machine.used_sanitized) machine.free_sanitized.push_back(fiber);
+  machine.used_sanitized.clear();
+}
+#endif
+EMULATOR_HIDDEN inline void make_block() {
+  EMULATOR_RACES(if (false)) forget_blocks();
+  const unsigned threads = machine.block.x;
+  machine.warps = new Warp[threads / LANES];
+  machine.shared = new uint8_t[machine.shared_bytes];
+  machine.kept_warps.emplace_back(machine.warps);
+  machine.kept_shared.emplace_back(machine.shared);
+  for (size_t i = 0; i < machine.shared_bytes; ++i) machine.shared[i] = i % 2 ? 0x7F : 0xFF;  // NaN of any format
+  machine.fibers.resize(threads);
+  for (unsigned i = 0; i < threads; ++i) {
+    Fiber& fiber = machine.fibers[i];
+    EMULATOR_RACES(if (fiber.stack) machine.kept_stacks.push_back(std::move(fiber.stack));)
+    if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+    fiber.index = dim3(i, 0, 0);
+    fiber.number = i;
+    fiber.exchanges = fiber.barriers[0] = fiber.barriers[1] = 0;
+    fiber.state = State::READY;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = STACK_BYTES;
+    fiber.context.uc_link = &machine.scheduler;
+    makecontext(&fiber.context, fiber_main, 0);
+    EMULATOR_RACES(fiber.sanitized = sanitized_fiber();)
+  }
+  EMULATOR_RACES(__tsan_release(&machine.started);)
+}
+
+// Of the threads from `first` to `end`: how many are in the state, and whether all of these are at one place.
+struct Waiting {
+  unsigned count = 0, done = 0;
+  Place place = {};
+  Waiting(State state, unsigned first, unsigned end) {
+    for (unsigned i = first; i < end; ++i) {
+      const Fiber& fiber = machine.fibers[i];
+      done += fiber.state == State::DONE;
+      if (fiber.state != state) continue;
+      if (count++ && !(fiber.place == place))
+        throw std::runtime_error("threads wait at " + place.text() + " and at " + fiber.place.text());
+      place = fiber.place;
+    }
+  }
+};
+
+EMULATOR_HIDDEN inline void arrange(std::vector<unsigned>& numbers, std::mt19937& random) {
+  std::sort(numbers.begin(), numbers.end());
+  if (machine.order == 1) std::reverse(numbers.begin(), numbers.end());
+  if (machine.order > 1) std::shuffle(numbers.begin(), numbers.end(), random);
+}
+
+// Until all lanes are done or wait for the block.
+EMULATOR_HIDDEN inline void run_warp(unsigned first, std::mt19937& random) {
+  std::vector<unsigned> lanes(LANES);
+  for (unsigned i = 0; i < LANES; ++i) lanes[i] = first + i;
+  for (;;) {
+    arrange(lanes, random);
+    for (const unsigned i : lanes) {
+      if (machine.fibers[i].state == State::READY) enter(machine.fibers[i]);
+      if (!machine.failure.empty()) throw std::runtime_error(machine.failure);
+    }
+    const Waiting waiting(State::IN_WARP, first, first + LANES);
+    if (waiting.count == 0) return;
+    if (waiting.count != LANES) throw std::runtime_error("lanes are missing at " + waiting.place.text());
+    for (unsigned i = 0; i < LANES; ++i) machine.fibers[first + i].state = State::READY;
+  }
+}
+
+EMULATOR_HIDDEN inline void run_block() {
+  const unsigned threads = machine.block.x;
+  std::mt19937 random(machine.order);
+  std::vector<unsigned> warps(threads / LANES);
+  for (unsigned i = 0; i < warps.size(); ++i) warps[i] = i;
+  for (;;) {
+    arrange(warps, random);
+    for (const unsigned warp : warps) run_warp(warp * LANES, random);
+    const Waiting waiting(State::IN_BLOCK, 0, threads);
+    if (waiting.done == threads) break;
+    if (waiting.done) throw std::runtime_error("threads are gone, and others wait at " + waiting.place.text());
+    for (Fiber& fiber : machine.fibers) fiber.state = State::READY;
+  }
+  EMULATOR_RACES(for (Fiber& fiber : machine.fibers) keep_sanitized(fiber.sanitized);)
+}
+
+template <class Body>
+void launch(dim3 grid, dim3 block, size_t shared, Body body) {
+  if (block.x % LANES || block.x > 1024 || block.y * block.z != 1) throw std::runtime_error("no such block");
+  if (grid.x < 1 || grid.y < 1 || grid.y > 65535 || grid.z != 1) throw std::runtime_error("no such grid");
+  if (shared > 99 << 10) throw std::runtime_error("more shared memory than a block has");
+  machine.grid = grid;
+  machine.block = block;
+  machine.shared_bytes = shared;
+  machine.body = body;
+  machine.failure.clear();
+  EMULATOR_RACES(machine.sanitized = __tsan_get_current_fiber();)
+  for (unsigned y = 0; y < grid.y; ++y) {
+    for (unsigned x = 0; x < grid.x; ++x) {
+      machine.block_index = dim3(x, y, 0);
+      make_block();
+      run_block();
+    }
+  }
+  EMULATOR_RACES(__tsan_acquire(&machine.ended); share_sanitized();)
+  forget_blocks();
+}
+
+inline float from_bfloat16(uint16_t half) { return cast<float>(static_cast<uint32_t>(half) << 16); }
+inline float from_float16(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7FFFu;
+  if (rest >= 0x7C00) return cast<float>(sign | 0x7F800000u | rest << 13);
+  return cast<float>(cast<uint32_t>(cast<float>(rest << 13) * 0x1p112f) | sign);  // the exponents' offsets: 127 and 15
+}
+// To nearest, ties to even; NaN is 0x7FFF, as of a GPU.
+inline uint16_t to_bfloat16(float value) {
+  const uint32_t bits = cast<uint32_t>(value);
+  if (value != value) return 0x7FFF;
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+inline uint16_t to_float16(float value) {
+  const uint32_t bits = cast<uint32_t>(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
+  if (value != value) return 0x7FFF;
+  if (rest >= cast<uint32_t>(65520.0f)) return static_cast<uint16_t>(sign | 0x7C00);
+  // Below the normal numbers a step is 2^-24, which is the last place of 0.5.
+  if (rest < cast<uint32_t>(0x1p-14f))
+    return static_cast<uint16_t>(sign | (cast<uint32_t>(cast<float>(rest) + 0.5f) - cast<uint32_t>(0.5f)));
+  return static_cast<uint16_t>(sign | (rest - (112u << 23) + 0xFFF + (rest >> 13 & 1)) >> 13);
+}
+
+// prmt of PTX, its general form.
+inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t choice = selector >> 4 * i & 15;
+    const uint32_t byte = ((static_cast<uint64_t>(b) << 32 | a) >> 8 * (choice & 7)) & 255;
+    result |= (choice < 8 ? byte : byte < 128 ? 0 : 255) << 8 * i;
+  }
+  return result;
+}
+
+// mma.sync m16n8k16 and m16n8k32, as a word holds 2 or 4 elements along k, which `element(word, i)` reads. Sums go
+// along k in one order; a tensor core's order and rounding are its own.
+template <int PER_WORD, class Sum, class Element>
+void multiply_fragments(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Element& element) {
+  const Slot* const slots = exchange({{a[0], a[1], a[2], a[3], b0, b1}}, {"mma", PER_WORD});
+  const unsigned group = lane() / 4, in_group = lane() % 4;
+  Slot upper[4], left[2][4];
+  for (unsigned i = 0; i < 4; ++i) {
+    upper[i] = shown(slots, group * 4 + i);
+    for (unsigned j = 0; j < 2; ++j) left[j][i] = shown(slots, (in_group * 2 + j) * 4 + i);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int lower_row = i / 2, column = i % 2;
+    for (int half = 0; half < 2; ++half)
+      for (int thread = 0; thread < 4; ++thread)
+        for (int k = 0; k < PER_WORD; ++k)
+          d[i] +=
+              element(upper[thread].words[lower_row + 2 * half], k) * element(left[column][thread].words[4 + half], k);
+  }
+}
+template <bool BFLOAT>
+void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_fragments<2>(d, a, b0, b1, [](uint32_t word, int i) {
+    const uint16_t half = static_cast<uint16_t>(word >> 16 * i);
+    return BFLOAT ? from_bfloat16(half) : from_float16(half);
+  });
+}
+inline void multiply_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply_fragments<4>(d, a, b0, b1, [](uint32_t word, int i) { return static_cast<int8_t>(word >> 8 * i); });
+}
+
+}  // namespace emulator
+
+#include "intrinsics.h"

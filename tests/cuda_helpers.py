@@ -1,0 +1,72 @@
+"""Programs of tests/cuda: kernels on the emulator, compiled once for all workers; and drivers that are no drivers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CSRC = ROOT / "csrc"
+PROGRAMS = ROOT / "tests" / "cuda"
+FAMILIES = sorted(path.stem for path in PROGRAMS.glob("*.cpp") if path.stem != "emulator")
+
+SANITIZERS = {
+    "none": [],
+    "memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "races": ["-fsanitize=thread"],
+}
+# Kernels cast pointers to wider types, as nvcc allows.
+OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+BARRIER = re.compile(r"\b__sync(?:threads|warp)\(\)")
+
+
+def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: tuple[str, ...] = ()) -> Path:
+    """The program tests/cuda/NAME.cpp over the kernels of `csrc`, made in the folder by whoever asks for it first."""
+    program = folder / f"{name}-{sanitizer}"
+    with open(folder / f"{program.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            command = ["g++", *OPTIONS, *SANITIZERS[sanitizer], f"-I{csrc}", f"-I{PROGRAMS}", *options]
+            command += [str(PROGRAMS / f"{name}.cpp"), "-o", str(program)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
+    return program
+
+
+def run(program: Path, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Its end, whatever the status; a data race ends it with 66."""
+    # the thread sanitizer of older compilers takes no address space that is laid out at random
+    fixed = [shutil.which("setarch"), "-R"] if shutil.which("setarch") and program.name.endswith("-races") else []
+    environment = os.environ | {"TSAN_OPTIONS": "history_size=0:halt_on_error=1:exitcode=66"} | settings
+    return subprocess.run([*fixed, str(program), *args], capture_output=True, text=True, env=environment, timeout=600)
+
+
+def with_choices(folder: Path) -> tuple[Path, list[str]]:
+    """A copy of csrc in which each barrier of a kernel can be left out (mutants.h), and the barriers' places, in order."""
+    csrc, places = folder / "csrc", []
+    for part in ("cuda", "frozen"):
+        shutil.copytree(CSRC / part, csrc / part)
+
+    def choice(found: re.Match) -> str:
+        places.append(f"{path.name}:{found.string.count(chr(10), 0, found.start()) + 1}")
+        return f"(mutants::keeps({len(places) - 1}) ? {found.group()} : void())"
+
+    for path in sorted((csrc / "cuda").glob("*.h")):
+        path.write_text(BARRIER.sub(choice, path.read_text()))
+    return csrc, places
+
+
+def fake_driver(folder: Path, version: int) -> dict[str, str]:
+    """The environment of a process that finds an NVIDIA driver of this version (12040 is 12.4) and no GPU."""
+    library = folder / "libcuda.so.1"
+    command = ["cc", "-shared", "-fPIC", str(PROGRAMS / "fake_driver.c"), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True)
+    paths = os.environ.get("LD_LIBRARY_PATH")
+    return {
+        "LD_LIBRARY_PATH": f"{folder}:{paths}" if paths else str(folder),
+        "FAKE_DRIVER_VERSION": str(version),
+    }
