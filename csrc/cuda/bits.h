@@ -8,7 +8,9 @@ namespace fk::cuda {
 using BitsKernel = void (*)(Product, int);
 
 // Operands of 8 columns that x takes, of which there are two at most.
-constexpr int bits_eights(const Product& p) { return divide_up(p.pixels * (p.dtype == FLOAT32 ? PARTS : 1), 8); }
+constexpr int bits_eights(const Product& p) {
+  return divide_up(int64_t{p.pixels} * (p.dtype == FLOAT32 ? PARTS : 1), 8);
+}
 constexpr bool bits_drawn(const Product& p) { return !p.sign && p.code == SIGN_CODE; }
 
 inline const char* bits_refuses(const Product& p) {

@@ -9,9 +9,13 @@ namespace fk::cuda {
 constexpr uint32_t TWO = 0xC000C000u;
 constexpr float HALF = 0.5f;
 
+// Warps of a block that have registers, by the eights of columns that the operand x has.
+constexpr int bits_warps(int eights) { return eights == 1 ? 16 : 8; }
+
 // Three columns of the operand are the parts of one pixel of float32.
 constexpr int PARTS = 3;
 FK_DEVICE int parts_of(const Product& p) { return p.dtype == FLOAT32 ? PARTS : 1; }
+FK_DEVICE int pixel_of(int column, int parts) { return parts == 1 ? column : column / PARTS; }
 
 // In each half of a word: pair f of `even` has keep bit 2f below sign bit 2f, that of `odd` bits 2f + 1. A shift that
 // moves a pair to the top of the halves makes two weights of it.

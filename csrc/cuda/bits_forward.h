@@ -14,7 +14,6 @@ constexpr int SLICE = 512, SLICE_CALLS = SLICE / 128;
 constexpr int TILE_ROWS = 16;
 constexpr int FRAGMENT = 32;                          // lanes, and quadruples of sums of 16 rows and 8 columns
 constexpr int PART_EIGHTS = SLICE / 8 + SLICE / 128;  // of a part of a slice, one more after every 16
-constexpr int bits_warps(int eights) { return eights == 1 ? 16 : 8; }  // that have registers
 
 // The operand of a lane: 128 columns of x, in each eighth of 8 pixels the pixel g.
 template <int EIGHTS>
@@ -124,7 +123,7 @@ FK_DEVICE void multiply_tile(const TileFields& tile, const uint4 (&x)[EIGHTS][16
 
 // Shared memory: the sums of warps, tiles and eighths, FRAGMENT float4 each; of float32 then a stage for each warp.
 template <bool BFLOAT, bool DRAWN, int EIGHTS>
-FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS)) bits(const Product p, const int tiles) {
+FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int tiles) {
   FK_SHARED(float4, sums);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int slices = (p.cols + SLICE - 1) / SLICE, warp_sums = tiles * EIGHTS * FRAGMENT;
@@ -171,7 +170,7 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS)) bits(const Product p, const int til
   const float scale = read_seed(p.header).scale * (p.code == SIGN_CODE ? HALF : -HALF);
   for (int i = threadIdx.x; i < mine * EIGHTS * 4 * FRAGMENT; i += blockDim.x) {
     const int fragment = i / (4 * FRAGMENT), tile = fragment / EIGHTS;
-    const int column = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = column / parts;
+    const int column = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(column, parts);
     const int tile_row = block_row + tile * TILE_ROWS, in_fragment = (i / 16 & 7) + (i & 2) * 4;
     const int result_row = (tile_row < top ? tile_row : top) + in_fragment;
     if (pixel * parts != column || pixel >= p.pixels || result_row < tile_row || result_row >= p.rows) continue;

@@ -18,12 +18,14 @@ constexpr int SIGN_ROWS = STEP_ROWS + STEP_ROWS / LANE_ROWS;  // of four words, 
 constexpr int SIGN_STAGES = 2;
 
 // The operand of a lane: of rows `row` to row + 7 of x its column, which is a pixel, or of float32 a part of a pixel.
+template <bool BFLOAT>
 FK_DEVICE uint4 load_rows(const Product& p, int column, int row, bool aligned) {
-  const int parts = parts_of(p), pixel = parts == 1 ? column : column / PARTS;
+  const bool in_parts = BFLOAT && p.dtype == FLOAT32;
+  const int pixel = in_parts ? column / PARTS : column;
   if (pixel >= p.pixels || row >= p.rows) return {0, 0, 0, 0};
   const int64_t at = pixel * p.x_stride + row;
   const bool whole = aligned && row + LANE_ROWS <= p.rows;
-  if (parts == 1) {
+  if (!in_parts) {
     const uint16_t* const from = static_cast<const uint16_t*>(p.x) + at;
     if (whole) return *reinterpret_cast<const uint4*>(from);
     uint32_t pair[4] = {0, 0, 0, 0};
@@ -114,7 +116,7 @@ FK_DEVICE void multiply_step(const StepFields& step, const uint4 (&x)[EIGHTS], f
 // Shared memory: the sums of warps, products and eighths, 32 float4 each; where signs are drawn then SIGN_STAGES for
 // each warp. A warp sums `steps` steps at a time.
 template <bool BFLOAT, int EIGHTS>
-FK_KERNEL FK_BOUNDS(EIGHTS == 1 ? 512 : 256) bits_transposed(const Product p, const int steps) {
+FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits_transposed(const Product p, const int steps) {
   FK_SHARED(float4, sums);
   constexpr int WARP_SUMS = BYTE_BITS * EIGHTS * 32;
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -133,14 +135,16 @@ FK_KERNEL FK_BOUNDS(EIGHTS == 1 ? 512 : 256) bits_transposed(const Product p, co
   StepWords next = load_step(p, sign, row + LANE_ROWS * quad, word);
   wait_for_inputs();
   bool begun = false;
+  int turn = 0;
   while (row < p.rows) {
     float sum[BYTE_BITS][EIGHTS][4] = {};
     for (int step = 0; step < steps && row < p.rows; ++step) {
       // Two stages in turn: a lane writes one again only when all have come past the other.
-      if (drawn) draw_step(next, seed, row, lane, stage + (row / STEP_ROWS & 1) * SIGN_ROWS);
+      if (drawn) draw_step(next, seed, row, lane, stage + turn * SIGN_ROWS), turn ^= 1;
       const StepFields now = step_fields(next, selector);
       uint4 x[EIGHTS];
-      FK_UNROLL for (int n = 0; n < EIGHTS; ++n) x[n] = load_rows(p, 8 * n + group, row + LANE_ROWS * quad, aligned);
+      FK_UNROLL for (int n = 0; n < EIGHTS; ++n) x[n] =
+          load_rows<BFLOAT>(p, 8 * n + group, row + LANE_ROWS * quad, aligned);
       // The next words are on their way while these are multiplied: of the next step, or of the warp's next run.
       row += step + 1 < steps ? STEP_ROWS : STEP_ROWS + (warps - 1) * run;
       next = load_step(p, sign, row + LANE_ROWS * quad, word);
@@ -165,7 +169,7 @@ FK_KERNEL FK_BOUNDS(EIGHTS == 1 ? 512 : 256) bits_transposed(const Product p, co
   const float scale = seed.scale * (p.code == SIGN_CODE ? HALF : -HALF);
   for (int i = threadIdx.x; i < WARP_SUMS * 4; i += blockDim.x) {
     const int fragment = i / 128, bit = fragment / EIGHTS, lane_group = i / 16 & 7, odd = i / 2 & 1;
-    const int operand = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = operand / parts;
+    const int operand = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(operand, parts);
     const int column =
         blockIdx.x * BLOCK_COLUMNS + 32 * (lane_group & 3) + 2 * (BYTE_BITS * (lane_group / BLOCK_WORDS) + bit) + odd;
     if (pixel * parts != operand || pixel >= p.pixels || column >= p.cols) continue;

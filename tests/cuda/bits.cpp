@@ -68,10 +68,12 @@ void shapes(Suite& suite) {
   for (const int cols : {104, 120, 2040, 4600}) suite.run(layer_of(20, cols, 2, FLOAT16, false));
   for (const int cols : {100, 2036}) suite.run(layer_of(20, cols, 2, FLOAT32, false));
   for (const int cols : {1, 31, 128, 129}) suite.run(layer_of(40, cols, 2, FLOAT32, true));
+  suite.run(layer_of(100, 4600, 2, FLOAT16, false), 1);
   // more slices, and more runs of rows, than warps
   for (const bool drawn : {false, true}) {
-    LayerSettings wide = layer_of(70, 512 * 17, 9, BFLOAT16, false);
-    LayerSettings high = layer_of(512 * 9, 5, 9, BFLOAT16, true);
+    const int dtype = drawn ? FLOAT32 : BFLOAT16, pixels = drawn ? 2 : 9;
+    LayerSettings wide = layer_of(70, 512 * 17, pixels, dtype, false),
+                  high = layer_of(512 * 17, 5, pixels, dtype, true);
     wide.weight.resident = high.weight.resident = !drawn;
     suite.run(wide, 1), suite.run(high);
   }
@@ -94,6 +96,25 @@ void epilogues(Suite& suite) {
       settings.weight.density = 0.95, settings.weight.resident = false;
       suite.run(settings);
     }
+}
+
+void random_layers(Suite& suite, int count) {
+  reference::Draws draws(suite.seed);
+  for (int i = 0; i < count; ++i) {
+    const bool transposed = draws.chance(0.5);
+    const int dtype = static_cast<int>(draws.bits() % 3);
+    const int cols = transposed ? 1 + draws.bits() % 400 : 128 * (1 + draws.bits() % 24) - 8 * (draws.bits() % 4);
+    LayerSettings settings =
+        layer_of(1 + draws.bits() % 150, cols, 1 + draws.bits() % (dtype == FLOAT32 ? 5 : 16), dtype, transposed);
+    settings.weight.code = draws.chance(0.2) ? CONSTANT_CODE : SIGN_CODE;
+    settings.weight.resident = draws.chance(0.5);
+    settings.weight.integers = draws.chance(0.5);
+    settings.weight.density = draws.chance(0.2) ? 0 : 0.3;
+    settings.gain = draws.chance(0.3), settings.relu = draws.chance(0.3);
+    settings.bias_dtype = draws.chance(0.3) ? FLOAT32 : -1;
+    settings.x_gap = 8 * (draws.bits() % 2), settings.y_gap = draws.bits() % 3;
+    suite.run(settings, 1 + draws.bits() % 3);
+  }
 }
 
 void refusals(Suite& suite) {
@@ -119,5 +140,6 @@ int main(int argc, char** argv) {
   shapes(suite);
   epilogues(suite);
   refusals(suite);
+  random_layers(suite, suite.all ? 200 : 20);
   return suite.report.status("bits");
 }
