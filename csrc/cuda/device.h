@@ -65,6 +65,11 @@ FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "n"(SELECTOR));
   return result;
 }
+FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+  return result;
+}
 
 // d += A B, A of 16 x 16 and B of 16 x 8, fragments as in the PTX ISA; bfloat16 or float16 in, float32 sums.
 template <bool BFLOAT>
@@ -125,6 +130,7 @@ template <uint32_t SELECTOR>
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
   return emulator::permute(a, b, SELECTOR);
 }
+FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return emulator::permute(a, b, selector); }
 template <bool BFLOAT>
 FK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::multiply<BFLOAT>(d, a, b0, b1);

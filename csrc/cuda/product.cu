@@ -9,29 +9,15 @@ namespace fk::cuda {
 
 namespace {
 
-template <class Layer>
-struct Family {
-  const char* name;
-  const char* (*refuses)(const Layer&);
-  Error (*launch)(const Layer&, const Device&, Stream);
-};
-
 // In the order that they are asked.
-constexpr Family<Product> PRODUCTS[] = {
-    {"bits", bits_refuses, launch_bits},
-    {"bytes", bytes_refuses, launch_bytes},
-    {"stored", stored_refuses, launch_stored},
-};
-constexpr Family<Convolution> CONVOLUTIONS[] = {
-    {"stem", stem_refuses, launch_stem},
-    {"convolve", convolve_refuses, launch_convolve},
-};
+constexpr const Family<Product>* PRODUCTS[] = {&BITS, &BYTES, &STORED};
+constexpr const Family<Convolution>* CONVOLUTIONS[] = {&STEM, &CONVOLVE};
 
 template <class Layer, size_t COUNT>
-const Family<Layer>* find(const Family<Layer> (&families)[COUNT], const Layer& layer, const char** reason) {
-  for (const Family<Layer>& family : families) {
-    *reason = family.refuses(layer);
-    if (!*reason) return &family;
+const Family<Layer>* find(const Family<Layer>* const (&families)[COUNT], const Layer& layer, const char** reason) {
+  for (const Family<Layer>* family : families) {
+    *reason = family->refuses(layer);
+    if (!*reason) return family;
   }
   return nullptr;
 }
@@ -88,15 +74,17 @@ const Prepared& prepare(int device) {
   Prepared& one = all[device];
   std::call_once(one.once, [&] {
     one.device = describe(device);
-    for (Error (*const family)() : {prepare_bits, prepare_bytes, prepare_stored, prepare_convolve, prepare_stem}) {
-      if (Error error = family()) one.error = error;
-    }
+    const auto prepare_all = [&](const auto& families) {
+      for (const auto* family : families) one.error = one.error ? one.error : family->prepare();
+    };
+    prepare_all(PRODUCTS);
+    prepare_all(CONVOLUTIONS);
   });
   return one;
 }
 
 template <class Layer, size_t COUNT>
-Error run_family(const Family<Layer> (&families)[COUNT], const Layer& layer, int device, Stream stream) {
+Error run_family(const Family<Layer>* const (&families)[COUNT], const Layer& layer, int device, Stream stream) {
   const char* reason = nullptr;
   const Family<Layer>* const family = find(families, layer, &reason);
   if (!family) return reason;

@@ -1,0 +1,58 @@
+// What the kernels of `bits.h` share: bits become weights of two, and floats become parts that bfloat16 holds.
+#pragma once
+#include "cuda/device.h"
+
+namespace fk::cuda {
+
+// Weights are +-2, of which the sign and one more bit are set in bfloat16 and in float16; the epilogue halves the
+// scale.
+constexpr uint32_t TWO = 0xC000C000u;
+constexpr float HALF = 0.5f;
+
+// Warps of a block that have registers, by the eights of columns that the operand x has.
+constexpr int bits_warps(int eights) { return eights == 1 ? 16 : 8; }
+
+// Three columns of the operand are the parts of one pixel of float32.
+constexpr int PARTS = 3;
+FK_DEVICE int parts_of(const Product& p) { return p.dtype == FLOAT32 ? PARTS : 1; }
+FK_DEVICE int pixel_of(int column, int parts) { return parts == 1 ? column : column / PARTS; }
+
+// In each half of a word: pair f of `even` has keep bit 2f below sign bit 2f, that of `odd` bits 2f + 1. A shift that
+// moves a pair to the top of the halves makes two weights of it.
+struct Fields {
+  uint32_t even, odd;
+};
+FK_DEVICE Fields to_fields(uint32_t keep, uint32_t sign) {
+  return {pick(keep, sign << 1, 0x55555555u), pick(keep >> 1, sign, 0x55555555u)};
+}
+
+// A float is the sum of three bfloat16, each cut off what the one before leaves: rounded, the largest would be
+// infinite.
+FK_DEVICE uint32_t cut(float value) { return value == value ? to_bits(value) & 0xFFFF0000u : 0x7FFF0000u; }
+FK_DEVICE float left_of(float value) {
+  const float left = value - to_float(cut(value));
+  return left == left ? left : 0.0f;  // infinity less infinity is NaN
+}
+FK_DEVICE uint32_t cut_pair(float low, float high) { return permute<0x7632>(cut(low), cut(high)); }
+FK_DEVICE uint4 cut_eight(const float (&value)[8]) {
+  return {cut_pair(value[0], value[1]), cut_pair(value[2], value[3]), cut_pair(value[4], value[5]),
+          cut_pair(value[6], value[7])};
+}
+
+// Where the fragments of a block's sums hold a row of D and a column of its tile of 8, in floats: lane (row % 8, column
+// / 2) has both columns of row % 8, then those of row + 8.
+FK_DEVICE int place_of(int row, int column) { return ((row & 7) * 4 + column / 2) * 4 + (row >> 3) * 2 + (column & 1); }
+
+// One result from the sums of a block's warps, in order of the warps; of each the smallest part first. `sums` are those
+// of a fragment of the first warp, `eight` floats before the fragment of the next eight columns.
+FK_DEVICE float sum_of_warps(const float* sums, int warps, int warp_floats, int eight, int row, int column, int parts) {
+  float total = 0.0f;
+  for (int warp = 0; warp < warps; ++warp)
+    for (int part = parts - 1; part >= 0; --part) {
+      const int at = column + part;
+      total += sums[warp * warp_floats + (at >> 3) * eight + place_of(row, at & 7)];
+    }
+  return total;
+}
+
+}  // namespace fk::cuda
