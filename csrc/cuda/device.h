@@ -25,6 +25,9 @@
 
 namespace fk::cuda {
 
+// Truth tables of the inputs of `logic`, whose constant an expression of them makes.
+constexpr uint32_t TABLE_A = 0xF0, TABLE_B = 0xCC, TABLE_C = 0xAA;
+
 // Bits of a where the mask is set, of b elsewhere. On truth tables it makes the constant of its own instruction, so
 // what the emulator runs and what a GPU runs cannot differ.
 FK_TWIN uint32_t picked(uint32_t a, uint32_t b, uint32_t mask) { return ((a ^ b) & mask) ^ b; }
@@ -57,6 +60,13 @@ FK_DEVICE uint32_t pick(uint32_t a, uint32_t b, uint32_t mask) {
   asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(mask), "n"(TABLE));
   return result;
 }
+// One LOP3: bit for bit what the expression of truth tables that makes TABLE is of a, b and c.
+template <uint32_t TABLE>
+FK_DEVICE uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(result) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
+  return result;
+}
 // Each selector nibble chooses a byte of b:a, its top bit the sign of that byte, eight times.
 template <uint32_t SELECTOR>
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
@@ -68,6 +78,28 @@ FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t result;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+  return result;
+}
+
+FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+  return result;
+}
+// Bytes in shared memory, by their address there: one instruction makes the address of a byte, one reads it.
+using Table = uint32_t;
+FK_DEVICE Table table_at(const uint8_t* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
+// The byte at the sum of the products of bytes of a and b, without signs.
+FK_DEVICE uint32_t look_up(Table table, uint32_t a, uint32_t b) {
+  uint32_t byte;
+  // volatile, so that no compiler moves it over a barrier
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(__dp4a(a, b, table)));
+  return byte;
+}
+// NaN where one of them is.
+FK_DEVICE float larger(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
   return result;
 }
 
@@ -99,6 +131,11 @@ FK_DEVICE uint4 load_words(const uint32_t* from) {
       : "l"(from));
   return words;
 }
+FK_DEVICE uint2 load_two_words(const uint32_t* from) {
+  uint2 words;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
+  return words;
+}
 FK_DEVICE uint32_t load_word(const uint32_t* from) {
   uint32_t word;
   asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word) : "l"(from));
@@ -126,11 +163,29 @@ FK_DEVICE uint32_t pack_float16(float low, float high) {
   return emulator::to_float16(low) | static_cast<uint32_t>(emulator::to_float16(high)) << 16;
 }
 FK_DEVICE uint32_t pick(uint32_t a, uint32_t b, uint32_t mask) { return picked(a, b, mask); }
+template <uint32_t TABLE>
+FK_DEVICE uint32_t logic(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result = 0;
+  for (int i = 0; i < 8; ++i)
+    if (TABLE >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
+  return result;
+}
 template <uint32_t SELECTOR>
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
   return emulator::permute(a, b, SELECTOR);
 }
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return emulator::permute(a, b, selector); }
+<<<<<<< HEAD
+=======
+using Table = const uint8_t*;
+FK_DEVICE Table table_at(const uint8_t* shared) { return shared; }
+FK_DEVICE uint32_t look_up(Table table, uint32_t a, uint32_t b) {
+  uint32_t at = 0;
+  for (int i = 0; i < 4; ++i) at += (a >> 8 * i & 255u) * (b >> 8 * i & 255u);
+  return table[at];
+}
+FK_DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
+>>>>>>> w-cub
 template <bool BFLOAT>
 FK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::multiply<BFLOAT>(d, a, b0, b1);
@@ -141,6 +196,10 @@ FK_DEVICE void multiply_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
 FK_DEVICE uint4 load_words(const uint32_t* from) {
   emulator::require_aligned(from, 16);
   return uint4{from[0], from[1], from[2], from[3]};
+}
+FK_DEVICE uint2 load_two_words(const uint32_t* from) {
+  emulator::require_aligned(from, 8);
+  return uint2{from[0], from[1]};
 }
 FK_DEVICE uint32_t load_word(const uint32_t* from) { return *from; }
 FK_DEVICE void wait_for_inputs() {}
