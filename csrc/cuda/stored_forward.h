@@ -11,7 +11,7 @@
 namespace fk::cuda {
 
 constexpr int STORED_WARPS = 16;
-constexpr int CHUNK_COLUMNS = 32 * CHUNK_WORDS;
+constexpr int CHUNK_COLUMNS = 32 * STORED_CHUNK;
 constexpr int STORED_TABLES = 24;  // chunks of x of one pixel, 4 kB each
 
 // How a block works through its rows: x in pieces of chunks, `warps_a_row` warps on each piece of a row.
@@ -20,7 +20,7 @@ struct StoredSplit {
 };
 FK_TWIN StoredSplit stored_split(int words, int pixels, int rows) {
   StoredSplit split = {};
-  split.chunks = (words - 1) / static_cast<int>(CHUNK_WORDS) + 1;
+  split.chunks = (words - 1) / STORED_CHUNK + 1;
   const int held = STORED_TABLES / pixels;
   split.pieces = (split.chunks + held - 1) / held;
   split.piece_chunks = (split.chunks + split.pieces - 1) / split.pieces;
@@ -76,7 +76,7 @@ FK_DEVICE void add_word(uint32_t word, const typename Stored<VALUES>::Element* e
                         Pixels<PIXELS>& sum) {
   for (; word; end -= STORED_STEPS) {
     const Kept<VALUES> kept(word, end);
-    Pixels<PIXELS> x[STORED_STEPS] = {};
+    Pixels<PIXELS> x[STORED_STEPS];
     FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
       if (kept.exists[i]) x[i] = table[kept.bit[i] * 32];
     }
@@ -93,20 +93,27 @@ FK_DEVICE Pixels<PIXELS> add_chunks(const Product& p, int row, int chunks, int f
                                     const Pixels<PIXELS>* table) {
   using Element = typename Stored<VALUES>::Element;
   const int lane = threadIdx.x & 31;
-  const uint32_t* const words = p.keep + static_cast<int64_t>(row) * p.words;
-  const Element* values = static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(row) * chunks + first];
+  const Element* const values =
+      static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(row) * chunks + first];
+  const uint32_t* words = p.keep + static_cast<int64_t>(row) * p.words + first * STORED_CHUNK + lane;
+  const int existing = p.words < last * STORED_CHUNK ? p.words : last * STORED_CHUNK;
+  int left = existing - first * STORED_CHUNK - lane;  // words, from the lane's on
+  uint32_t next0 = left > 0 ? load_word(words) : 0u;
+  uint32_t next1 = left > STORED_CHUNK ? load_word(words + STORED_CHUNK) : 0u;
+  uint32_t place = 0;  // of the next chunk's first value
   Pixels<PIXELS> sum = {};
   table += lane;
   for (int chunk = first; chunk < last; chunk += 2, table += 2 * CHUNK_COLUMNS) {
-    const int at = chunk * static_cast<int>(CHUNK_WORDS) + lane;
-    const uint32_t word0 = at < p.words ? load_word(words + at) : 0u;
-    const uint32_t word1 = chunk + 1 < last && at + CHUNK_WORDS < p.words ? load_word(words + at + CHUNK_WORDS) : 0u;
+    const uint32_t word0 = next0, word1 = next1;
+    left -= 2 * STORED_CHUNK, words += 2 * STORED_CHUNK;
+    next0 = left > 0 ? load_word(words) : 0u;
+    next1 = left > STORED_CHUNK ? load_word(words + STORED_CHUNK) : 0u;
     const uint32_t counts = static_cast<uint32_t>(__popc(word0)) | static_cast<uint32_t>(__popc(word1)) << 16;
-    const uint32_t behind = running_sum(counts, lane, 32), all = __shfl_sync(0xFFFFFFFFu, behind, 31);
-    add_word<VALUES, PIXELS>(word0, values + (behind & 0xFFFFu), table, sum);
-    values += all & 0xFFFFu;
-    add_word<VALUES, PIXELS>(word1, values + (behind >> 16), table + CHUNK_COLUMNS, sum);
-    values += all >> 16;
+    const uint32_t behind = running_sum(counts, 32), all = __shfl_sync(0xFFFFFFFFu, behind, 31);
+    add_word<VALUES, PIXELS>(word0, values + (place + (behind & 0xFFFFu)), table, sum);
+    place += all & 0xFFFFu;
+    add_word<VALUES, PIXELS>(word1, values + (place + (behind >> 16)), table + CHUNK_COLUMNS, sum);
+    place += all >> 16;
   }
   return sum;
 }

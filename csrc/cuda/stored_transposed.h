@@ -22,7 +22,7 @@ FK_DEVICE int place_behind(uint32_t word, const uint32_t* chunk_words, int befor
   if (chunk_words) {
     for (int at = member; at < before; at += span) counts += static_cast<uint32_t>(__popc(chunk_words[at])) << 16;
   }
-  counts = running_sum(counts, lane, span);
+  counts = running_sum(counts, span);
   const uint32_t last = __shfl_sync(0xFFFFFFFFu, counts, lane | (span - 1));
   return static_cast<int>((counts & 0xFFFFu) + (last >> 16));
 }
@@ -33,7 +33,7 @@ FK_DEVICE void spread_word(uint32_t word, const typename Stored<VALUES>::Element
                            float scale, Pixels<PIXELS>* sums) {
   for (; word; end -= STORED_STEPS) {
     const Kept<VALUES> kept(word, end);
-    Pixels<PIXELS> sum[STORED_STEPS] = {};
+    Pixels<PIXELS> sum[STORED_STEPS];
     FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
       if (kept.exists[i]) sum[i] = sums[kept.bit[i] * 32];
     }
@@ -70,16 +70,16 @@ FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), PIXELS == 1 ? 2 : 1)
   constexpr int WARPS = transposed_warps(PIXELS);
   FK_SHARED(Pixels<PIXELS>, all_sums);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, groups = 32 / span, group = lane / span;
-  const int word0 = blockIdx.x * span, chunk = word0 / static_cast<int>(CHUNK_WORDS), pixel0 = blockIdx.y * PIXELS;
-  const int before = word0 % static_cast<int>(CHUNK_WORDS), member = lane & (span - 1);
-  const int chunks = (p.words - 1) / static_cast<int>(CHUNK_WORDS) + 1;
+  const int word0 = blockIdx.x * span, chunk = word0 / STORED_CHUNK, pixel0 = blockIdx.y * PIXELS;
+  const int before = word0 % STORED_CHUNK, member = lane & (span - 1);
+  const int chunks = (p.words - 1) / STORED_CHUNK + 1;
   Pixels<PIXELS>* const warp_sums = all_sums + warp * 1024;
   FK_UNROLL for (int bit = 0; bit < 32; ++bit) warp_sums[bit * 32 + lane] = Pixels<PIXELS>{};
   wait_for_inputs();
   for (int row0 = warp * groups; row0 < p.rows; row0 += WARPS * groups) {
     const int row = row0 + group;
     const bool exists = row < p.rows;
-    const uint32_t* const chunk_words = p.keep + static_cast<int64_t>(row) * p.words + chunk * CHUNK_WORDS;
+    const uint32_t* const chunk_words = p.keep + static_cast<int64_t>(row) * p.words + chunk * STORED_CHUNK;
     const uint32_t word = exists && word0 + member < p.words ? chunk_words[before + member] : 0u;
     const int behind = place_behind(word, exists ? chunk_words : nullptr, before, span, lane);
     if (!word) continue;

@@ -4,6 +4,8 @@
 
 namespace fk::cuda {
 
+constexpr int STORED_CHUNK = 32;  // words between offsets: one for each lane
+static_assert(STORED_CHUNK == CHUNK_WORDS, "a lane owns a word of a chunk");
 constexpr int STORED_STEPS = 4;  // loads that a lane has on their way at once
 
 #ifndef FK_EMULATED
@@ -12,8 +14,21 @@ FK_DEVICE uint32_t low_bits(uint32_t bits, int count) {
   asm("szext.wrap.u32 %0, %1, %2;" : "=r"(low) : "r"(bits), "r"(count));
   return low;
 }
+// The count and that of the lane `step` below it in its group, if there is one. The shuffle itself knows.
+FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
+  asm volatile(
+      "{.reg .pred exists; .reg .u32 below; shfl.sync.up.b32 below|exists, %0, %1, %2, -1; @exists add.u32 %0, %0, "
+      "below;}"
+      : "+r"(count)
+      : "r"(step), "r"((32 - lanes) << 8));
+  return count;
+}
 #else
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) { return bits & ((1u << (count & 31)) - 1u); }
+FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
+  const uint32_t below = __shfl_up_sync(0xFFFFFFFFu, count, step);
+  return (emulator::lane() & (lanes - 1)) >= static_cast<unsigned>(step) ? count + below : count;
+}
 #endif
 
 // The elements of x at one column, or sums of one row or column: one for each of a block's pixels.
@@ -53,25 +68,23 @@ struct Kept {
   bool exists[STORED_STEPS];
   typename Stored<VALUES>::Element element[STORED_STEPS];
 
-  // `end`: behind the value of the word's top bit. Bits that are taken are cleared.
+  // Of a word with kept bits; `end`: behind the value of its top bit. Bits that are taken are cleared.
   FK_DEVICE Kept(uint32_t& word, const typename Stored<VALUES>::Element* end) {
     FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
-      exists[i] = word != 0;
+      exists[i] = i == 0 || word != 0;
       bit[i] = 31 - __clz(static_cast<int>(word));
       word = low_bits(word, bit[i]);
-      element[i] = 0;
       if (exists[i]) element[i] = end[-1 - i];
     }
   }
   FK_DEVICE float value(int i) const { return Stored<VALUES>::value(element[i]); }
 };
 
-// The sum of a lane's count and of those of the lanes below it, among groups of `lanes`.
-FK_DEVICE uint32_t running_sum(uint32_t count, int lane, int lanes) {
+// The sum of a lane's count and of those of the lanes below it, among groups of `lanes`, a power of two.
+FK_DEVICE uint32_t running_sum(uint32_t count, int lanes) {
   FK_UNROLL for (int step = 1; step < 32; step *= 2) {
     if (step >= lanes) break;
-    const uint32_t below = __shfl_up_sync(0xFFFFFFFFu, count, step);
-    if ((lane & (lanes - 1)) >= step) count += below;
+    count = add_from_below(count, step, lanes);
   }
   return count;
 }
