@@ -1,0 +1,76 @@
+// Linear layers of few pixels, of a stored weight whose kept values are packed.
+#pragma once
+#include "cuda/stored_forward.h"
+#include "cuda/stored_transposed.h"
+
+namespace fk::cuda {
+
+inline const char* stored_refuses(const Product& p) {
+  if (p.code != STORED_CODE) return "a code whose weights are drawn";
+  if (!p.keep || !p.values || !p.offsets) return "a stored weight that is not packed";
+  if (p.pixels > 8) return "more than 8 pixels";
+  if (p.dtype == INT8) return "int8 inputs";
+  return nullptr;
+}
+
+// The pixels of a block; more are more blocks.
+inline int stored_pixels(const Product& p) { return p.pixels < 3 ? p.pixels : 4; }
+
+inline Plan plan_stored_transposed(const Product& p, int multiprocessors) {
+  const int pixels = stored_pixels(p), groups = divide_up(p.pixels, pixels), warps = transposed_warps(pixels);
+  // below two words values are read one by one
+  int span = 32;
+  while (span > 2 && divide_up(p.words, span) * groups < multiprocessors) span /= 2;
+  return {{divide_up(p.words, span), groups}, 32 * warps, warps * pixels * STORED_SUM_BYTES, span};
+}
+
+inline Plan plan_stored_forward(const Product& p, int multiprocessors) {
+  constexpr int MOST_ROWS = 128;
+  const int pixels = stored_pixels(p), groups = divide_up(p.pixels, pixels);
+  const int fair = divide_up(static_cast<int64_t>(p.rows) * groups, 2 * multiprocessors);
+  const int rows = fair < MOST_ROWS ? fair : MOST_ROWS;
+  const StoredSplit split = stored_split(p.words, pixels, rows);
+  const int floats = (split.piece_chunks * CHUNK_COLUMNS + rows * split.warps_a_row) * pixels;
+  return {{divide_up(p.rows, rows), groups}, 32 * STORED_WARPS, 4 * floats, rows};
+}
+
+inline Plan plan_stored(const Product& p, int multiprocessors) {
+  return p.transposed ? plan_stored_transposed(p, multiprocessors) : plan_stored_forward(p, multiprocessors);
+}
+
+template <int VALUES, class Visit>
+auto with_stored_values(const Product& p, const Visit& visit) {
+  const int pixels = stored_pixels(p);
+  if (p.transposed) {
+    return pixels == 1   ? visit(stored_transposed<VALUES, 1>)
+           : pixels == 2 ? visit(stored_transposed<VALUES, 2>)
+                         : visit(stored_transposed<VALUES, 4>);
+  }
+  return pixels == 1   ? visit(stored_forward<VALUES, 1>)
+         : pixels == 2 ? visit(stored_forward<VALUES, 2>)
+                       : visit(stored_forward<VALUES, 4>);
+}
+
+template <class Visit>
+auto with_stored(const Product& p, const Visit& visit) {
+  return p.value_dtype == FLOAT32    ? with_stored_values<FLOAT32>(p, visit)
+         : p.value_dtype == BFLOAT16 ? with_stored_values<BFLOAT16>(p, visit)
+         : p.value_dtype == FLOAT16  ? with_stored_values<FLOAT16>(p, visit)
+                                     : with_stored_values<INT8>(p, visit);
+}
+
+template <int VALUES, class Visit>
+void each_stored_values(const Visit& visit) {
+  visit(stored_forward<VALUES, 1>), visit(stored_forward<VALUES, 2>), visit(stored_forward<VALUES, 4>);
+  visit(stored_transposed<VALUES, 1>), visit(stored_transposed<VALUES, 2>), visit(stored_transposed<VALUES, 4>);
+}
+
+template <class Visit>
+void each_stored(const Visit& visit) {
+  each_stored_values<FLOAT32>(visit);
+  each_stored_values<BFLOAT16>(visit);
+  each_stored_values<FLOAT16>(visit);
+  each_stored_values<INT8>(visit);
+}
+
+}  // namespace fk::cuda

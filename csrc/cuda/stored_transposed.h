@@ -1,0 +1,110 @@
+// y = W^T x of a stored weight, for few pixels.
+//
+// A block owns `span` words of columns, so that no sum leaves it, and its warps share the rows: a warp takes 32 / span
+// of them at a time, a lane one word of one row. A lane adds to sums of its own, 32 columns in shared memory by bit,
+// then by lane, where banks never meet; the lanes' sums meet at the end, in the order of rows. Few spans are few
+// blocks, and narrow ones read scattered values: the plan takes the widest that fill the multiprocessors.
+#pragma once
+#include "cuda/stored_walk.h"
+
+namespace fk::cuda {
+
+constexpr int STORED_SUM_BYTES = 32 * 32 * 4;  // of a warp, for each pixel
+
+FK_TWIN int transposed_warps(int pixels) { return pixels == 1 ? 16 : pixels == 2 ? 12 : 6; }
+
+// Where a lane's values end: `word` is its own, of a group of `span` lanes that hold consecutive ones; `before` of the
+// chunk's words, at `chunk_words`, lie before the group's.
+FK_DEVICE int place_behind(uint32_t word, const uint32_t* chunk_words, int before, int span, int lane) {
+  const int member = lane & (span - 1);
+  uint32_t counts = static_cast<uint32_t>(__popc(word));
+  // A group's lanes share the words before theirs; no more than 1024 bits, so that half a register holds a sum.
+  if (chunk_words) {
+    for (int at = member; at < before; at += span) counts += static_cast<uint32_t>(__popc(chunk_words[at])) << 16;
+  }
+  counts = running_sum(counts, span);
+  const uint32_t last = __shfl_sync(0xFFFFFFFFu, counts, lane | (span - 1));
+  return static_cast<int>((counts & 0xFFFFu) + (last >> 16));
+}
+
+// sums[bit] += the kept weights of a word times x; sums of a lane lie 32 apart.
+template <int VALUES, int PIXELS>
+FK_DEVICE void spread_word(uint32_t word, const typename Stored<VALUES>::Element* end, const Pixels<PIXELS>& x,
+                           float scale, Pixels<PIXELS>* sums) {
+  for (; word; end -= STORED_STEPS) {
+    const Kept<VALUES> kept(word, end);
+    Pixels<PIXELS> sum[STORED_STEPS];
+    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+      if (kept.exists[i]) sum[i] = sums[kept.bit[i] * 32];
+    }
+    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+      const float value = VALUES == INT8 ? kept.value(i) * scale : kept.value(i);
+      FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum[i].at[pixel] += value * x.at[pixel];
+    }
+    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+      if (kept.exists[i]) sums[kept.bit[i] * 32] = sum[i];
+    }
+  }
+}
+
+// A warp's sums of the lanes that own one word, to the first of them. A lane takes one bit of all words; it begins at
+// another lane's sum than its neighbours do, whose banks are the same.
+template <int PIXELS>
+FK_DEVICE void add_groups(int span, int lane, Pixels<PIXELS>* sums) {
+  const int groups = 32 / span;
+  for (int member = 0; member < span; ++member) {
+    Pixels<PIXELS> total = {};
+    for (int i = 0; i < groups; ++i) {
+      const Pixels<PIXELS>& sum = sums[lane * 32 + member + span * ((i + lane) & (groups - 1))];
+      FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) total.at[pixel] += sum.at[pixel];
+    }
+    sums[lane * 32 + member] = total;
+  }
+}
+
+// Blocks: of `span` words, a power of two, and of PIXELS pixels.
+template <int VALUES, int PIXELS>
+FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), PIXELS == 1 ? 2 : 1)
+    stored_transposed(const Product p, const int span) {
+  using Element = typename Stored<VALUES>::Element;
+  constexpr int WARPS = transposed_warps(PIXELS);
+  FK_SHARED(Pixels<PIXELS>, all_sums);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, groups = 32 / span, group = lane / span;
+  const int word0 = blockIdx.x * span, chunk = word0 / STORED_CHUNK, pixel0 = blockIdx.y * PIXELS;
+  const int before = word0 % STORED_CHUNK, member = lane & (span - 1);
+  const int chunks = (p.words - 1) / STORED_CHUNK + 1;
+  Pixels<PIXELS>* const warp_sums = all_sums + warp * 1024;
+  FK_UNROLL for (int bit = 0; bit < 32; ++bit) warp_sums[bit * 32 + lane] = Pixels<PIXELS>{};
+  wait_for_inputs();
+  for (int row0 = warp * groups; row0 < p.rows; row0 += WARPS * groups) {
+    const int row = row0 + group;
+    const bool exists = row < p.rows;
+    const uint32_t* const chunk_words = p.keep + static_cast<int64_t>(row) * p.words + chunk * STORED_CHUNK;
+    const uint32_t word = exists && word0 + member < p.words ? chunk_words[before + member] : 0u;
+    const int behind = place_behind(word, exists ? chunk_words : nullptr, before, span, lane);
+    if (!word) continue;
+    Pixels<PIXELS> x = {};
+    FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
+      if (pixel0 + pixel < p.pixels) x.at[pixel] = read_element(p.x, p.dtype, (pixel0 + pixel) * p.x_stride + row);
+    }
+    const Element* const end =
+        static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(row) * chunks + chunk] + behind;
+    spread_word<VALUES, PIXELS>(word, end, x, p.row_scale ? p.row_scale[row] : 1.0f, warp_sums + lane);
+  }
+  release_next();
+  __syncwarp();
+  add_groups(span, lane, warp_sums);
+  __syncthreads();
+  for (int output = threadIdx.x; output < span * 32 * PIXELS; output += 32 * WARPS) {
+    const int within = output % (span * 32), pixel = output / (span * 32), member = within >> 5, bit = beta(within);
+    const int64_t column = 32 * static_cast<int64_t>(word0) + within;
+    if (column >= p.cols || pixel0 + pixel >= p.pixels) continue;
+    float sum = 0.0f;
+    for (int i = 0; i < WARPS; ++i) sum += all_sums[i * 1024 + bit * 32 + member].at[pixel];
+    const int channel = static_cast<int>(column);
+    write_element(p.y, p.dtype, (pixel0 + pixel) * p.y_stride + channel,
+                  finished(sum, p.gain, p.bias, p.bias_dtype, p.relu, channel));
+  }
+}
+
+}  // namespace fk::cuda
