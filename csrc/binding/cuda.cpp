@@ -147,9 +147,14 @@ Reason product(const Weight& weight, const Sizes& sizes, const Side& wide, const
   if (sizes[1] != 1) return "groups";
   const cuda::Product p = to_product(weight, x, y, epilogue);
   const bool launches = y[0] != 0;
-  if (is_point(sizes)) return run_linear(p, sizes, x, y, transposed, launches, device, stream);
-  if (transposed) return "the transpose of a convolution";
-  return run_convolution(p, sizes, wide, narrow, launches, device, stream);
+  Reason why_not = "the transpose of a convolution";
+  if (is_point(sizes)) {
+    why_not = run_linear(p, sizes, x, y, transposed, launches, device, stream);
+    if (!why_not) return why_not;
+  }
+  if (transposed) return why_not;
+  const Reason nor = run_convolution(p, sizes, wide, narrow, launches, device, stream);
+  return nor && is_point(sizes) ? why_not : nor;
 }
 
 py::tuple status() {

@@ -81,11 +81,6 @@ FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
-FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t result;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
-  return result;
-}
 // Bytes in shared memory, by their address there: one instruction makes the address of a byte, one reads it.
 using Table = uint32_t;
 FK_DEVICE Table table_at(const uint8_t* shared) { return static_cast<uint32_t>(__cvta_generic_to_shared(shared)); }
@@ -175,8 +170,6 @@ FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
   return emulator::permute(a, b, SELECTOR);
 }
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return emulator::permute(a, b, selector); }
-<<<<<<< HEAD
-=======
 using Table = const uint8_t*;
 FK_DEVICE Table table_at(const uint8_t* shared) { return shared; }
 FK_DEVICE uint32_t look_up(Table table, uint32_t a, uint32_t b) {
@@ -185,7 +178,6 @@ FK_DEVICE uint32_t look_up(Table table, uint32_t a, uint32_t b) {
   return table[at];
 }
 FK_DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
->>>>>>> w-cub
 template <bool BFLOAT>
 FK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   emulator::multiply<BFLOAT>(d, a, b0, b1);

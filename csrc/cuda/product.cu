@@ -1,5 +1,6 @@
 // Which family serves a product, and its launch on a device.
 #include <array>
+#include <initializer_list>
 #include <mutex>
 
 #include "cuda/api.h"
@@ -9,17 +10,29 @@ namespace fk::cuda {
 
 namespace {
 
-// In the order that they are asked.
 constexpr const Family<Product>* PRODUCTS[] = {&BITS, &BYTES, &STORED};
 constexpr const Family<Convolution>* CONVOLUTIONS[] = {&STEM, &CONVOLVE};
 
-template <class Layer, size_t COUNT>
-const Family<Layer>* find(const Family<Layer>* const (&families)[COUNT], const Layer& layer, const char** reason) {
+// The first family that serves a layer; else the reason of the first, which its code names.
+template <class Layer>
+const Family<Layer>* first_of(std::initializer_list<const Family<Layer>*> families, const Layer& layer,
+                              const char** reason) {
+  *reason = nullptr;
   for (const Family<Layer>* family : families) {
-    *reason = family->refuses(layer);
-    if (!*reason) return family;
+    const char* const why = family->refuses(layer);
+    if (!why) return family;
+    if (!*reason) *reason = why;
   }
   return nullptr;
+}
+
+const Family<Product>* find(const Product& p, const char** reason) {
+  if (p.code == STORED_CODE) return first_of({&STORED}, p, reason);
+  if (p.code == UNIFORM_CODE || p.code == NORMAL_CODE) return first_of({&BYTES}, p, reason);
+  return first_of({&BITS, &BYTES}, p, reason);
+}
+const Family<Convolution>* find(const Convolution& c, const char** reason) {
+  return c.channels < 8 ? first_of({&STEM}, c, reason) : first_of({&CONVOLVE}, c, reason);
 }
 
 constexpr int MOST_DEVICES = 64;
@@ -83,10 +96,10 @@ const Prepared& prepare(int device) {
   return one;
 }
 
-template <class Layer, size_t COUNT>
-Error run_family(const Family<Layer>* const (&families)[COUNT], const Layer& layer, int device, Stream stream) {
+template <class Layer>
+Error run_family(const Layer& layer, int device, Stream stream) {
   const char* reason = nullptr;
-  const Family<Layer>* const family = find(families, layer, &reason);
+  const Family<Layer>* const family = find(layer, &reason);
   if (!family) return reason;
   if (device < 0 || device >= MOST_DEVICES) return "more devices than are counted";
   const OnDevice on(device);
@@ -111,15 +124,15 @@ Status status() {
 #endif
 
 const char* family_of(const Product& p, const char** reason) {
-  const Family<Product>* const family = find(PRODUCTS, p, reason);
+  const Family<Product>* const family = find(p, reason);
   return family ? family->name : nullptr;
 }
 const char* family_of(const Convolution& c, const char** reason) {
-  const Family<Convolution>* const family = find(CONVOLUTIONS, c, reason);
+  const Family<Convolution>* const family = find(c, reason);
   return family ? family->name : nullptr;
 }
 
-const char* run(const Product& p, int device, void* stream) { return run_family(PRODUCTS, p, device, stream); }
-const char* run(const Convolution& c, int device, void* stream) { return run_family(CONVOLUTIONS, c, device, stream); }
+const char* run(const Product& p, int device, void* stream) { return run_family(p, device, stream); }
+const char* run(const Convolution& c, int device, void* stream) { return run_family(c, device, stream); }
 
 }  // namespace fk::cuda
