@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .. import targets
-from ..targets import Entries, InUse, Table, integer, target
-
-__all__ = ["Entries", "InUse", "Table", "target"]
+from ..targets import integer, target
 
 SHIPPED = Path(__file__).with_name("tuning.json")
 VARIABLE = "FROZEN_KERNELS_TILES"
