@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 import frozen_kernels as fk
 from frozen_kernels import __main__ as cli
 from frozen_kernels.backends import Unsupported, cuda, targets
-from frozen_kernels.backends.cuda import choices
+from frozen_kernels.backends.cuda import choices, extension, product
 from frozen_kernels.backends.cuda.choices import BACKENDS, OPS, Choice
 from frozen_kernels.backends.targets import Table
 from frozen_kernels.memory import residency
@@ -351,6 +352,40 @@ def test_a_backend_that_fails_is_left_out(monkeypatch):
     assert found == {"dense": 1.0} and len(said) == 2
     assert all(f"linear/float/bits/planes at 2 pixels: left out {name}: RuntimeError: no such kernel" in text
                for name, text in zip(BACKENDS, said, strict=False))  # fmt: skip
+
+
+class Fake:
+    """An extension that gives a result made before, or refuses."""
+
+    def __init__(self, result=None):
+        self.result, self.status = result, lambda: (13000, 13000, 1, None)
+
+    def product(self, weight, sizes, wide, narrow, *rest):
+        if self.result is None:
+            return "layers like this"
+        ctypes.memmove(narrow[0], self.result.data_ptr(), self.result.nbytes)
+        return None
+
+
+def test_cuda_is_timed_where_the_table_names_another_backend(own_table, monkeypatch):
+    pytest.importorskip("triton")
+    key, said = "linear/float/bits/planes", []
+    use(own_table, Choice(None, "triton", "made up"), key=key)
+    monkeypatch.setitem(tune_choices.LAYERS, "linear", ((16, 64),))
+    monkeypatch.setattr(tune_choices, "live", lambda: ["cuda", "dense"])
+    layers = tune_choices.weights(key, CPU)
+    right = tune_choices._input("linear", (16, 64), 2, 1, torch.float32, CPU) @ layers[0].dense[0].T
+
+    def taken(result):
+        fake = Fake(result)
+        monkeypatch.setattr(extension, "load", lambda: fake)
+        monkeypatch.setattr(product, "load", lambda: fake)
+        return tune_choices.times(key, layers, 2, 1, CPU, lambda call: float(len(call())), said.append)
+
+    assert taken(right) == {"cuda": 1.0, "dense": 1.0} and said == []
+    assert taken(right + 1) == taken(None) == {"dense": 1.0}
+    assert said[0].endswith("left out cuda: wrong results")
+    assert said[1].endswith("cannot run linear: CUDA C++ kernels do not serve layers like this")
 
 
 def test_where_cuda_is_missing_the_table_tells_so(monkeypatch):
