@@ -36,6 +36,7 @@ VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_6
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90
+TABLES = ["memory/residency_table.json", "backends/triton/tuning.json", "backends/cuda/choices.json"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--compress-mode=size"]
 
 
@@ -205,7 +206,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["frozen_kernels", "frozen_kernels.*"]),
-    package_data={"frozen_kernels": ["py.typed", "memory/residency_table.json", "backends/triton/tuning.json"]},
+    package_data={"frozen_kernels": ["py.typed", *TABLES]},
     install_requires=["torch>=2.6", "numpy", "safetensors"],
     extras_require={
         "dev": [

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from . import __version__, backends, files
 from . import nn as frozen_nn
+from .backends.cuda import choices
+from .backends.targets import Table, target
 from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
@@ -27,6 +29,7 @@ from .tensor import RESIDENCIES, STORED_RESIDENCIES, resident_bytes, stored_byte
 from .text import table
 from .tickets.container import short
 from .tickets.file import TensorRecord, Ticket, read_ticket, verify_ticket
+from .tune import choices as tune_choices
 from .tune import tiles as tune_tiles
 from .tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
 from .tune.table import measure_table
@@ -38,13 +41,15 @@ BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] =
     ("conv2d 256x256x3x3 on 14x14", lambda: nn.Conv2d(256, 256, 3, padding=1), (256, 14, 14)),
 )
 SECONDS = 5.0  # a layer gets no further rounds after this
+TUNE_SECONDS = tune_tiles.SECONDS + tune_choices.SECONDS
 BENCH_TOLERANCE = 1e-4  # largest error over largest output, against float64
 
 
 def info(options: argparse.Namespace) -> None:
-    """Versions, live backends, instruction set, threads; with --kernels what each CPU kernel serves."""
+    """Versions, live backends, instruction set, threads; with --kernels what each CPU kernel and GPU backend serves."""
     if options.kernels:
         print_kernels()
+        print_choices()
         return
     print(f"frozen_kernels {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors")))
@@ -56,12 +61,17 @@ def info(options: argparse.Namespace) -> None:
         print(f"extension: missing ({why}); ops run on the reference, without fused kernels")
     path, measured = crossover.in_use(crossover.active_level())
     print(f"residency table: {path}, measured on {', '.join(f'{k} {v}' for k, v in measured.made.items())}")
-    target = tuning.target(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    tiles = tuning.in_use(target)
-    print(f"GPU tiles: {tiles.path}, for {target}: {tiles.made}")
+    gpu = _gpu()
+    for name, found in (("tiles", tuning.in_use(gpu)), ("choices", choices.in_use(gpu))):
+        print(f"GPU {name}: {found.path}, for {gpu}: {found.made}")
     print(f"threads: {torch.get_num_threads()}")
     for name, state in backends.report().items():
         print(f"backend {name}: {state}")
+
+
+def _gpu() -> str:
+    """The GPU at hand as tables name it; "default" where there is none."""
+    return target(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def print_kernels() -> None:
@@ -72,6 +82,14 @@ def print_kernels() -> None:
         raise RuntimeError(f"--kernels: the extension is missing ({why})") from None
     print(f"instruction set {_C.isa()}\n")
     print(table(("operation", "kernel", "serves"), _C.kernels()))
+
+
+def print_choices() -> None:
+    """The table by which a product on a GPU chooses its backend, for the GPU at hand."""
+    path, made, entries = choices.in_use(_gpu())
+    rows = [tune_choices.line(key, choice) for key, found in entries.items() for choice in found]
+    print(f"\nbackends on a GPU of target {_gpu()}, by {path}: {made}\n")
+    print(table(tune_choices.HEAD, rows))
 
 
 def inspect(options: argparse.Namespace) -> None:
@@ -181,7 +199,7 @@ def _bench_layer(
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Measure the tables of this machine: where fused kernels beat torch on its CPU, and the tiles of its GPU."""
+    """Measure the tables of this machine: where fused kernels beat torch on its CPU, tiles and backends of its GPU."""
     no_gpu = tune_tiles.lacking()
     wanted = [options.device] if options.device else ["cpu"] if no_gpu else ["cpu", "cuda"]
     if no_gpu and options.device == "cuda":
@@ -193,28 +211,42 @@ def tune(options: argparse.Namespace) -> None:
     if "cuda" in wanted:
         tune_gpu(options)
     elif options.device is None:
-        print(f"GPU tiles: not measured, {no_gpu}")
+        print(f"GPU tiles and choices: not measured, {no_gpu}")
 
 
-def _table_path(options: argparse.Namespace, user_path: Callable[[], Path], variable: str) -> Path:
+def _table_path(given: Path | None, user_path: Callable[[], Path], variable: str) -> Path:
     """Where a measured table will go; ValueError, before anything is measured, where there is no place for it."""
-    path: Path = options.out or user_path()
+    path = given or user_path()
     if files.NOWHERE in path.parents:
         raise ValueError(f"--tune: there is no home folder to keep the table in; give --out FILE or set ${variable}")
     return path
 
 
 def tune_gpu(options: argparse.Namespace) -> None:
-    """Measure tiles of the product on the current GPU."""
+    """Measure tiles of the product on the current GPU, then which backend is the fastest with these."""
     device = torch.device("cuda", torch.cuda.current_device())
-    path = _table_path(options, tuning.user_path, tuning.VARIABLE)
+    beside: Path | None = options.out and options.out.with_stem(f"{options.out.stem}_choices")
+    tiles_path = _table_path(options.out, tuning.user_path, tuning.VARIABLE)
+    choices_path = _table_path(beside, choices.user_path, choices.VARIABLE)
     # targets of other GPUs stay
-    old = tuning.read(path) if path.exists() else tuning.Table({}, {})
-    seconds = tune_tiles.SECONDS if options.seconds is None else options.seconds
-    measured, found = tune_tiles.tuned(old, device, tune_tiles.machine(device), seconds, print)
-    tuning.write(measured, path)
+    old_tiles = tuning.read(tiles_path) if tiles_path.exists() else Table({}, {})
+    old_choices = choices.read(choices_path) if choices_path.exists() else Table({}, {})
+    share = 1.0 if options.seconds is None else options.seconds / TUNE_SECONDS
+
+    seconds = share * tune_tiles.SECONDS
+    tiles, found = tune_tiles.tuned(old_tiles, device, tune_tiles.machine(device), seconds, print)
+    tuning.write(tiles, tiles_path)
+    tuning.in_use.cache_clear()
     print("\n" + table(tune_tiles.HEAD, [tune_tiles.line(choice) for choice in found]))
-    print(f"\nwritten to {path}")
+    print(f"\nwritten to {tiles_path}\n")
+
+    seconds = share * tune_choices.SECONDS
+    chosen = tune_choices.tuned(old_choices, device, tune_choices.made(device), seconds, print)
+    choices.write(chosen, choices_path)
+    choices.forget()
+    rows = [tune_choices.line(key, c) for key, found in chosen.targets[target(device)].items() for c in found]
+    print("\n" + table(tune_choices.HEAD, rows))
+    print(f"\nwritten to {choices_path}")
 
 
 def tune_cpu(options: argparse.Namespace) -> None:
@@ -222,7 +254,7 @@ def tune_cpu(options: argparse.Namespace) -> None:
     level = crossover.active_level()
     if level is None:
         raise RuntimeError("--tune: there is nothing to measure without the extension")
-    path = _table_path(options, crossover.user_path, crossover.VARIABLE)
+    path = _table_path(options.out, crossover.user_path, crossover.VARIABLE)
     if options.out is None:
         measured = measure_table([level], level, options.threads)
     else:
@@ -273,7 +305,11 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m frozen_kernels", description="Frozen networks and their tickets.")
     commands = root.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("info", help=info.__doc__)
-    sub.add_argument("--kernels", action="store_true", help="the CPU kernels by operation, in the order they are asked")
+    sub.add_argument(
+        "--kernels",
+        action="store_true",
+        help="the CPU kernels by operation, in the order they are asked; the GPU backends",
+    )
     sub.set_defaults(run=info)
     for command in (inspect, verify, footprint):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
@@ -284,20 +320,22 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--rounds", type=lambda text: max(_positive(text), MIN_ROUNDS), default=20)
     sub.add_argument(
         "--seconds", type=float,
-        help=f"a layer gets no further rounds after this ({SECONDS:g}); with --tune: for all GPU tiles "
-        f"({tune_tiles.SECONDS:g})",
+        help=f"a layer gets no further rounds after this ({SECONDS:g}); with --tune: for GPU tiles and choices "
+        f"({TUNE_SECONDS:g})",
     )  # fmt: skip
     sub.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     sub.add_argument("--code", choices=CODES, default="sign")
     sub.add_argument("--freeze-ratio", type=float, default=0.7)
     sub.add_argument(
         "--tune", action="store_true",
-        help="measure this machine: the table behind auto residency and, where there is a GPU, tiles of its kernels",
+        help="measure this machine: the table behind auto residency and, where there is a GPU, tiles of its kernels "
+        "and its fastest backends",
     )  # fmt: skip
     sub.add_argument("--device", choices=("cpu", "cuda"), help="with --tune: only the table of this device")
     sub.add_argument(
         "--out", type=Path, metavar="FILE",
-        help="with --tune: write the table here, that of the CPU for every instruction set that runs here",
+        help="with --tune: write the table here, that of the CPU for every instruction set that runs here; that of GPU "
+        "choices beside that of tiles, as FILE's name with _choices",
     )  # fmt: skip
     sub.set_defaults(run=bench)
     return root

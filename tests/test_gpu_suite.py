@@ -19,6 +19,7 @@ from benchmarks import records
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import measure, profile, registry, report, sides, suite, timing
 from benchmarks.verify import Verdict
+from frozen_kernels.tune.measure import MOST_COPIES, copies_beyond
 
 ROOT = Path(__file__).parent.parent
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -60,9 +61,9 @@ def test_every_target_has_cases_and_the_first_come_first():
 
 
 def test_copies_exceed_the_cache_and_replays_are_long_enough():
-    assert timing.copies_beyond(cache=60, held=8) == 15
-    assert timing.copies_beyond(cache=60, held=1000) == 2
-    assert timing.copies_beyond(cache=1 << 26, held=1) == timing.MOST_COPIES
+    assert copies_beyond(cache=60, held=8) == 15
+    assert copies_beyond(cache=60, held=1000) == 2
+    assert copies_beyond(cache=1 << 26, held=1) == MOST_COPIES
     for copies in (2, 7, 40):
         for milliseconds in (0.004, 0.1, 3.0):
             count = timing.launches(copies, milliseconds)

@@ -336,7 +336,7 @@ def test_tune_writes_the_users_table_and_info_names_it(own_table, monkeypatch, c
     monkeypatch.setattr(tune, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
     assert cli.main(["bench", "--tune", "--threads", "1"]) == 0
     out = capsys.readouterr().out
-    assert str(own_table) in out and out.endswith("\nGPU tiles: not measured, no CUDA device\n")
+    assert str(own_table) in out and out.endswith("\nGPU tiles and choices: not measured, no CUDA device\n")
     assert ran == [([LEVEL, "1"], {"FROZEN_KERNELS_ISA": LEVEL, "ONEDNN_MAX_CPU_ISA": None})]
     assert cli.main(["info"]) == 0
     assert f"residency table: {own_table}, measured on machine " in capsys.readouterr().out

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from frozen_kernels import __main__ as cli
+from frozen_kernels.backends.cuda import choices
+from frozen_kernels.backends.targets import Table
 from frozen_kernels.backends.triton import tuning
-from frozen_kernels.backends.triton.tuning import Entry, Table, Tile
+from frozen_kernels.backends.triton.tuning import Entry, Tile
+from frozen_kernels.tune import choices as tune_choices
 from frozen_kernels.tune import tiles as tune_tiles
 
 ROOT = Path(__file__).parents[1]
@@ -156,46 +159,71 @@ def test_sums_of_tensor_cores_stay_short():
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """A GPU of the target `default` whose tiles are found at once."""
+def gpu(monkeypatch, tmp_path):
+    """A GPU of the target `default` whose tiles and backends are found at once."""
     asked = []
 
     def tuned(old, device, made, seconds, say):
-        asked.append((device.type, made, seconds))
+        asked.append(("tiles", device.type, made, seconds))
         choice = tune_tiles.Choice(KEY, Entry(None, None, TILE), TILE._replace(rows=128), 1.25, 7)
         return Table({**old.made, "default": made}, {**old.targets, "default": {KEY: [choice.entry]}}), [choice]
 
+    def chosen(old, device, made, seconds, say):
+        if asked[-1][0] == "tiles" and tuning.user_path().exists():  # which the products are now timed with
+            assert tuning.in_use("default").path == tuning.user_path()
+        asked.append(("choices", device.type, made, seconds))
+        found = choices.Choice(None, "dense", "made up time")
+        return Table({**old.made, "default": made}, {**old.targets, "default": {CHOICES_KEY: [found]}})
+
+    monkeypatch.setenv(choices.VARIABLE, str(tmp_path / "cache" / "choices.json"))
+    choices.forget()
     monkeypatch.setattr(tune_tiles, "lacking", lambda: "")
     monkeypatch.setattr(tune_tiles, "machine", lambda device: "made up")
     monkeypatch.setattr(tune_tiles, "tuned", tuned)
+    monkeypatch.setattr(tune_choices, "made", lambda device: "made up too")
+    monkeypatch.setattr(tune_choices, "tuned", chosen)
+    monkeypatch.setattr(cli, "target", lambda device: "default")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    return asked
+    yield asked
+    choices.forget()
 
 
-def test_tune_writes_the_users_tiles_and_keeps_other_gpus(own_table, gpu, capsys):
+CHOICES_KEY = "linear/half/bits/planes"
+
+
+def test_tune_writes_the_users_tables_and_keeps_other_gpus(own_table, gpu, capsys):
+    tuning.in_use("default")
     tuning.write(Table({"sm_80": "before"}, {"sm_80": {KEY: [Entry(None, None, TILE)]}}), own_table)
+    choices.write(Table({"sm_80": "before"}, {"sm_80": {}}), choices.user_path())
     assert cli.main(["bench", "--tune", "--device", "cuda"]) == 0
     out = capsys.readouterr().out
     assert f"written to {own_table}" in out and "1.25" in out and "128 x 32, 4 words" in out
-    assert gpu == [("cuda", "made up", tune_tiles.SECONDS)]
+    assert f"written to {choices.user_path()}" in out and "made up time" in out
+    assert gpu == [
+        ("tiles", "cuda", "made up", tune_tiles.SECONDS),
+        ("choices", "cuda", "made up too", tune_choices.SECONDS),
+    ]
     assert tuning.read(own_table).made == {"sm_80": "before", "default": "made up"}
     assert tuning.in_use("default").path == own_table
+    assert choices.read(choices.user_path()).made == {"sm_80": "before", "default": "made up too"}
+    assert choices.in_use("default").entries[CHOICES_KEY][0].backend == "dense"
 
 
-def test_tune_takes_a_file_and_a_time(gpu, tmp_path):
-    out = tmp_path / "tiles.json"
-    assert cli.main(["bench", "--tune", "--device", "cuda", "--out", str(out), "--seconds", "7"]) == 0
-    assert list(tuning.read(out).targets) == ["default"] and gpu[0][2] == 7
+def test_tune_takes_a_file_and_a_time(own_table, gpu, tmp_path):
+    out = tmp_path / "mine.json"
+    assert cli.main(["bench", "--tune", "--device", "cuda", "--out", str(out), "--seconds", "8"]) == 0
+    assert list(tuning.read(out).targets) == list(choices.read(tmp_path / "mine_choices.json").targets) == ["default"]
+    assert [asked[-1] for asked in gpu] == [6, 2] and not own_table.exists() and not choices.user_path().exists()
 
 
 def test_tune_measures_both_tables_where_there_is_a_gpu(gpu, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(cli, "tune_cpu", ran.append)
     monkeypatch.setattr(cli.crossover, "active_level", lambda: "avx2")
-    assert cli.main(["bench", "--tune"]) == 0 and len(ran) == len(gpu) == 1
-    monkeypatch.setattr(cli.crossover, "active_level", lambda: None)  # without the extension
     assert cli.main(["bench", "--tune"]) == 0 and (len(ran), len(gpu)) == (1, 2)
-    assert cli.main(["bench", "--tune", "--device", "cpu"]) == 0 and (len(ran), len(gpu)) == (2, 2)
+    monkeypatch.setattr(cli.crossover, "active_level", lambda: None)  # without the extension
+    assert cli.main(["bench", "--tune"]) == 0 and (len(ran), len(gpu)) == (1, 4)
+    assert cli.main(["bench", "--tune", "--device", "cpu"]) == 0 and (len(ran), len(gpu)) == (2, 4)
     assert cli.main(["bench", "--tune", "--out", "x.json"]) == 1
     assert "choose it by --device" in capsys.readouterr().err
 

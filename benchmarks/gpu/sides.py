@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
+from frozen_kernels.tune.measure import copies_beyond
 
 from ..sides import SEED, apply, dense_backward, layer_of, sample, score_gradient, spread
 from ..verify import Verdict, equal, judge
 from .registry import GpuCase
-from .timing import Call, copies_beyond
+from .timing import Call
 
 COMPILED = "compiled masked dense"
 

@@ -16,7 +16,6 @@ Call = Callable[[], object]
 
 SHORTEST = 0.5  # milliseconds of a replay: a graph's own start counts a few microseconds
 LONGEST = 150.0
-MOST_COPIES = 40
 MOST_ROUNDS = 200
 HOST_CALLS, HOST_ROUNDS, HOST_SECONDS = 20, 5, 1.0
 
@@ -31,11 +30,6 @@ class Budget:
     @property
     def left(self) -> float:
         return max(0.0, self._end - self._clock())
-
-
-def copies_beyond(cache: int, held: int) -> int:
-    """How many copies of `held` bytes take twice the cache together, so that none is met there again."""
-    return max(2, min(MOST_COPIES, math.ceil(2 * cache / max(held, 1))))
 
 
 def launches(copies: int, milliseconds: float) -> int:

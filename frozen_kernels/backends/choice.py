@@ -44,7 +44,10 @@ def reasons(name: str) -> list[str]:
 
 
 def report() -> dict[str, str]:
-    """For each backend "live" or the reasons why it is not."""
+    """For each backend "live" or the reasons why it is not.
+
+    Which kernels and backends serve what, and why, is printed by `python -m frozen_kernels info --kernels`.
+    """
     return {name: "; ".join(reasons(name)) or "live" for name in NAMES}
 
 

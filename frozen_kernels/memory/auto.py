@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from ..backends.cuda import choices
+from ..backends.geometry import geometry
 from ..format import STORED
 from ..nn.layer import FrozenLayer
 from ..nn.layers import FrozenEmbedding
@@ -54,7 +56,7 @@ def auto_residency(
 
     For speed: of mask and planes the smaller, or planes where clearly faster, if surely at least as fast as dense
     torch; else dense. For memory: the smallest of seed, mask and planes that surely takes no more than the wished
-    factor of torch's time; else dense.
+    factor of torch's time; else dense. On a GPU, for both: dense where the table of GPU choices names it, else fused.
 
     Args:
         pixels: output pixels of a call, samples of a linear layer, indices of an embedding, if known.
@@ -68,6 +70,10 @@ def auto_residency(
     small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
     if layer.stored:
         small = "packed"
+    if pixels is None:
+        pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
+    if layer.device.type == "cuda":
+        return _on_gpu(layer, small, pixels)
     if layer.device.type != "cpu":
         return Choice(small, f"not measured on {layer.device.type}")
     level = crossover.active_level()
@@ -75,8 +81,6 @@ def auto_residency(
         return Choice("dense", "no fused kernels here: the extension is missing")
     if layer.dtype == torch.float64:
         return Choice("dense", "float64 has no fused kernels")
-    if pixels is None:
-        pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
     dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
     # a constant code has nothing but a mask, and runs as sign does with both planes at hand
     code: str = "sign" if layer.code == "constant" else layer.code
@@ -98,6 +102,27 @@ def auto_residency(
     if layer.stored:
         return _packed(found, wish)
     return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
+
+
+def _on_gpu(layer: FrozenLayer, small: Residency, pixels: int) -> Choice:
+    op = _gpu_op(layer)
+    if op is None or layer.dtype == torch.float64:
+        return Choice(small, "not measured on cuda")
+    # a constant code has all planes that it needs
+    residency = "planes" if layer.code == "constant" else small
+    found = choices.choose(op, layer.device, layer.dtype, layer.code, residency, pixels)
+    why = f"GPU choices name {found.backend}, {found.why}"
+    return Choice("dense" if found.backend == "dense" else small, why)
+
+
+def _gpu_op(layer: FrozenLayer) -> str | None:
+    """What the layer is called in the table of GPU choices, None for one that it says nothing of."""
+    if kind_of(layer) == "linear":
+        return "linear"
+    at = layer.geometry()
+    if at is None or kind_of(layer) != "conv" or at.groups > 1 or len(layer.shape) > 4:
+        return None
+    return choices.op_of(geometry(layer.shape, at.stride, at.padding, at.dilation, 1), layer.shape[1], False)
 
 
 def measured_sparsity(sparsity: float) -> float | None:

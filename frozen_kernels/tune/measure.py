@@ -13,6 +13,7 @@ from torch import Tensor
 MIN_ROUNDS = 5  # quartiles of fewer say little
 WARM_UP = 2  # calls before the first round
 SHORT, MOST_REPEATS = 2.0, 16  # milliseconds: below, a call is repeated in its turn
+MOST_COPIES = 40  # of a weight
 
 
 class Quartiles(NamedTuple):
@@ -45,6 +46,11 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, seconds:
             times[name].append(min(_milliseconds(call) for _ in range(repeats)))
             fastest[name] = min(fastest[name], times[name][-1])
     return times
+
+
+def copies_beyond(cache: int, held: int) -> int:
+    """How many copies of `held` bytes take twice the cache together, so that none is met there again."""
+    return max(2, min(MOST_COPIES, math.ceil(2 * cache / max(held, 1))))
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:

@@ -7,6 +7,7 @@ depend on them: seed, mask and planes give bitwise the same outputs. A candidate
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import __version__
-from ..backends import reference
 from ..backends import triton as backend
 from ..backends.geometry import POINT, Side, as_pixels, geometry, side
 from ..backends.reference.weights import effective
+from ..backends.targets import Entries, Table, target
 from ..backends.triton import tuning
 from ..backends.triton.launch import decode_args, interpreting
 from ..backends.triton.product import fill
@@ -29,6 +30,7 @@ from ..backends.triton.tuning import Entry, Tile
 from ..format import STORED, Pack, make_header, matrix_shape
 
 SECONDS = 1800.0
+ops: Any = torch.ops.frozen_kernels
 HALF = 32768  # of the weights, as a threshold
 MARGIN = 0.97  # of the shipped tile's time: less of a gain is noise
 REPLAY_MS = 5  # of one of the graph replays whose median counts
@@ -99,39 +101,38 @@ def replayed(call: Callable[[], object]) -> float:
     return do_bench_cudagraph(call, rep=REPLAY_MS, return_mode="median")
 
 
-def _integers(size: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format | None = None) -> Tensor:
+def integers(size: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format | None = None) -> Tensor:
     """Whose products with codes are exact in any order."""
     values = torch.arange(math.prod(size)).mul(37).remainder(7).sub(3).reshape(size).to(dtype)
     return values.contiguous(memory_format=memory_format) if memory_format else values
 
 
-def _pack(residency: str, code: str, shape: tuple[int, ...], device: torch.device) -> Pack:
-    """A frozen tensor, half of it dropped."""
+def pack(residency: str, code: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pack:
+    """A frozen tensor, half of it dropped; of a stored weight with values of this dtype."""
+    if code == STORED:
+        return _stored(shape, dtype, device)
     # nothing is free: time does not depend on what is kept
     header = make_header(seed=0, tau_prune=HALF, tau_freeze=2 * HALF, scale=1.0)
     rows, cols = matrix_shape(shape)
-    supermask, offsets = torch.empty(0, dtype=torch.uint8), reference.offsets(header, rows, cols)
-    keep = reference.keep_plane(header, supermask, offsets, rows, cols)
-    draw = reference.draw_plane(header, code, rows, cols) if residency == "planes" else None
-    draw = None if draw is None else draw.to(device)
-    return Pack(header.to(device), None, None, keep.to(device), draw, None, None, None, code, shape)
+    supermask, offsets = torch.empty(0, dtype=torch.uint8), ops.offsets(header, rows, cols)
+    keep = ops.keep_plane(header, supermask, offsets, rows, cols).to(device)
+    draw = ops.draw_plane(header, code, rows, cols).to(device) if residency == "planes" else None
+    return Pack(header.to(device), None, None, keep, draw, None, None, None, code, shape)
 
 
 def _stored(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Pack:
     """Packed values that are integers, half of them dropped."""
     rows, cols = matrix_shape(shape)
     header = make_header(0, code=STORED)
-    keep = reference.planes(reference.draws(header, rows, cols, 0, 0) < HALF)
-    values = reference.pack_values(_integers(shape, dtype), keep).to(device)
-    offsets = reference.plane_offsets(keep, cols).to(device)
+    keep = ops.planes(ops.draws(header, rows, cols, 0, 0) < HALF)
+    values = ops.pack_values(integers(shape, dtype), keep).to(device)
+    offsets = ops.plane_offsets(keep, cols).to(device)
     return Pack(header.to(device), None, offsets, keep.to(device), None, None, values, None, STORED, shape)
 
 
 def _packs(shape: tuple[int, ...], dtype: torch.dtype, code: str, device: torch.device) -> list[Pack]:
     """The weight in every residency that a product decodes."""
-    if code == STORED:
-        return [_stored(shape, dtype, device)]
-    return [_pack(residency, code, shape, device) for residency in RESIDENCIES]
+    return [pack(r, code, shape, dtype, device) for r in (("packed",) if code == STORED else RESIDENCIES)]
 
 
 def _cases(
@@ -151,7 +152,7 @@ def _cases(
     weight = effective(packs[0], torch.float32).double()
     for transposed in (False, True) if layout.back else (False,):
         sizes = (y_size, x_size) if transposed else (x_size, y_size)
-        x, y = (_integers(size, dtype, layout.memory_format).to(device) for size in sizes)
+        x, y = (integers(size, dtype, layout.memory_format).to(device) for size in sizes)
         if not layout.taps:
             exact = x.double() @ (weight if transposed else weight.T)
         else:
@@ -180,23 +181,35 @@ def cases(key: str, entries: list[Entry], entry: Entry, device: torch.device) ->
     ]
 
 
-def cost(found: list[Case], tile: Tile, timer: Timer) -> float:
-    """Geometric mean of the cases' times; ValueError where one is wrong, spills or is not compiled."""
+@contextlib.contextmanager
+def as_value_error(device: torch.device) -> Iterator[None]:
+    """ValueError in one line for what Triton or CUDA refuses."""
     from triton.errors import TritonError
 
+    try:
+        yield
+    except (TritonError, RuntimeError) as why:
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # an error that no later launch survives is not this one's alone
+        first = str(why).strip().partition("\n")[0]
+        raise ValueError(f"{type(why).__name__}: {first[:120]}") from None
+
+
+def geometric_mean(times: list[float]) -> float:
+    return math.exp(sum(map(math.log, times)) / len(times))
+
+
+def cost(found: list[Case], tile: Tile, timer: Timer) -> float:
+    """Geometric mean of the cases' times; ValueError where one is wrong, spills or is not compiled."""
     for case in found:
         case.y.fill_(math.nan)
-        try:
+        with as_value_error(case.y.device):
             built = case.launch(tile)
-        except (TritonError, RuntimeError) as why:
-            if case.y.is_cuda:
-                torch.cuda.synchronize()  # an error that no later launch survives is not the tile's alone
-            raise ValueError(f"{type(why).__name__}: {str(why).strip().splitlines()[0][:120]}") from None
         if getattr(built, "n_spills", 0):
             raise ValueError(f"spills {built.n_spills} registers")
         if not torch.equal(case.y, case.expected):
             raise ValueError("wrong results")
-    return math.exp(sum(math.log(timer(partial(case.launch, tile))) for case in found) / len(found))
+    return geometric_mean([timer(partial(case.launch, tile)) for case in found])
 
 
 def varied(tile: Tile, field: str, value: int) -> Tile:
@@ -227,7 +240,7 @@ def search(shipped: Tile, price: Callable[[Tile], float], go_on: Callable[[], bo
 
 
 def choices(
-    entries_of: tuning.Entries, device: torch.device, seconds: float, timer: Timer, clock: Callable[[], float], say: Say
+    entries_of: Entries, device: torch.device, seconds: float, timer: Timer, clock: Callable[[], float], say: Say
 ) -> Iterator[Choice]:
     """Of every entry; each gets an equal share of the time left, and at least its shipped tile is priced."""
     end, left = clock() + seconds, sum(map(len, entries_of.values()))
@@ -282,17 +295,17 @@ def machine(device: torch.device) -> str:
 
 
 def tuned(
-    old: tuning.Table, device: torch.device, made: str, seconds: float, say: Say, timer: Timer = replayed,
+    old: Table, device: torch.device, made: str, seconds: float, say: Say, timer: Timer = replayed,
     clock: Callable[[], float] = time.monotonic,
-) -> tuple[tuning.Table, list[Choice]]:  # fmt: skip
+) -> tuple[Table, list[Choice]]:  # fmt: skip
     """A table with this GPU's target measured and the others as they were, and what was found."""
-    target = tuning.target(device)
-    found, entries = [], tuning.shipped(target)[1]
+    name = target(device)
+    found, entries = [], tuning.shipped(name)[1]
     for choice in choices(entries, device, seconds, timer, clock, say):
         found.append(choice)
         if choice.tried:
             say(f"{choice.key} {_sizes(choice.entry)}: {show(choice.entry.tile)}, {choice.faster:.2f} x shipped")
     # a key that time did not reach goes on following the shipped table
     reached = dict.fromkeys(c.key for c in found if c.tried)
-    measured: tuning.Entries = {key: [c.entry for c in found if c.key == key] for key in reached}
-    return tuning.Table({**old.made, target: made}, {**old.targets, target: measured}), found
+    measured: Entries = {key: [c.entry for c in found if c.key == key] for key in reached}
+    return Table({**old.made, name: made}, {**old.targets, name: measured}), found

@@ -9,8 +9,9 @@ import torch
 from common import DEVICE, header, pack_of, small_integers
 
 from frozen_kernels.backends import triton
+from frozen_kernels.backends.targets import Table, target
 from frozen_kernels.backends.triton import product, tuning
-from frozen_kernels.backends.triton.tuning import Entry, Table, Tile
+from frozen_kernels.backends.triton.tuning import Entry, Tile
 from frozen_kernels.tune import tiles as tune_tiles
 
 SMALL = {
@@ -101,7 +102,7 @@ def test_a_measured_table_is_written_read_and_used(monkeypatch):
     monkeypatch.setattr(tune_tiles, "CHOICES", {"pixels": (16, 32), "rows": (64, 128), "warps": (4, 8)})
     known = tuning.shipped("default")[1]
     monkeypatch.setattr(tuning, "shipped", lambda target: ("shipped", {**known, **entries}))
-    target = tuning.target(DEVICE)
+    name = target(DEVICE)
 
     def timer(call):
         call()
@@ -125,9 +126,9 @@ def test_a_measured_table_is_written_read_and_used(monkeypatch):
     assert [choice.entry for choice in found] == [Entry(16, None, best), Entry(None, None, best)]
     assert [round(choice.faster, 3) for choice in found] == [3.0, 4.0]
     assert sum("skipped 128 x" in text and "RuntimeError: PassManager::run failed" in text for text in said) == 2
-    assert measured.made == {"other": "before", target: "made up"} and measured.targets["other"] == entries
+    assert measured.made == {"other": "before", name: "made up"} and measured.targets["other"] == entries
     tuning.write(measured, tuning.user_path())
-    assert tuning.in_use(target).path == tuning.user_path()
+    assert tuning.in_use(name).path == tuning.user_path()
     used = []
     monkeypatch.setattr(product.tuning, "split", lambda programs, steps: used.append(programs) or 1)
     x, pack = small_integers(65, 33, dtype=torch.bfloat16), pack_of(header(), "planes", "sign", (5, 33))
@@ -140,5 +141,5 @@ def test_no_time_leaves_the_shipped_tiles(monkeypatch):
     monkeypatch.setattr(tuning, "shipped", lambda target: ("shipped", entries))
     never = lambda call: pytest.fail("timed")  # noqa: E731
     measured, found = tune_tiles.tuned(Table({}, {}), DEVICE, "made up", 0, said.append, never, lambda: 1.0)
-    assert measured.targets == {tuning.target(DEVICE): {}} and found[0].tried == 0
+    assert measured.targets == {target(DEVICE): {}} and found[0].tried == 0
     assert said == [f"{BITS} rows any, pixels any: not measured, time is up; the shipped tile stays"]

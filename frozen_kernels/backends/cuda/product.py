@@ -12,7 +12,7 @@ from ...format import ALL_CODES, STORED, Pack
 from .. import forced
 from ..checks import check_dtype, checked_epilogue, checked_pack
 from ..errors import Unsupported
-from ..geometry import POINT, Geometry, Side, with_result
+from ..geometry import Geometry, Side, with_result
 from . import choices
 from .extension import check_gpu, load
 
@@ -53,12 +53,6 @@ def _residency(held: Pack) -> str:
     return "planes" if held.draw is not None or held.code == "constant" else "mask"
 
 
-def _op(geometry: Geometry, channels: int, transposed: bool) -> str:
-    if geometry[:4] == POINT[:4]:
-        return "linear_grad_input" if transposed else "linear"
-    return "stem" if channels <= choices.STEM_CHANNELS else "conv2d"
-
-
 def _stream(device: torch.device) -> int:
     return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
 
@@ -88,7 +82,7 @@ def product(
     check_gpu(device)
     pixels = math.prod(size) // size[-1 if linear else 1]
     if forced.name is None:
-        op = _op(geometry, cols // math.prod(geometry.taps), transposed)
+        op = choices.op_of(geometry, cols // math.prod(geometry.taps), transposed)
         chosen = choices.choose(op, device, x.dtype, held.code, _residency(held), pixels)
         if chosen.backend != "cuda":
             raise Unsupported(f"the table of choices names {chosen.backend}: {chosen.why}")
