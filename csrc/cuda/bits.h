@@ -28,8 +28,7 @@ inline const char* bits_refuses(const Product& p) {
   return nullptr;
 }
 
-// Slices as even over the warps as can be; blocks that fill the device, each with as few tiles as its whole waves
-// allow.
+// Slices as even over the warps as can be, and blocks that fill the device in whole waves.
 inline Plan plan_forward(const Product& p, int multiprocessors) {
   const int eights = bits_eights(p), most = bits_warps(eights), slices = divide_up(p.cols, SLICE);
   const int warps = divide_up(slices, divide_up(slices, most)), resident = most / warps;
@@ -47,7 +46,7 @@ inline Plan plan_transposed(const Product& p) {
   const int steps = divide_up(all_steps, most * divide_up(all_steps, most * LONGEST_SUM));
   const int runs = divide_up(all_steps, steps), warps = runs < most ? runs : most;
   const int stage = bits_drawn(p) ? SIGN_STAGES * SIGN_ROWS * 16 : 0;
-  return {{divide_up(p.words, BLOCK_WORDS), 1}, 32 * warps, warps * (BYTE_BITS * eights * 32 * 16 + stage), steps};
+  return {{divide_up(p.words, BLOCK_WORDS), 1}, 32 * warps, warps * (warp_sums(eights) * 16 + stage), steps};
 }
 
 inline Plan plan_bits(const Product& p, int multiprocessors) {

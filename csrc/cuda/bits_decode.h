@@ -4,10 +4,13 @@
 
 namespace fk::cuda {
 
-// Weights are +-2, of which the sign and one more bit are set in bfloat16 and in float16; the epilogue halves the
-// scale.
+// Weights are +-2, of which the sign and one more bit are set in bfloat16 and in float16; the scale is halved for it.
 constexpr uint32_t TWO = 0xC000C000u;
-constexpr float HALF = 0.5f;
+// Where the code has no signs the keep bits serve as those: all weights are negative, and so is the scale.
+FK_DEVICE const uint32_t* sign_plane(const Product& p) { return p.code == SIGN_CODE ? p.sign : p.keep; }
+FK_DEVICE float half_scale(const Product& p) {
+  return read_seed(p.header).scale * (p.code == SIGN_CODE ? 0.5f : -0.5f);
+}
 
 // Warps of a block that have registers, by the eights of columns that the operand x has.
 constexpr int bits_warps(int eights) { return eights == 1 ? 16 : 8; }
@@ -27,11 +30,10 @@ FK_DEVICE Fields to_fields(uint32_t keep, uint32_t sign) {
 }
 
 // A float is the sum of three bfloat16, each cut off what the one before leaves: rounded, the largest would be
-// infinite.
-FK_DEVICE uint32_t cut(float value) { return value == value ? to_bits(value) & 0xFFFF0000u : 0x7FFF0000u; }
+// infinite. Infinity leaves nothing, where infinity less infinity would be NaN.
+FK_DEVICE uint32_t cut(float value) { return to_bits(value) & 0xFFFF0000u; }
 FK_DEVICE float left_of(float value) {
-  const float left = value - to_float(cut(value));
-  return left == left ? left : 0.0f;  // infinity less infinity is NaN
+  return fabsf(value) == to_float(0x7F800000u) ? 0.0f : value - to_float(cut(value));
 }
 FK_DEVICE uint32_t cut_pair(float low, float high) { return permute<0x7632>(cut(low), cut(high)); }
 FK_DEVICE uint4 cut_eight(const float (&value)[8]) {
@@ -47,12 +49,18 @@ FK_DEVICE int place_of(int row, int column) { return ((row & 7) * 4 + column / 2
 // of a fragment of the first warp, `eight` floats before the fragment of the next eight columns.
 FK_DEVICE float sum_of_warps(const float* sums, int warps, int warp_floats, int eight, int row, int column, int parts) {
   float total = 0.0f;
-  for (int warp = 0; warp < warps; ++warp)
+  for (int warp = 0; warp < warps; ++warp) {
     for (int part = parts - 1; part >= 0; --part) {
       const int at = column + part;
       total += sums[warp * warp_floats + (at >> 3) * eight + place_of(row, at & 7)];
     }
+  }
   return total;
+}
+
+FK_DEVICE void write_result(const Product& p, int pixel, int channel, float sum) {
+  write_element(p.y, p.dtype, pixel * p.y_stride + channel,
+                finished(sum, p.gain, p.bias, p.bias_dtype, p.relu, channel));
 }
 
 }  // namespace fk::cuda

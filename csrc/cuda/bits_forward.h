@@ -32,7 +32,7 @@ FK_DEVICE void load_halves(const Product& p, int slice, int lane, uint4 (&x)[EIG
 // meet in `stage`, the warp's own shared memory.
 template <int EIGHTS>
 FK_DEVICE void load_parts(const Product& p, int slice, int lane, uint4* stage, uint4 (&x)[EIGHTS][16]) {
-  FK_UNROLL for (int n = 0; n < EIGHTS; ++n) FK_UNROLL for (int i = 0; i < 16; ++i) x[n][i] = uint4{0, 0, 0, 0};
+  FK_UNROLL for (int n = 0; n < EIGHTS; ++n) { FK_UNROLL for (int i = 0; i < 16; ++i) x[n][i] = uint4{0, 0, 0, 0}; }
   for (int pixel = 0; pixel < p.pixels; ++pixel) {
     FK_UNROLL for (int half = 0; half < 2; ++half) {
       const int eight = lane + 32 * half, column = slice * SLICE + 8 * eight;
@@ -50,8 +50,8 @@ FK_DEVICE void load_parts(const Product& p, int slice, int lane, uint4* stage, u
     __syncwarp();
     FK_UNROLL for (int n = 0; n < EIGHTS; ++n) {
       const int part = 8 * n + lane / 4 - PARTS * pixel;
-      if (part >= 0 && part < PARTS)
-        FK_UNROLL for (int i = 0; i < 16; ++i) x[n][i] = stage[part * PART_EIGHTS + 17 * (lane & 3) + i];
+      if (part < 0 || part >= PARTS) continue;
+      FK_UNROLL for (int i = 0; i < 16; ++i) x[n][i] = stage[part * PART_EIGHTS + 17 * (lane & 3) + i];
     }
     __syncwarp();
   }
@@ -61,8 +61,7 @@ FK_DEVICE void load_parts(const Product& p, int slice, int lane, uint4* stage, u
 struct TileWords {
   uint4 keep[2], sign[2];
 };
-// Lanes past the rows, or the words of a row, read the last ones: nothing stores those rows, and those columns of x are
-// 0.
+// Lanes past the rows or the words of a row read the last ones: those rows are not stored, and x is zero there.
 FK_DEVICE uint32_t place_of_words(const Product& p, int row, int call) {
   const int last_row = p.rows - 1, last_word = p.words - 4;
   const uint32_t from = (row < last_row ? row : last_row) * p.words;
@@ -70,8 +69,7 @@ FK_DEVICE uint32_t place_of_words(const Product& p, int row, int call) {
 }
 template <bool DRAWN>
 FK_DEVICE TileWords load_tile(const Product& p, int row, int call) {
-  // Where there are no signs all kept weights are negative, and so is the scale.
-  const uint32_t* const sign = p.sign ? p.sign : p.keep;
+  const uint32_t* const sign = sign_plane(p);
   TileWords tile = {};
   FK_UNROLL for (int h = 0; h < 2; ++h) {
     const uint32_t at = place_of_words(p, row + 8 * h, call);
@@ -121,6 +119,26 @@ FK_DEVICE void multiply_tile(const TileFields& tile, const uint4 (&x)[EIGHTS][16
   }
 }
 
+// A last tile that would run past the rows begins before its own; of fewer rows than a tile the last is read again.
+FK_DEVICE int last_tile(const Product& p) { return p.rows > TILE_ROWS ? p.rows - TILE_ROWS : 0; }
+FK_DEVICE int tile_begin(int row, int last) { return row < last ? row : last; }
+
+template <int EIGHTS>
+FK_DEVICE void write_tiles(const Product& p, const float4* sums, int warp_sums, int block_row, int tiles) {
+  const int parts = parts_of(p);
+  const float scale = half_scale(p);
+  // Neighbours take neighbouring floats, so that no two of a warp meet in a bank.
+  for (int i = threadIdx.x; i < tiles * EIGHTS * 4 * FRAGMENT; i += blockDim.x) {
+    const int fragment = i / (4 * FRAGMENT), tile = fragment / EIGHTS, tile_row = block_row + tile * TILE_ROWS;
+    const int column = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(column, parts);
+    const int in_fragment = (i / 16 & 7) + (i & 2) * 4, row = tile_begin(tile_row, last_tile(p)) + in_fragment;
+    if (pixel * parts != column || pixel >= p.pixels || row < tile_row || row >= p.rows) continue;
+    const float* const from = reinterpret_cast<const float*>(sums + tile * EIGHTS * FRAGMENT);
+    const float sum = sum_of_warps(from, blockDim.x / 32, 4 * warp_sums, 4 * FRAGMENT, in_fragment, column, parts);
+    write_result(p, pixel, row, sum * scale);
+  }
+}
+
 // Shared memory: the sums of warps, tiles and eighths, FRAGMENT float4 each; of float32 then a stage for each warp.
 template <bool BFLOAT, bool DRAWN, int EIGHTS>
 FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int tiles) {
@@ -129,9 +147,7 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int 
   const int slices = (p.cols + SLICE - 1) / SLICE, warp_sums = tiles * EIGHTS * FRAGMENT;
   const int block_row = blockIdx.x * tiles * TILE_ROWS;
   const int left = (p.rows - block_row + TILE_ROWS - 1) / TILE_ROWS, mine = left < tiles ? left : tiles;
-  // A last tile that would run past the rows begins before its own; of fewer rows than a tile the last is read again.
-  const int top = p.rows > TILE_ROWS ? p.rows - TILE_ROWS : 0, first = block_row < top ? block_row : top;
-  const int group = lane / 4;
+  const int last = last_tile(p), first = tile_begin(block_row, last), group = lane / 4;
 
   int row = first, call = warp * SLICE_CALLS + (lane & 3);
   TileWords next = load_tile<DRAWN>(p, row + group, call);
@@ -150,7 +166,7 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int 
       const TileFields now = tile_fields(next);
       // The next words are on their way while these are multiplied: of the next tile, or of the next slice.
       const bool turn = tile + 1 == mine;
-      row = turn ? first : row + TILE_ROWS < top ? row + TILE_ROWS : top;
+      row = turn ? first : tile_begin(row + TILE_ROWS, last);
       if (turn) call += warps * SLICE_CALLS;
       if (!turn || more) next = load_tile<DRAWN>(p, row + group, call);
       float sum[EIGHTS][4] = {};
@@ -164,21 +180,7 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int 
   }
   release_next();
   __syncthreads();
-
-  // Neighbours take neighbouring floats, so that no two of a warp meet in a bank.
-  const int parts = parts_of(p);
-  const float scale = read_seed(p.header).scale * (p.code == SIGN_CODE ? HALF : -HALF);
-  for (int i = threadIdx.x; i < mine * EIGHTS * 4 * FRAGMENT; i += blockDim.x) {
-    const int fragment = i / (4 * FRAGMENT), tile = fragment / EIGHTS;
-    const int column = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(column, parts);
-    const int tile_row = block_row + tile * TILE_ROWS, in_fragment = (i / 16 & 7) + (i & 2) * 4;
-    const int result_row = (tile_row < top ? tile_row : top) + in_fragment;
-    if (pixel * parts != column || pixel >= p.pixels || result_row < tile_row || result_row >= p.rows) continue;
-    const float* const from = reinterpret_cast<const float*>(sums + tile * EIGHTS * FRAGMENT);
-    const float total = sum_of_warps(from, warps, 4 * warp_sums, 4 * FRAGMENT, in_fragment, column, parts);
-    write_element(p.y, p.dtype, pixel * p.y_stride + result_row,
-                  finished(total * scale, p.gain, p.bias, p.bias_dtype, p.relu, result_row));
-  }
+  write_tiles<EIGHTS>(p, sums, warp_sums, block_row, mine);
 }
 
 }  // namespace fk::cuda

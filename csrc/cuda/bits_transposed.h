@@ -29,21 +29,23 @@ FK_DEVICE uint4 load_rows(const Product& p, int column, int row, bool aligned) {
     const uint16_t* const from = static_cast<const uint16_t*>(p.x) + at;
     if (whole) return *reinterpret_cast<const uint4*>(from);
     uint32_t pair[4] = {0, 0, 0, 0};
-    FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) if (row + i < p.rows) pair[i / 2] |= static_cast<uint32_t>(from[i])
-                                                                                       << 16 * (i % 2);
+    FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) {
+      if (row + i < p.rows) pair[i / 2] |= static_cast<uint32_t>(from[i]) << 16 * (i % 2);
+    }
     return {pair[0], pair[1], pair[2], pair[3]};
   }
   const float* const from = static_cast<const float*>(p.x) + at;
-  float value[LANE_ROWS] = {};
+  float value[LANE_ROWS];
   if (whole) {
     const float4 low = *reinterpret_cast<const float4*>(from), high = *reinterpret_cast<const float4*>(from + 4);
     value[0] = low.x, value[1] = low.y, value[2] = low.z, value[3] = low.w;
     value[4] = high.x, value[5] = high.y, value[6] = high.z, value[7] = high.w;
   } else {
-    FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) if (row + i < p.rows) value[i] = from[i];
+    FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) value[i] = row + i < p.rows ? from[i] : 0.0f;
   }
-  for (int part = column - PARTS * pixel; part > 0; --part)
+  for (int part = column - PARTS * pixel; part > 0; --part) {
     FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) value[i] = left_of(value[i]);
+  }
   return cut_eight(value);
 }
 
@@ -54,8 +56,8 @@ struct StepWords {
 };
 FK_DEVICE StepWords load_step(const Product& p, const uint32_t* sign, int row, int word) {
   const int last_row = p.rows - 1, last_word = p.words - 1;
-  const uint32_t column = word < last_word ? word : last_word,
-                 last = static_cast<uint32_t>(last_row) * p.words + column;
+  const uint32_t column = word < last_word ? word : last_word;
+  const uint32_t last = static_cast<uint32_t>(last_row) * p.words + column;
   uint32_t at = static_cast<uint32_t>(row < last_row ? row : last_row) * p.words + column;
   StepWords step = {};
   FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i, at += p.words) {
@@ -74,7 +76,7 @@ FK_DEVICE void draw_step(StepWords& step, const Seed& seed, int step_row, int la
   stage[lane + lane / LANE_ROWS] = uint4{drawn.x[0], drawn.x[1], drawn.x[2], drawn.x[3]};
   __syncwarp();
   const uint32_t* const words = reinterpret_cast<const uint32_t*>(stage + (LANE_ROWS + 1) * (lane & 3));
-  FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) step.sign[i] = words[BLOCK_WORDS * i + (lane / 4 & 3)];
+  FK_UNROLL for (int i = 0; i < LANE_ROWS; ++i) step.sign[i] = words[BLOCK_WORDS * i + lane / 4 % BLOCK_WORDS];
 }
 
 // Of four rows, a byte of even and a byte of odd columns: rows 0 and 1 in the low bytes of the halves, 2 and 3 above.
@@ -107,9 +109,41 @@ FK_DEVICE void multiply_step(const StepFields& step, const uint4 (&x)[EIGHTS], f
       const uint32_t upper = m & 1 ? even.odd : even.even, lower = m & 1 ? odd.odd : odd.even;
       const int up = 14 - (m & ~1);
       const uint32_t a[4] = {upper << up & TWO, lower << up & TWO, upper << (up - 8) & TWO, lower << (up - 8) & TWO};
-      FK_UNROLL for (int n = 0; n < EIGHTS; ++n)
-          multiply<BFLOAT>(sum[m][n], a, half ? x[n].z : x[n].x, half ? x[n].w : x[n].y);
+      FK_UNROLL for (int n = 0; n < EIGHTS; ++n) {
+        multiply<BFLOAT>(sum[m][n], a, half ? x[n].z : x[n].x, half ? x[n].w : x[n].y);
+      }
     }
+  }
+}
+
+FK_TWIN int warp_sums(int eights) { return BYTE_BITS * eights * 32; }
+
+// Tensor cores round towards zero, so they sum one run, and its sums are added here, each in the lane's own place.
+template <int EIGHTS>
+FK_DEVICE void add_to_sums(float4* own, const float (&sum)[BYTE_BITS][EIGHTS][4], bool begun) {
+  FK_UNROLL for (int m = 0; m < BYTE_BITS; ++m) {
+    FK_UNROLL for (int n = 0; n < EIGHTS; ++n, own += 32) {
+      const float* const add = sum[m][n];
+      const float4 before = begun ? *own : float4{0, 0, 0, 0};
+      *own = float4{before.x + add[0], before.y + add[1], before.z + add[2], before.w + add[3]};
+    }
+  }
+}
+
+template <int EIGHTS>
+FK_DEVICE void write_columns(const Product& p, const float4* sums) {
+  const int parts = parts_of(p);
+  const float scale = half_scale(p);
+  // Neighbours take neighbouring floats, so that no two of a warp meet in a bank.
+  for (int i = threadIdx.x; i < 4 * warp_sums(EIGHTS); i += blockDim.x) {
+    const int fragment = i / 128, m = fragment / EIGHTS, group = i / 16 & 7, odd = i / 2 & 1;
+    const int bit = BYTE_BITS * (group / BLOCK_WORDS) + m;
+    const int column = blockIdx.x * BLOCK_COLUMNS + 32 * (group % BLOCK_WORDS) + 2 * bit + odd;
+    const int operand = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(operand, parts);
+    if (pixel * parts != operand || pixel >= p.pixels || column >= p.cols) continue;
+    const float* const from = reinterpret_cast<const float*>(sums + m * EIGHTS * 32);
+    const float sum = sum_of_warps(from, blockDim.x / 32, 4 * warp_sums(EIGHTS), 128, group + 8 * odd, operand, parts);
+    write_result(p, pixel, column, sum * scale);
   }
 }
 
@@ -118,15 +152,14 @@ FK_DEVICE void multiply_step(const StepFields& step, const uint4 (&x)[EIGHTS], f
 template <bool BFLOAT, int EIGHTS>
 FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits_transposed(const Product p, const int steps) {
   FK_SHARED(float4, sums);
-  constexpr int WARP_SUMS = BYTE_BITS * EIGHTS * 32;
+  constexpr int WARP_SUMS = warp_sums(EIGHTS);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int group = lane / 4, quad = lane & 3;
-  const bool drawn = !p.sign && p.code == SIGN_CODE;
+  const bool drawn = !sign_plane(p);
   const bool aligned = (reinterpret_cast<uintptr_t>(p.x) | p.x_stride * (p.dtype == FLOAT32 ? 4 : 2)) % 16 == 0;
-  // Where there are no signs all kept weights are negative, and so is the scale.
-  const uint32_t* const sign = drawn ? nullptr : p.sign ? p.sign : p.keep;
+  const uint32_t* const sign = sign_plane(p);
   const uint32_t selector = group < BLOCK_WORDS ? 0x6240 : 0x7351;
-  const int word = blockIdx.x * BLOCK_WORDS + (group & 3);
+  const int word = blockIdx.x * BLOCK_WORDS + group % BLOCK_WORDS;
   uint4* const stage = reinterpret_cast<uint4*>(sums + warps * WARP_SUMS) + warp * SIGN_STAGES * SIGN_ROWS;
 
   const Seed seed = read_seed(p.header);
@@ -143,41 +176,20 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits_transposed(const Product p,
       if (drawn) draw_step(next, seed, row, lane, stage + turn * SIGN_ROWS), turn ^= 1;
       const StepFields now = step_fields(next, selector);
       uint4 x[EIGHTS];
-      FK_UNROLL for (int n = 0; n < EIGHTS; ++n) x[n] =
-          load_rows<BFLOAT>(p, 8 * n + group, row + LANE_ROWS * quad, aligned);
+      FK_UNROLL for (int n = 0; n < EIGHTS; ++n) {
+        x[n] = load_rows<BFLOAT>(p, 8 * n + group, row + LANE_ROWS * quad, aligned);
+      }
       // The next words are on their way while these are multiplied: of the next step, or of the warp's next run.
       row += step + 1 < steps ? STEP_ROWS : STEP_ROWS + (warps - 1) * run;
       next = load_step(p, sign, row + LANE_ROWS * quad, word);
       multiply_step<BFLOAT>(now, x, sum);
     }
-    // Tensor cores round towards zero, so they sum one run, and its sums are added here.
-    float4* own = sums + warp * WARP_SUMS + lane;
-    FK_UNROLL for (int m = 0; m < BYTE_BITS; ++m) {
-      FK_UNROLL for (int n = 0; n < EIGHTS; ++n, own += 32) {
-        const float4 before = begun ? *own : float4{0, 0, 0, 0};
-        *own =
-            float4{before.x + sum[m][n][0], before.y + sum[m][n][1], before.z + sum[m][n][2], before.w + sum[m][n][3]};
-      }
-    }
+    add_to_sums(sums + warp * WARP_SUMS + lane, sum, begun);
     begun = true;
   }
   release_next();
   __syncthreads();
-
-  // Neighbours take neighbouring floats, so that no two of a warp meet in a bank.
-  const int parts = parts_of(p);
-  const float scale = seed.scale * (p.code == SIGN_CODE ? HALF : -HALF);
-  for (int i = threadIdx.x; i < WARP_SUMS * 4; i += blockDim.x) {
-    const int fragment = i / 128, bit = fragment / EIGHTS, lane_group = i / 16 & 7, odd = i / 2 & 1;
-    const int operand = 8 * (fragment % EIGHTS) + (i / 4 & 3) * 2 + (i & 1), pixel = pixel_of(operand, parts);
-    const int column =
-        blockIdx.x * BLOCK_COLUMNS + 32 * (lane_group & 3) + 2 * (BYTE_BITS * (lane_group / BLOCK_WORDS) + bit) + odd;
-    if (pixel * parts != operand || pixel >= p.pixels || column >= p.cols) continue;
-    const float* const from = reinterpret_cast<const float*>(sums + bit * EIGHTS * 32);
-    const float total = sum_of_warps(from, warps, 4 * WARP_SUMS, 128, lane_group + 8 * odd, operand, parts);
-    write_element(p.y, p.dtype, pixel * p.y_stride + column,
-                  finished(total * scale, p.gain, p.bias, p.bias_dtype, p.relu, column));
-  }
+  write_columns<EIGHTS>(p, sums);
 }
 
 }  // namespace fk::cuda
