@@ -24,7 +24,9 @@ OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasin
 BARRIER = re.compile(r"\b__sync(?:threads|warp)\(\)")
 
 
-def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: tuple[str, ...] = ()) -> Path:
+def compiled(
+    name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: tuple[str, ...] = ()
+) -> Path:
     """The program tests/cuda/NAME.cpp over the kernels of `csrc`, made in the folder by whoever asks for it first."""
     program = folder / f"{name}-{sanitizer}"
     with open(folder / f"{program.name}.lock", "w") as lock:
