@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,9 +25,7 @@ OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasin
 BARRIER = re.compile(r"\b__sync(?:threads|warp)\(\)")
 
 
-def compiled(
-    name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: tuple[str, ...] = ()
-) -> Path:
+def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: Iterable[str] = ()) -> Path:
     """The program tests/cuda/NAME.cpp over the kernels of `csrc`, made in the folder by whoever asks for it first."""
     program = folder / f"{name}-{sanitizer}"
     with open(folder / f"{program.name}.lock", "w") as lock:
@@ -48,7 +47,7 @@ def run(program: Path, *args: str, **settings: str) -> subprocess.CompletedProce
 
 
 def with_choices(folder: Path) -> tuple[Path, list[str]]:
-    """A copy of csrc in which each barrier of a kernel can be left out (mutants.h), and the barriers' places, in order."""
+    """A copy of csrc in which each barrier of a kernel can be left out (mutants.h), and the barriers' places."""
     csrc, places = folder / "csrc", []
     for part in ("cuda", "frozen"):
         shutil.copytree(CSRC / part, csrc / part)

@@ -1,4 +1,4 @@
-"""Kernels of csrc/cuda without a GPU: on the emulator of tests/cuda, under sanitizers, and with faults put into them."""
+"""Kernels of csrc/cuda without a GPU: on the emulator of tests/cuda, under sanitizers, and with faults put in."""
 
 from __future__ import annotations
 
