@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <new>
@@ -79,7 +80,7 @@ struct Machine {
   std::vector<std::unique_ptr<uint8_t[]>> kept_shared;
   std::vector<std::unique_ptr<char[]>> kept_stacks;
   // Of the thread sanitizer: making one takes half a millisecond, so that launches, which are ordered, share them.
-  std::vector<void*> free_sanitized, used_sanitized;
+  std::deque<void*> free_sanitized, used_sanitized;
   Warp* warps = nullptr;
   uint8_t* shared = nullptr;
   Fiber* running = nullptr;
@@ -193,17 +194,12 @@ EMULATOR_HIDDEN inline void forget_blocks() {
 }
 #ifdef __SANITIZE_THREAD__
 EMULATOR_HIDDEN inline void* sanitized_fiber() {
-  if (machine.free_sanitized.empty()) return __tsan_create_fiber(0);
-  void* const fiber = machine.free_sanitized.back();
-  machine.free_sanitized.pop_back();
+  // The sanitizer's memory ends at some thousands of threads: blocks that are far from each other share them, too.
+  std::deque<void*>& from = machine.free_sanitized.empty() ? machine.used_sanitized : machine.free_sanitized;
+  if (machine.free_sanitized.empty() && machine.used_sanitized.size() < 3000) return __tsan_create_fiber(0);
+  void* const fiber = from.front();
+  from.pop_front();
   return fiber;
-}
-// The sanitizer knows 8128 threads at most.
-EMULATOR_HIDDEN inline void keep_sanitized(void* fiber) {
-  if (machine.used_sanitized.size() < 4096)
-    machine.used_sanitized.push_back(fiber);
-  else
-    __tsan_destroy_fiber(fiber);
 }
 EMULATOR_HIDDEN inline void share_sanitized() {
   for (void* const fiber : machine.used_sanitized) machine.free_sanitized.push_back(fiber);
@@ -289,7 +285,7 @@ EMULATOR_HIDDEN inline void run_block() {
     if (waiting.done) throw std::runtime_error("threads are gone, and others wait at " + waiting.place.text());
     for (Fiber& fiber : machine.fibers) fiber.state = State::READY;
   }
-  EMULATOR_RACES(for (Fiber& fiber : machine.fibers) keep_sanitized(fiber.sanitized);)
+  EMULATOR_RACES(for (Fiber& fiber : machine.fibers) machine.used_sanitized.push_back(fiber.sanitized);)
 }
 
 template <class Body>
