@@ -24,6 +24,7 @@ FAULTS = {
     "misaligned": "none",
     "misaligned_cast": "memory",
     "two_blocks": "races",
+    "early": "races",
 }
 
 

@@ -137,7 +137,7 @@ FK_DEVICE uint4 load_words(const uint32_t* from) {
   return uint4{from[0], from[1], from[2], from[3]};
 }
 FK_DEVICE uint32_t load_word(const uint32_t* from) { return *from; }
-FK_DEVICE void wait_for_inputs() {}
+FK_DEVICE void wait_for_inputs() { emulator::wait_for_inputs(); }
 FK_DEVICE void release_next() {}
 
 #endif
