@@ -42,6 +42,11 @@ namespace emulator {
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK_BYTES = 128 << 10;
+#ifdef __SANITIZE_THREAD__
+constexpr size_t OWN_THREADS = 1500;
+#else
+constexpr size_t OWN_THREADS = 1;
+#endif
 
 enum class State { READY, IN_WARP, IN_BLOCK, DONE };
 
@@ -57,14 +62,18 @@ struct Slot {
   uint32_t words[8];
 };
 
+// What a CUDA thread runs on, and what the thread sanitizer takes it for.
+struct Thread {
+  std::unique_ptr<char[]> stack;
+  void* sanitized = nullptr;
+};
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  Thread thread;
   dim3 index;
   unsigned number, exchanges, barriers[2];
   State state;
   Place place;
-  void* sanitized;
 };
 
 struct Warp {
@@ -84,9 +93,7 @@ struct Machine {
   // Of the last block, and while races are sought of those before it: memory that is used twice would look like one.
   std::vector<std::unique_ptr<Warp[]>> kept_warps;
   std::vector<std::unique_ptr<uint8_t[]>> kept_shared;
-  std::vector<std::unique_ptr<char[]>> kept_stacks;
-  // Of the thread sanitizer: making one takes half a millisecond, so that launches, which are ordered, share them.
-  std::deque<void*> free_sanitized, used_sanitized;
+  std::deque<Thread> free_threads, used_threads;
   Warp* warps = nullptr;
   uint8_t* shared = nullptr;
   Fiber* running = nullptr;
@@ -111,7 +118,7 @@ EMULATOR_HIDDEN inline void leave() {
 }
 EMULATOR_HIDDEN inline void enter(Fiber& fiber) {
   machine.running = &fiber;
-  EMULATOR_RACES(__tsan_switch_to_fiber(fiber.sanitized, __tsan_switch_to_fiber_no_sync);)
+  EMULATOR_RACES(__tsan_switch_to_fiber(fiber.thread.sanitized, __tsan_switch_to_fiber_no_sync);)
   swapcontext(&machine.scheduler, &fiber.context);
 }
 
@@ -202,33 +209,38 @@ EMULATOR_HIDDEN inline void fiber_main() {
 EMULATOR_HIDDEN inline void forget_blocks() {
   machine.kept_warps.clear();
   machine.kept_shared.clear();
-  machine.kept_stacks.clear();
+}
+// Nothing orders blocks, so they have threads of their own until the launch ends, which orders all before it with all
+// after it. The thread sanitizer's memory ends at some thousands: blocks far from each other share them.
+EMULATOR_HIDDEN inline Thread take_thread() {
+  std::deque<Thread>& from = machine.free_threads.empty() ? machine.used_threads : machine.free_threads;
+  Thread thread;
+  if (machine.free_threads.empty() && machine.used_threads.size() < OWN_THREADS) {
+    thread.stack.reset(new char[STACK_BYTES]);
+    EMULATOR_RACES(thread.sanitized = __tsan_create_fiber(0);)
+  } else {
+    thread = std::move(from.front());
+    from.pop_front();
+  }
+  return thread;
+}
+EMULATOR_HIDDEN inline void return_threads() {
+  for (Thread& thread : machine.used_threads) machine.free_threads.push_back(std::move(thread));
+  machine.used_threads.clear();
 }
 #ifdef __SANITIZE_THREAD__
-EMULATOR_HIDDEN inline void* sanitized_fiber() {
-  // The sanitizer's memory ends at some thousands of threads: blocks that are far from each other share them, too.
-  std::deque<void*>& from = machine.free_sanitized.empty() ? machine.used_sanitized : machine.free_sanitized;
-  if (machine.free_sanitized.empty() && machine.used_sanitized.size() < 1500) return __tsan_create_fiber(0);
-  void* const fiber = from.front();
-  from.pop_front();
-  return fiber;
-}
-EMULATOR_HIDDEN inline void share_sanitized() {
-  for (void* const fiber : machine.used_sanitized) machine.free_sanitized.push_back(fiber);
-  machine.used_sanitized.clear();
-}
 // An earlier kernel, which nothing orders but the wait for inputs.
 EMULATOR_HIDDEN inline void run_before() {
-  void* const fiber = sanitized_fiber();
+  Thread thread = take_thread();
   const InFlight* const first = machine.in_flight.data();
   const size_t count = machine.in_flight.size();
   __tsan_release(&machine.started);
-  __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync);
+  __tsan_switch_to_fiber(thread.sanitized, __tsan_switch_to_fiber_no_sync);
   __tsan_acquire(&machine.started);
   for (size_t i = 0; i < count; ++i) __tsan_write_range(first[i].at, first[i].bytes);
   __tsan_release(&machine.arrived);
   __tsan_switch_to_fiber(machine.sanitized, __tsan_switch_to_fiber_no_sync);
-  machine.used_sanitized.push_back(fiber);
+  machine.used_threads.push_back(std::move(thread));
 }
 #endif
 EMULATOR_HIDDEN inline void make_block() {
@@ -242,18 +254,16 @@ EMULATOR_HIDDEN inline void make_block() {
   machine.fibers.resize(threads);
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
-    EMULATOR_RACES(if (fiber.stack) machine.kept_stacks.push_back(std::move(fiber.stack));)
-    if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+    fiber.thread = take_thread();
     fiber.index = dim3(i, 0, 0);
     fiber.number = i;
     fiber.exchanges = fiber.barriers[0] = fiber.barriers[1] = 0;
     fiber.state = State::READY;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.thread.stack.get();
     fiber.context.uc_stack.ss_size = STACK_BYTES;
     fiber.context.uc_link = &machine.scheduler;
     makecontext(&fiber.context, fiber_main, 0);
-    EMULATOR_RACES(fiber.sanitized = sanitized_fiber();)
   }
   EMULATOR_RACES(__tsan_release(&machine.started);)
 }
@@ -310,7 +320,7 @@ EMULATOR_HIDDEN inline void run_block() {
     if (waiting.done) throw std::runtime_error("threads are gone, and others wait at " + waiting.place.text());
     for (Fiber& fiber : machine.fibers) fiber.state = State::READY;
   }
-  EMULATOR_RACES(for (Fiber& fiber : machine.fibers) machine.used_sanitized.push_back(fiber.sanitized);)
+  for (Fiber& fiber : machine.fibers) machine.used_threads.push_back(std::move(fiber.thread));
 }
 
 template <class Body>
@@ -332,7 +342,8 @@ void launch(dim3 grid, dim3 block, size_t shared, Body body) {
       run_block();
     }
   }
-  EMULATOR_RACES(__tsan_acquire(&machine.ended); __tsan_acquire(&machine.arrived); share_sanitized();)
+  EMULATOR_RACES(__tsan_acquire(&machine.ended); __tsan_acquire(&machine.arrived);)
+  return_threads();
   forget_blocks();
 }
 
