@@ -1,7 +1,7 @@
 """What nvcc made of kernels: `python tests/cuda/counts.py FILE [KERNEL]`, FILE a library, an object or a cubin.
 
 For every kernel and target its registers, stack and shared memory; for those whose name begins with KERNEL the
-instructions of the main loop by pipe. The main loop is the smallest that holds most of the products of matrices.
+instructions of the main loop by pipe: of the smallest loop with at least half as many products of matrices as any.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _main_loop(code: list[tuple[int, str]]) -> Loop | None:
     if not products or not spans:
         return None
     most = max(held for _, _, held in spans)
-    first, last, held = min((span for span in spans if 2 * span[2] > most), key=lambda span: span[1] - span[0])
+    first, last, held = min((span for span in spans if 2 * span[2] >= most), key=lambda span: span[1] - span[0])
     inside = [_operation(text) for at, text in code if first <= at <= last]
     return Loop(held, dict(collections.Counter(map(_pipe, inside))))
 
