@@ -1,12 +1,14 @@
-"""Programs of tests/cuda: kernels on the emulator, compiled once for all workers; and drivers that are no drivers."""
+"""Programs of tests/cuda, kernels on the emulator, compiled once for all workers; and a driver that is none."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -21,14 +23,20 @@ SANITIZERS = {
 }
 # Kernels cast pointers to wider types, as nvcc allows.
 OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
-BARRIER = re.compile(r"\b__sync(?:threads|warp)\(\)")
+BARRIER = re.compile(r"(?<!::)\b(?:__syncthreads|__syncwarp|wait_for_inputs)\(\)(?=;)")
 
 
-def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: tuple[str, ...] = ()) -> Path:
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC, options: Iterable[str] = ()) -> Path:
     """The program tests/cuda/NAME.cpp over the kernels of `csrc`, made in the folder by whoever asks for it first."""
     program = folder / f"{name}-{sanitizer}"
-    with open(folder / f"{program.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(program):
         if not program.exists():
             command = ["g++", *OPTIONS, *SANITIZERS[sanitizer], f"-I{csrc}", f"-I{PROGRAMS}", *options]
             command += [str(PROGRAMS / f"{name}.cpp"), "-o", str(program)]
@@ -40,24 +48,32 @@ def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC
 def run(program: Path, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Its end, whatever the status; a data race ends it with 66."""
     # the thread sanitizer of older compilers takes no address space that is laid out at random
-    fixed = [shutil.which("setarch"), "-R"] if shutil.which("setarch") and program.name.endswith("-races") else []
+    fixed = ["setarch", "-R"] if program.name.endswith("-races") and shutil.which("setarch") else []
     environment = os.environ | {"TSAN_OPTIONS": "history_size=0:halt_on_error=1:exitcode=66"} | settings
     return subprocess.run([*fixed, str(program), *args], capture_output=True, text=True, env=environment, timeout=600)
 
 
 def with_choices(folder: Path) -> tuple[Path, list[str]]:
-    """A copy of csrc in which each barrier of a kernel can be left out (mutants.h), and the barriers' places, in order."""
-    csrc, places = folder / "csrc", []
+    """A copy of csrc in which each barrier and each wait of a kernel can be left out (mutants.h), and their places."""
+    csrc, listed = folder / "csrc", folder / "barriers"
+    with _locked(csrc):
+        if not listed.exists():
+            listed.write_text("\n".join(_copy_with_choices(csrc)))
+    return csrc, listed.read_text().splitlines()
+
+
+def _copy_with_choices(csrc: Path) -> list[str]:
+    places: list[str] = []
     for part in ("cuda", "frozen"):
         shutil.copytree(CSRC / part, csrc / part)
-
-    def choice(found: re.Match) -> str:
-        places.append(f"{path.name}:{found.string.count(chr(10), 0, found.start()) + 1}")
-        return f"(mutants::keeps({len(places) - 1}) ? {found.group()} : void())"
-
     for path in sorted((csrc / "cuda").glob("*.h")):
-        path.write_text(BARRIER.sub(choice, path.read_text()))
-    return csrc, places
+        lines = path.read_text().splitlines()
+        for at, line in enumerate(lines):
+            for found in BARRIER.findall(line):
+                lines[at] = line.replace(found, f"(mutants::keeps({len(places)}) ? {found} : void())")
+                places.append(f"{path.name}:{at + 1} {found}")
+        path.write_text("\n".join(lines) + "\n")
+    return places
 
 
 def fake_driver(folder: Path, version: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Kernels of csrc/cuda without a GPU: on the emulator of tests/cuda, under sanitizers, and with faults put into them."""
+"""Kernels of csrc/cuda without a GPU: on the emulator of tests/cuda, under sanitizers, and with faults put in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cuda_helpers import FAMILIES, PROGRAMS, compiled, run, with_choices
 
 pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
 
-WRONG_RESULT, RACE, CAUGHT = 1, 66, 2
+WRONG_RESULT, THROWN, DIFFERENT_ORDER, RACE = 1, 2, 3, 66
 # What catches a fault of emulator.cpp: no sanitizer, or the one named.
 FAULTS = {
     "missing_barrier": "none",
@@ -24,7 +24,9 @@ FAULTS = {
     "misaligned": "none",
     "misaligned_cast": "memory",
     "two_blocks": "races",
+    "early": "races",
 }
+REPORTS = {"memory": ("runtime error", "AddressSanitizer"), "races": ("data race",)}
 
 
 @pytest.fixture(scope="session")
@@ -36,74 +38,77 @@ def folder(tmp_path_factory):
     return shared
 
 
-def check(done) -> None:
+def check(done) -> str:
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def program_of(family, folder, sanitizer="none"):
+    """A family's program, and the places of what can be left out of its kernels."""
+    csrc, places = with_choices(folder)
+    return compiled(family, folder, sanitizer, csrc, ("-include", str(PROGRAMS / "mutants.h"))), places
+
+
+def barriers(output: str) -> list[int]:
+    """Those that a run with FK_MUTANT=list came past."""
+    return [int(word) for word in output.rpartition("barriers:")[2].split()]
 
 
 def test_the_emulator_catches_faults(folder):
     program = compiled("emulator", folder)
     check(run(program))
     for fault in (name for name, sanitizer in FAULTS.items() if sanitizer == "none"):
-        assert run(program, fault).returncode in (CAUGHT, 3), fault
+        assert run(program, fault).returncode in (THROWN, DIFFERENT_ORDER), fault
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sanitizer", ["memory", "races"])
+@pytest.mark.parametrize("sanitizer", REPORTS)
 def test_the_emulator_catches_faults_with_sanitizers(folder, sanitizer):
     program = compiled("emulator", folder, sanitizer)
     check(run(program))
-    for fault, by in FAULTS.items():
-        if by == "none":
-            assert run(program, fault).returncode != 0, fault
-        elif by == sanitizer:
-            done = run(program, fault)
-            words = "data race" if sanitizer == "races" else "runtime error|AddressSanitizer"
-            assert any(word in done.stdout + done.stderr for word in words.split("|")) and done.returncode != 0, fault
+    for fault in (name for name, by in FAULTS.items() if by == sanitizer):
+        done = run(program, fault)
+        assert done.returncode != 0 and any(words in done.stderr for words in REPORTS[sanitizer]), fault
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_against_the_format(folder, family):
-    check(run(compiled(family, folder), "quick"))
+    check(run(program_of(family, folder)[0], "quick"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kernels_against_the_format_in_full(folder, family):
-    check(run(compiled(family, folder), "all"))
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("sanitizer", ["memory", "races"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_kernels_under_sanitizers(folder, family, sanitizer):
-    check(run(compiled(family, folder, sanitizer), "quick"))
-
-
-@pytest.fixture(scope="module")
-def choices(tmp_path_factory):
-    return with_choices(tmp_path_factory.mktemp("mutants"))
-
-
-def mutant(family, choices, sanitizer):
-    """The family's program with choices, and the numbers of the barriers that it passes."""
-    csrc, _ = choices
-    program = compiled(family, csrc.parent, sanitizer, csrc, ("-include", str(PROGRAMS / "mutants.h")))
-    done = run(program, "quick", FK_MUTANT="list")
-    check(done)
-    return program, {int(word) for word in done.stdout.rpartition("barriers:")[2].split()}
+    check(run(program_of(family, folder)[0], "all"))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
-def test_faults_in_kernels_are_caught(choices, family):
-    program, passed = mutant(family, choices, "races")
-    for number in passed:
+def test_kernels_keep_within_their_memory(folder, family):
+    check(run(compiled(family, folder, "memory"), "quick"))
+
+
+def test_faults_show_in_results(folder):
+    program, places = program_of("bits", folder)
+    for number, place in enumerate(places):
+        if place.startswith("bits") and "__syncthreads" in place:
+            assert run(program, "quick", FK_MUTANT=str(number)).returncode == WRONG_RESULT, place
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kernels_have_no_races_and_faults_are_caught(folder, family):
+    program, places = program_of(family, folder, "races")
+    for number in barriers(check(run(program, "quick", FK_MUTANT="list"))):
         done = run(program, "quick", FK_MUTANT=str(number))
-        assert done.returncode in (WRONG_RESULT, RACE), f"{family} without the barrier of {choices[1][number]}"
+        assert done.returncode in (WRONG_RESULT, RACE), places[number]
     assert run(program, "quick", FK_MUTANT="rows").returncode == RACE
 
 
 @pytest.mark.long
-def test_every_barrier_is_passed(choices):
-    passed = set().union(*(mutant(family, choices, "none")[1] for family in FAMILIES))
-    assert {choices[1][number] for number in passed} == set(choices[1])
+def test_every_barrier_is_passed(folder):
+    passed, places = set(), []
+    for family in FAMILIES:
+        program, places = program_of(family, folder)
+        passed.update(barriers(check(run(program, "quick", FK_MUTANT="list"))))
+    assert {places[number] for number in passed} == set(places)

@@ -194,7 +194,7 @@ FK_DEVICE uint2 load_two_words(const uint32_t* from) {
   return uint2{from[0], from[1]};
 }
 FK_DEVICE uint32_t load_word(const uint32_t* from) { return *from; }
-FK_DEVICE void wait_for_inputs() {}
+FK_DEVICE void wait_for_inputs() { emulator::wait_for_inputs(); }
 FK_DEVICE void release_next() {}
 
 #endif

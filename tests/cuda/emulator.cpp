@@ -68,6 +68,13 @@ FK_KERNEL two_blocks(int* y) {
   y[threadIdx.x] = static_cast<int>(threadIdx.x);
 }
 
+// Reads what an earlier kernel writes.
+template <bool WAIT>
+FK_KERNEL early(const int* x, int* y) {
+  if (WAIT) wait_for_inputs();
+  y[threadIdx.x] = x[threadIdx.x];
+}
+
 template <bool BFLOAT>
 FK_KERNEL product_of_halves(const uint16_t* a, const uint16_t* b, float* d) {
   const int group = threadIdx.x / 4, two = threadIdx.x % 4 * 2;
@@ -159,7 +166,7 @@ FK_KERNEL intrinsics(int* y) {
   y[threadIdx.x] = good;
 }
 
-using Run = void (*)(int* y, const uint32_t* x);
+using Run = void (*)(int* y, uint32_t* x);
 struct Fault {
   const char* name;
   Run run;
@@ -169,23 +176,29 @@ template <class Body>
 void run(const Body& body, int blocks = 1) {
   emulator::launch(blocks, 64, 256, body);
 }
+template <class Body>
+void run_after(uint32_t* x, const Body& body) {
+  emulator::in_flight(x, 64 * 4);
+  run(body);
+}
 const Fault FAULTS[] = {
-    {"missing_barrier", [](int* y, const uint32_t*) { run([=] { mirror<false>(y); }); }},
-    {"missing_warp_barrier", [](int* y, const uint32_t*) { run([=] { mirror_warp<false>(y); }); }},
-    {"divergent_barrier", [](int* y, const uint32_t*) { run([=] { divergent_barrier(y); }); }},
-    {"two_barriers", [](int* y, const uint32_t*) { run([=] { two_barriers(y); }); }},
-    {"divergent_shuffle", [](int* y, const uint32_t*) { run([=] { divergent_shuffle(y); }); }},
-    {"part_of_warp", [](int* y, const uint32_t*) { run([=] { part_of_warp(y); }); }},
-    {"past_shared", [](int* y, const uint32_t*) { run([=] { past_shared(y); }); }},
-    {"past_global", [](int* y, const uint32_t* x) { run([=] { past_global(reinterpret_cast<const int*>(x), y); }); }},
-    {"misaligned", [](int* y, const uint32_t* x) { run([=] { misaligned(x, y); }); }},
-    {"misaligned_cast", [](int* y, const uint32_t* x) { run([=] { misaligned_cast(x, y); }); }},
-    {"two_blocks", [](int* y, const uint32_t*) { run([=] { two_blocks(y); }, 2); }},
+    {"missing_barrier", [](int* y, uint32_t*) { run([=] { mirror<false>(y); }); }},
+    {"missing_warp_barrier", [](int* y, uint32_t*) { run([=] { mirror_warp<false>(y); }); }},
+    {"divergent_barrier", [](int* y, uint32_t*) { run([=] { divergent_barrier(y); }); }},
+    {"two_barriers", [](int* y, uint32_t*) { run([=] { two_barriers(y); }); }},
+    {"divergent_shuffle", [](int* y, uint32_t*) { run([=] { divergent_shuffle(y); }); }},
+    {"part_of_warp", [](int* y, uint32_t*) { run([=] { part_of_warp(y); }); }},
+    {"past_shared", [](int* y, uint32_t*) { run([=] { past_shared(y); }); }},
+    {"past_global", [](int* y, uint32_t* x) { run([=] { past_global(reinterpret_cast<const int*>(x), y); }); }},
+    {"misaligned", [](int* y, uint32_t* x) { run([=] { misaligned(x, y); }); }},
+    {"misaligned_cast", [](int* y, uint32_t* x) { run([=] { misaligned_cast(x, y); }); }},
+    {"two_blocks", [](int* y, uint32_t*) { run([=] { two_blocks(y); }, 2); }},
+    {"early", [](int* y, uint32_t* x) { run_after(x, [=] { early<false>(reinterpret_cast<const int*>(x), y); }); }},
 };
 
 int sound() {
   reference::Report report;
-  reference::Memory y(64 * 4);
+  reference::Memory x(64 * 4), y(64 * 4);
   for (int order = 0; order < 4; ++order) {
     emulator::set_order(order);
     const std::string name = "order " + std::to_string(order);
@@ -195,6 +208,8 @@ int sound() {
     run([&] { mirror_warp<true>(y.as<int>()); }, 1);
     for (int i = 0; i < 64; ++i) good &= y.as<int>()[i] == (i ^ 31);
     report.expect(good, name, "a barrier");
+    run_after(x.as<uint32_t>(), [&] { early<true>(x.as<int>(), y.as<int>()); });
+    report.expect(!memcmp(x.data(), y.data(), y.size()), name, "a wait for inputs");
     run([&] { intrinsics(y.as<int>()); });
     report.expect(std::count(y.as<int>(), y.as<int>() + 64, 1) == 64, name, "intrinsics");
     report.expect(halves_match<false>() && halves_match<true>() && bytes_match(), name, "products of matrices");

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <new>
@@ -23,6 +24,7 @@
 
 #ifdef __SANITIZE_THREAD__
 #include <sanitizer/tsan_interface.h>
+extern "C" void __tsan_write_range(void*, unsigned long);
 #define EMULATOR_RACES(...) __VA_ARGS__
 // The emulator's own state is no memory of a kernel.
 #define EMULATOR_HIDDEN __attribute__((no_sanitize("thread"), noinline))
@@ -40,6 +42,11 @@ namespace emulator {
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK_BYTES = 128 << 10;
+#ifdef __SANITIZE_THREAD__
+constexpr size_t OWN_THREADS = 1500;
+#else
+constexpr size_t OWN_THREADS = 1;
+#endif
 
 enum class State { READY, IN_WARP, IN_BLOCK, DONE };
 
@@ -55,14 +62,18 @@ struct Slot {
   uint32_t words[8];
 };
 
+// What a CUDA thread runs on, and what the thread sanitizer takes it for.
+struct Thread {
+  std::unique_ptr<char[]> stack;
+  void* sanitized = nullptr;
+};
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack;
+  Thread thread;
   dim3 index;
   unsigned number, exchanges, barriers[2];
   State state;
   Place place;
-  void* sanitized;
 };
 
 struct Warp {
@@ -72,14 +83,17 @@ struct Warp {
   char order[2], block_order[2];
 };
 
+struct InFlight {
+  void* at;
+  size_t bytes;
+};
+
 struct Machine {
   std::vector<Fiber> fibers;
   // Of the last block, and while races are sought of those before it: memory that is used twice would look like one.
   std::vector<std::unique_ptr<Warp[]>> kept_warps;
   std::vector<std::unique_ptr<uint8_t[]>> kept_shared;
-  std::vector<std::unique_ptr<char[]>> kept_stacks;
-  // Of the thread sanitizer: making one takes half a millisecond, so that launches, which are ordered, share them.
-  std::vector<void*> free_sanitized, used_sanitized;
+  std::deque<Thread> free_threads, used_threads;
   Warp* warps = nullptr;
   uint8_t* shared = nullptr;
   Fiber* running = nullptr;
@@ -90,7 +104,8 @@ struct Machine {
   size_t shared_bytes = 0;
   std::string failure;
   int order = 0;
-  char started, ended;
+  std::vector<InFlight> in_flight;
+  char started, ended, arrived;
 };
 inline Machine machine;
 
@@ -103,7 +118,7 @@ EMULATOR_HIDDEN inline void leave() {
 }
 EMULATOR_HIDDEN inline void enter(Fiber& fiber) {
   machine.running = &fiber;
-  EMULATOR_RACES(__tsan_switch_to_fiber(fiber.sanitized, __tsan_switch_to_fiber_no_sync);)
+  EMULATOR_RACES(__tsan_switch_to_fiber(fiber.thread.sanitized, __tsan_switch_to_fiber_no_sync);)
   swapcontext(&machine.scheduler, &fiber.context);
 }
 
@@ -132,6 +147,11 @@ EMULATOR_HIDDEN inline void synchronize(State state, Place place) {
   wait(state, place);
   EMULATOR_RACES(__tsan_acquire(order);)
 }
+
+// Memory of the next launch that a kernel before it may still write or read: under the thread sanitizer a race where
+// the launch uses it before it waits for its inputs.
+inline void in_flight(void* at, size_t bytes) { machine.in_flight.push_back({at, bytes}); }
+EMULATOR_HIDDEN inline void wait_for_inputs() { EMULATOR_RACES(__tsan_acquire(&machine.arrived);) }
 
 EMULATOR_HIDDEN inline const Slot* exchange(const Slot& mine, Place place) {
   Fiber& fiber = *machine.running;
@@ -189,25 +209,38 @@ EMULATOR_HIDDEN inline void fiber_main() {
 EMULATOR_HIDDEN inline void forget_blocks() {
   machine.kept_warps.clear();
   machine.kept_shared.clear();
-  machine.kept_stacks.clear();
+}
+// Nothing orders blocks, so they have threads of their own until the launch ends, which orders all before it with all
+// after it. The thread sanitizer's memory ends at some thousands: blocks far from each other share them.
+EMULATOR_HIDDEN inline Thread take_thread() {
+  std::deque<Thread>& from = machine.free_threads.empty() ? machine.used_threads : machine.free_threads;
+  Thread thread;
+  if (machine.free_threads.empty() && machine.used_threads.size() < OWN_THREADS) {
+    thread.stack.reset(new char[STACK_BYTES]);
+    EMULATOR_RACES(thread.sanitized = __tsan_create_fiber(0);)
+  } else {
+    thread = std::move(from.front());
+    from.pop_front();
+  }
+  return thread;
+}
+EMULATOR_HIDDEN inline void return_threads() {
+  for (Thread& thread : machine.used_threads) machine.free_threads.push_back(std::move(thread));
+  machine.used_threads.clear();
 }
 #ifdef __SANITIZE_THREAD__
-EMULATOR_HIDDEN inline void* sanitized_fiber() {
-  if (machine.free_sanitized.empty()) return __tsan_create_fiber(0);
-  void* const fiber = machine.free_sanitized.back();
-  machine.free_sanitized.pop_back();
-  return fiber;
-}
-// The sanitizer knows 8128 threads at most.
-EMULATOR_HIDDEN inline void keep_sanitized(void* fiber) {
-  if (machine.used_sanitized.size() < 4096)
-    machine.used_sanitized.push_back(fiber);
-  else
-    __tsan_destroy_fiber(fiber);
-}
-EMULATOR_HIDDEN inline void share_sanitized() {
-  for (void* const fiber : machine.used_sanitized) machine.free_sanitized.push_back(fiber);
-  machine.used_sanitized.clear();
+// An earlier kernel, which nothing orders but the wait for inputs.
+EMULATOR_HIDDEN inline void run_before() {
+  Thread thread = take_thread();
+  const InFlight* const first = machine.in_flight.data();
+  const size_t count = machine.in_flight.size();
+  __tsan_release(&machine.started);
+  __tsan_switch_to_fiber(thread.sanitized, __tsan_switch_to_fiber_no_sync);
+  __tsan_acquire(&machine.started);
+  for (size_t i = 0; i < count; ++i) __tsan_write_range(first[i].at, first[i].bytes);
+  __tsan_release(&machine.arrived);
+  __tsan_switch_to_fiber(machine.sanitized, __tsan_switch_to_fiber_no_sync);
+  machine.used_threads.push_back(std::move(thread));
 }
 #endif
 EMULATOR_HIDDEN inline void make_block() {
@@ -221,18 +254,16 @@ EMULATOR_HIDDEN inline void make_block() {
   machine.fibers.resize(threads);
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = machine.fibers[i];
-    EMULATOR_RACES(if (fiber.stack) machine.kept_stacks.push_back(std::move(fiber.stack));)
-    if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+    fiber.thread = take_thread();
     fiber.index = dim3(i, 0, 0);
     fiber.number = i;
     fiber.exchanges = fiber.barriers[0] = fiber.barriers[1] = 0;
     fiber.state = State::READY;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.thread.stack.get();
     fiber.context.uc_stack.ss_size = STACK_BYTES;
     fiber.context.uc_link = &machine.scheduler;
     makecontext(&fiber.context, fiber_main, 0);
-    EMULATOR_RACES(fiber.sanitized = sanitized_fiber();)
   }
   EMULATOR_RACES(__tsan_release(&machine.started);)
 }
@@ -289,7 +320,7 @@ EMULATOR_HIDDEN inline void run_block() {
     if (waiting.done) throw std::runtime_error("threads are gone, and others wait at " + waiting.place.text());
     for (Fiber& fiber : machine.fibers) fiber.state = State::READY;
   }
-  EMULATOR_RACES(for (Fiber& fiber : machine.fibers) keep_sanitized(fiber.sanitized);)
+  for (Fiber& fiber : machine.fibers) machine.used_threads.push_back(std::move(fiber.thread));
 }
 
 template <class Body>
@@ -302,7 +333,8 @@ void launch(dim3 grid, dim3 block, size_t shared, Body body) {
   machine.shared_bytes = shared;
   machine.body = body;
   machine.failure.clear();
-  EMULATOR_RACES(machine.sanitized = __tsan_get_current_fiber();)
+  EMULATOR_RACES(machine.sanitized = __tsan_get_current_fiber(); run_before();)
+  machine.in_flight.clear();
   for (unsigned y = 0; y < grid.y; ++y) {
     for (unsigned x = 0; x < grid.x; ++x) {
       machine.block_index = dim3(x, y, 0);
@@ -310,74 +342,12 @@ void launch(dim3 grid, dim3 block, size_t shared, Body body) {
       run_block();
     }
   }
-  EMULATOR_RACES(__tsan_acquire(&machine.ended); share_sanitized();)
+  EMULATOR_RACES(__tsan_acquire(&machine.ended); __tsan_acquire(&machine.arrived);)
+  return_threads();
   forget_blocks();
-}
-
-inline float from_bfloat16(uint16_t half) { return cast<float>(static_cast<uint32_t>(half) << 16); }
-inline float from_float16(uint16_t half) {
-  const uint32_t sign = (half & 0x8000u) << 16, rest = half & 0x7FFFu;
-  if (rest >= 0x7C00) return cast<float>(sign | 0x7F800000u | rest << 13);
-  return cast<float>(cast<uint32_t>(cast<float>(rest << 13) * 0x1p112f) | sign);  // the exponents' offsets: 127 and 15
-}
-// To nearest, ties to even; NaN is 0x7FFF, as of a GPU.
-inline uint16_t to_bfloat16(float value) {
-  const uint32_t bits = cast<uint32_t>(value);
-  if (value != value) return 0x7FFF;
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-inline uint16_t to_float16(float value) {
-  const uint32_t bits = cast<uint32_t>(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7FFFFFFF;
-  if (value != value) return 0x7FFF;
-  if (rest >= cast<uint32_t>(65520.0f)) return static_cast<uint16_t>(sign | 0x7C00);
-  // Below the normal numbers a step is 2^-24, which is the last place of 0.5.
-  if (rest < cast<uint32_t>(0x1p-14f))
-    return static_cast<uint16_t>(sign | (cast<uint32_t>(cast<float>(rest) + 0.5f) - cast<uint32_t>(0.5f)));
-  return static_cast<uint16_t>(sign | (rest - (112u << 23) + 0xFFF + (rest >> 13 & 1)) >> 13);
-}
-
-// prmt of PTX, its general form.
-inline uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t choice = selector >> 4 * i & 15;
-    const uint32_t byte = ((static_cast<uint64_t>(b) << 32 | a) >> 8 * (choice & 7)) & 255;
-    result |= (choice < 8 ? byte : byte < 128 ? 0 : 255) << 8 * i;
-  }
-  return result;
-}
-
-// mma.sync m16n8k16 and m16n8k32, as a word holds 2 or 4 elements along k, which `element(word, i)` reads. Sums go
-// along k in one order; a tensor core's order and rounding are its own.
-template <int PER_WORD, class Sum, class Element>
-void multiply_fragments(Sum (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Element& element) {
-  const Slot* const slots = exchange({{a[0], a[1], a[2], a[3], b0, b1}}, {"mma", PER_WORD});
-  const unsigned group = lane() / 4, in_group = lane() % 4;
-  Slot upper[4], left[2][4];
-  for (unsigned i = 0; i < 4; ++i) {
-    upper[i] = shown(slots, group * 4 + i);
-    for (unsigned j = 0; j < 2; ++j) left[j][i] = shown(slots, (in_group * 2 + j) * 4 + i);
-  }
-  for (int i = 0; i < 4; ++i) {
-    const int lower_row = i / 2, column = i % 2;
-    for (int half = 0; half < 2; ++half)
-      for (int thread = 0; thread < 4; ++thread)
-        for (int k = 0; k < PER_WORD; ++k)
-          d[i] +=
-              element(upper[thread].words[lower_row + 2 * half], k) * element(left[column][thread].words[4 + half], k);
-  }
-}
-template <bool BFLOAT>
-void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  multiply_fragments<2>(d, a, b0, b1, [](uint32_t word, int i) {
-    const uint16_t half = static_cast<uint16_t>(word >> 16 * i);
-    return BFLOAT ? from_bfloat16(half) : from_float16(half);
-  });
-}
-inline void multiply_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  multiply_fragments<4>(d, a, b0, b1, [](uint32_t word, int i) { return static_cast<int8_t>(word >> 8 * i); });
 }
 
 }  // namespace emulator
 
+#include "arithmetic.h"
 #include "intrinsics.h"

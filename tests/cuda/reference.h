@@ -287,6 +287,8 @@ class Report {
     const std::string name = layer.settings.text() + " order " + std::to_string(order);
     layer.clear();
     emulator::set_order(order);
+    emulator::in_flight(layer.x.data(), layer.x.size());
+    emulator::in_flight(layer.y.data(), layer.y.size());
     try {
       body();
     } catch (const std::exception& error) {
