@@ -153,22 +153,35 @@ FK_DEVICE void add_sums(float4* to, const Sums<ROW_TILES, PIXEL_TILES, KINDS>& s
 }
 
 // The sums of all warps, and what they become in y. Pixels of y lie evenly.
-template <int ROW_TILES, int PIXEL_TILES>
+template <int DTYPE, int ROW_TILES, int PIXEL_TILES>
 FK_DEVICE void finish_convolution(const Convolution& c, const float4* sums, float unit, int row0, int pixel0) {
   constexpr int TILES = ROW_TILES * PIXEL_TILES;
   const Product& p = c.weight;
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warps = blockDim.x >> 5;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warps = blockDim.x >> 5, odd = g & 1;
   const int64_t stride = pixel_stride(c);
   const bool aligned = stride % 2 == 0 && reinterpret_cast<uintptr_t>(p.y) % 8 == 0;
   for (int tile = threadIdx.x >> 5; tile < TILES; tile += warps) {
-    float total[4] = {};
+    float v[4] = {};
     for (int warp = 0; warp < warps; ++warp) {
       const float4 part = sums[(warp * TILES + tile) * 32 + lane];
-      total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
+      v[0] += part.x, v[1] += part.y, v[2] += part.z, v[3] += part.w;
     }
-    const int row = row0 + tile / PIXEL_TILES * 16 + g, pixel = pixel0 + tile % PIXEL_TILES * 8 + 2 * t + (g & 1);
-    finish_tile(p, unit, row, total);
-    write_rows(p, row, pixel < p.pixels ? pixel * stride : -1, aligned, total);
+    const int row = row0 + tile / PIXEL_TILES * 16 + g, pixel = pixel0 + tile % PIXEL_TILES * 8 + 2 * t;
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
+      const int channel = min(row + (i >> 1) * 8, p.rows - 1);
+      v[i] = finished(v[i] * unit, p.gain, p.bias, p.bias_dtype, p.relu, channel);
+    }
+    if (aligned && row - g + 16 <= p.rows) {
+      FK_UNROLL for (int i = 0; i < 4; i += 2) {
+        const int64_t at = (pixel + odd) * stride + (row - odd + 4 * i);
+        write_exchanged<DTYPE>(p.y, odd, at, pixel + odd < p.pixels, v[i], v[i + 1]);
+      }
+    } else {
+      FK_UNROLL for (int i = 0; i < 4; ++i) {
+        const int to_row = row + (i >> 1) * 8, to_pixel = pixel + (i & 1);
+        if (to_row < p.rows && to_pixel < p.pixels) write_element(p.y, DTYPE, to_pixel * stride + to_row, v[i]);
+      }
+    }
   }
 }
 
@@ -214,7 +227,7 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   }
   release_next();
   __syncthreads();
-  finish_convolution<ROW_TILES, PIXEL_TILES>(c, sums, UNIT * seed.scale, row0, pixel0);
+  finish_convolution<DTYPE, ROW_TILES, PIXEL_TILES>(c, sums, UNIT * seed.scale, row0, pixel0);
 }
 
 // Rows and pixels of a tile in units of 16 and 8, and the most warps of a block.
