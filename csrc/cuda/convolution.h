@@ -21,10 +21,15 @@ constexpr int64_t size_of_result(const Convolution& c, int dimension) {
   return dimension == 0 ? c.batch : dimension == 1 ? c.weight.rows : c.narrow[dimension - 2];
 }
 
-// Elements from the first of x to the last.
+// Elements from the first of x or y to the last.
 constexpr int64_t reach_of_input(const Convolution& c) {
   int64_t reach = 0;
   for (int i = 0; i < 4; ++i) reach += (size_of_input(c, i) - 1) * c.x_stride[i];
+  return reach;
+}
+constexpr int64_t reach_of_result(const Convolution& c) {
+  int64_t reach = 0;
+  for (int i = 0; i < 4; ++i) reach += (size_of_result(c, i) - 1) * c.y_stride[i];
   return reach;
 }
 

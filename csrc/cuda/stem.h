@@ -75,7 +75,7 @@ FK_DEVICE void decode_rows(const Convolution& c, int rows, const uint32_t* keep,
 }
 
 template <int DTYPE>
-FK_DEVICE uint32_t read_bits(const void* from, int64_t at) {
+FK_DEVICE uint32_t read_bits(const void* from, int at) {
   return DTYPE == FLOAT32 ? static_cast<const uint32_t*>(from)[at] : static_cast<const uint16_t*>(from)[at];
 }
 
@@ -90,10 +90,10 @@ FK_DEVICE void load_patch(const Convolution& c, const Patch& patch, int sample, 
       const int at = first + i * STEM_THREADS, line = __umulhi(at, reciprocal);
       const int h = h0 + line, w = w0 + at - line * patch.width;
       const bool exists = at < patch.positions && h >= 0 && h < c.wide[0] && w >= 0 && w < c.wide[1];
-      const int64_t from = sample * c.x_stride[0] + h * c.x_stride[2] + w * c.x_stride[3];
+      const int from = static_cast<int>(sample * c.x_stride[0] + h * c.x_stride[2] + w * c.x_stride[3]);
       FK_UNROLL for (int channel = 0; channel < 4; ++channel) {
         const bool reads = exists && channel < c.channels;
-        x[i][channel] = reads ? read_bits<DTYPE>(c.weight.x, from + channel * c.x_stride[1]) : 0;
+        x[i][channel] = reads ? read_bits<DTYPE>(c.weight.x, from + channel * static_cast<int>(c.x_stride[1])) : 0;
       }
     }
     FK_UNROLL for (int i = 0; i < AT_ONCE; ++i) {
@@ -165,31 +165,33 @@ template <int DTYPE>
 FK_DEVICE void write_lines(const Convolution& c, int row, int sample, int h, int w, const float (&v)[LINES][4][2]) {
   const Product& p = c.weight;
   const int g = threadIdx.x >> 2 & 7, t = threadIdx.x & 3, odd = g & 1;
-  const int64_t *const stride = c.y_stride, corner = sample * stride[0] + h * stride[2] + w * stride[3];
-  const bool rows_last = stride[1] == 1;
-  const bool aligned = stride[0] % 2 == 0 && stride[2] % 2 == 0 && (rows_last ? stride[3] : stride[1]) % 2 == 0 &&
-                       reinterpret_cast<uintptr_t>(p.y) % 8 == 0;
+  const int by_row = static_cast<int>(c.y_stride[1]), by_line = static_cast<int>(c.y_stride[2]);
+  const int by_pixel = static_cast<int>(c.y_stride[3]), by_sample = static_cast<int>(c.y_stride[0]);
+  const int corner = sample * by_sample + h * by_line + w * by_pixel;
+  const bool rows_last = by_row == 1;
+  const bool aligned =
+      (by_sample | by_line | (rows_last ? by_pixel : by_row)) % 2 == 0 && reinterpret_cast<uintptr_t>(p.y) % 8 == 0;
   const bool whole = h + LINES <= c.narrow[0] && w + TILE_SIDE <= c.narrow[1] && row - g + WARP_ROWS <= p.rows;
   if (whole && aligned && rows_last) {
-    const int64_t first = corner + (2 * t + odd) * stride[3] + row - odd;
+    const int first = corner + (2 * t + odd) * by_pixel + row - odd;
     FK_UNROLL for (int n = 0; n < LINES; ++n) {
       FK_UNROLL for (int i = 0; i < 4; ++i) {
-        write_exchanged<DTYPE>(p.y, odd, first + n * stride[2] + 8 * i, true, v[n][i][0], v[n][i][1]);
+        write_exchanged<DTYPE>(p.y, odd, first + n * by_line + 8 * i, true, v[n][i][0], v[n][i][1]);
       }
     }
-  } else if (whole && aligned && stride[3] == 1) {
-    const int64_t first = corner + row * stride[1] + 2 * t;
+  } else if (whole && aligned && by_pixel == 1) {
+    const int first = corner + row * by_row + 2 * t;
     FK_UNROLL for (int n = 0; n < LINES; ++n) {
       FK_UNROLL for (int i = 0; i < 4; ++i) {
-        write_pair<DTYPE>(p.y, first + n * stride[2] + 8 * i * stride[1], v[n][i][0], v[n][i][1]);
+        write_pair<DTYPE>(p.y, first + n * by_line + 8 * i * by_row, v[n][i][0], v[n][i][1]);
       }
     }
   } else {
     FK_UNROLL for (int n = 0; n < LINES; ++n) {
       FK_UNROLL for (int j = 0; j < 8; ++j) {
         const int channel = row + 8 * (j >> 1), pixel = 2 * t + (j & 1);
-        const int64_t at = corner + channel * stride[1] + n * stride[2] + pixel * stride[3];
         if (channel < p.rows && h + n < c.narrow[0] && w + pixel < c.narrow[1]) {
+          const int at = corner + channel * by_row + n * by_line + pixel * by_pixel;
           write_element(p.y, DTYPE, at, v[n][j >> 1][j & 1]);
         }
       }
@@ -272,7 +274,8 @@ inline const char* stem_refuses(const Convolution& c) {
   if (p.transposed) return "the transpose of a convolution";
   if (c.channels > MOST_STEM_CHANNELS) return "more than 4 channels";
   if (c.taps[0] * c.taps[1] > 4 * MANY_STEPS) return "more than 52 taps";
-  if (reach_of_input(c) > MOST_OFFSET || int64_t{p.rows} * p.words > MOST_OFFSET) return "offsets of more than 30 bits";
+  if (reach_of_input(c) > MOST_OFFSET || reach_of_result(c) > MOST_OFFSET || int64_t{p.rows} * p.words > MOST_OFFSET)
+    return "offsets of more than 30 bits";
   if (stem_shared(c) > SHARED_LIMIT) return "inputs of a tile that are more than shared memory holds";
   return nullptr;
 }
