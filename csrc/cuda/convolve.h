@@ -146,7 +146,10 @@ FK_DEVICE void add_sums(float4* to, const Sums<ROW_TILES, PIXEL_TILES, KINDS>& s
     FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) {
       float4& total = to[(i * PIXEL_TILES + n) * 32];
       float v[4];
-      FK_UNROLL for (int j = 0; j < 4; ++j) v[j] = sums.of[0][i][n][j] + (KINDS == 2 ? sums.of[KINDS - 1][i][n][j] : 0);
+      FK_UNROLL for (int j = 0; j < 4; ++j) {
+        v[j] = sums.of[0][i][n][j];
+        if constexpr (KINDS == 2) v[j] += sums.of[1][i][n][j];
+      }
       total = float4{total.x + v[0], total.y + v[1], total.z + v[2], total.w + v[3]};
     }
   }
@@ -248,8 +251,9 @@ inline bool fills_large_tiles(const Convolution& c) {
 
 inline Plan plan_tiles(const Convolution& c, bool large) {
   const TileShape shape = tile_shape(c, large);
-  const int steps = divide_up(c.weight.words, STEP_WORDS), warps = steps < shape.warps ? steps : shape.warps;
-  const int tiles = shape.row_tiles * shape.pixel_tiles;
+  const int steps = divide_up(c.weight.words, STEP_WORDS), tiles = shape.row_tiles * shape.pixel_tiles;
+  // As few warps as make no more steps each.
+  const int warps = divide_up(steps, divide_up(steps, shape.warps));
   return {{divide_up(c.weight.pixels, 8 * shape.pixel_tiles), divide_up(c.weight.rows, 16 * shape.row_tiles)},
           32 * warps,
           warps * tiles * 32 * 16,

@@ -84,16 +84,18 @@ template <int DTYPE>
 FK_DEVICE void load_patch(const Convolution& c, const Patch& patch, int sample, int h0, int w0, uint2* planes) {
   constexpr int AT_ONCE = 4;
   const uint32_t reciprocal = 0xFFFFFFFFu / patch.width + 1;
+  const int by_channel = static_cast<int>(c.x_stride[1]), by_line = static_cast<int>(c.x_stride[2]);
+  const int by_pixel = static_cast<int>(c.x_stride[3]), first_element = sample * static_cast<int>(c.x_stride[0]);
   for (int first = threadIdx.x; first < patch.positions; first += AT_ONCE * STEM_THREADS) {
     uint32_t x[AT_ONCE][4];
     FK_UNROLL for (int i = 0; i < AT_ONCE; ++i) {
       const int at = first + i * STEM_THREADS, line = __umulhi(at, reciprocal);
       const int h = h0 + line, w = w0 + at - line * patch.width;
       const bool exists = at < patch.positions && h >= 0 && h < c.wide[0] && w >= 0 && w < c.wide[1];
-      const int from = static_cast<int>(sample * c.x_stride[0] + h * c.x_stride[2] + w * c.x_stride[3]);
+      const int from = first_element + h * by_line + w * by_pixel;
       FK_UNROLL for (int channel = 0; channel < 4; ++channel) {
         const bool reads = exists && channel < c.channels;
-        x[i][channel] = reads ? read_bits<DTYPE>(c.weight.x, from + channel * static_cast<int>(c.x_stride[1])) : 0;
+        x[i][channel] = reads ? read_bits<DTYPE>(c.weight.x, from + channel * by_channel) : 0;
       }
     }
     FK_UNROLL for (int i = 0; i < AT_ONCE; ++i) {
@@ -139,6 +141,13 @@ FK_DEVICE void stage_ends(const Product& p, float unit, int row0, float2* ends) 
   ends[threadIdx.x] = float2{p.gain ? unit * p.gain[row] : unit, p.bias ? read_element(p.bias, p.bias_dtype, row) : 0};
 }
 
+// Positions from a pixel's first tap to each of its taps, or from any pixel to a zero.
+template <int STEPS>
+FK_DEVICE void stage_offsets(const Convolution& c, const Patch& patch, int* offsets) {
+  const int tap = threadIdx.x, h = tap / c.taps[1] * c.dilation[0], w = tap % c.taps[1] * c.dilation[1];
+  if (tap < 4 * STEPS) offsets[tap] = tap < c.taps[0] * c.taps[1] ? h * patch.width + w : patch.positions;
+}
+
 // Sums of 32 rows and of lines of eight pixels.
 template <int KINDS>
 struct LineSums {
@@ -146,12 +155,13 @@ struct LineSums {
 };
 
 template <int DTYPE, int STEPS, int KINDS>
-FK_DEVICE void multiply_lines(const uint2* from, int plane, int line, const int (&offsets)[STEPS],
+FK_DEVICE void multiply_lines(const uint2* from, int plane, int line, const int* offsets,
                               const uint32_t (&a)[STEPS][2][4], LineSums<KINDS>& sums) {
   FK_UNROLL for (int step = 0; step < STEPS; ++step) {
+    const uint2* const tap = from + offsets[4 * step];
     FK_UNROLL for (int part = 0; part < (DTYPE == FLOAT32 ? 3 : 1); ++part) {
       FK_UNROLL for (int n = 0; n < LINES; ++n) {
-        const uint2 b = from[part * plane + n * line + offsets[step]];
+        const uint2 b = tap[part * plane + n * line];
         FK_UNROLL for (int i = 0; i < 2; ++i) {
           multiply<DTYPE != FLOAT16>(sums.of[part ? KINDS - 1 : 0][n][i], a[step][i], b.x, b.y);
         }
@@ -218,11 +228,8 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
       shared[part * patch.plane + at] = uint2{0, 0};
     }
   }
-  int offsets[STEPS];
-  FK_UNROLL for (int step = 0; step < STEPS; ++step) {
-    const int tap = 4 * step + t, h = tap / c.taps[1] * c.dilation[0], w = tap % c.taps[1] * c.dilation[1];
-    offsets[step] = tap < c.taps[0] * c.taps[1] ? h * patch.width + w : patch.positions;
-  }
+  int* const offsets = reinterpret_cast<int*>(ends + 2 * WARP_ROWS);
+  stage_offsets<STEPS>(c, patch, offsets);
   const int across = (c.narrow[1] + TILE_SIDE - 1) / TILE_SIDE, down = (c.narrow[0] + TILE_SIDE - 1) / TILE_SIDE;
   wait_for_inputs();
   for (int tile = blockIdx.x; tile < c.batch * down * across; tile += gridDim.x) {
@@ -232,13 +239,14 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
     FK_ROLLED for (int line = warp / warps * LINES; line < TILE_SIDE; line += STEM_WARPS / warps * LINES) {
       LineSums<KINDS> sums = {};
       multiply_lines<DTYPE>(shared + line * c.stride[0] * patch.width + g * c.stride[1], patch.plane,
-                            c.stride[0] * patch.width, offsets, a, sums);
+                            c.stride[0] * patch.width, offsets + t, a, sums);
       float v[LINES][4][2];
       FK_UNROLL for (int i = 0; i < 4; ++i) {
         const float2 end = ends[row - row0 + 8 * i];
         FK_UNROLL for (int j = 0; j < 2 * LINES; ++j) {
           const int n = j >> 1, at = 2 * (i & 1) + (j & 1);
-          const float sum = sums.of[0][n][i >> 1][at] + (KINDS == 2 ? sums.of[KINDS - 1][n][i >> 1][at] : 0.0f);
+          float sum = sums.of[0][n][i >> 1][at];
+          if constexpr (KINDS == 2) sum += sums.of[1][n][i >> 1][at];
           const float value = sum * end.x + end.y;
           v[n][i][j & 1] = p.relu && value < 0.0f ? 0.0f : value;
         }
@@ -255,7 +263,7 @@ inline int stem_steps(const Convolution& c) { return c.taps[0] * c.taps[1] <= 4 
 inline int64_t stem_shared(const Convolution& c) {
   const int64_t rows = WARP_ROWS * row_warps(c), parts = c.weight.dtype == FLOAT32 ? 3 : 1;
   const int64_t weights = rows * (4 * 8 * stem_steps(c) + 2 * 4 * (c.weight.words + 1));
-  const int64_t planes = parts * 8 * patch_of(c).plane + 8 * 2 * WARP_ROWS;
+  const int64_t planes = parts * 8 * patch_of(c).plane + 8 * 2 * WARP_ROWS + 4 * 4 * stem_steps(c);
   return weights > planes ? weights : planes;
 }
 
