@@ -33,6 +33,12 @@ constexpr int64_t reach_of_result(const Convolution& c) {
   return reach;
 }
 
+// Whether offsets of 32 bits reach every element and word, and a grid every row.
+constexpr bool is_within_reach(const Convolution& c) {
+  return reach_of_input(c) <= MOST_OFFSET && reach_of_result(c) <= MOST_OFFSET &&
+         int64_t{c.weight.rows} * c.weight.words <= MOST_OFFSET && c.weight.rows <= 1 << 20;
+}
+
 // Whether eight channels, or four of float32, can be one load wherever they begin at a multiple of that.
 inline bool reads_aligned(const Convolution& c) {
   const int step = c.weight.dtype == FLOAT32 ? 4 : 8;

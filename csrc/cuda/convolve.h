@@ -270,7 +270,7 @@ inline const char* convolve_refuses(const Convolution& c) {
   if (c.x_stride[1] != 1 || (p.rows > 1 && c.y_stride[1] != 1)) return "channels that do not lie one after another";
   if (!lies_evenly(c)) return "pixels of the result that do not lie evenly";
   if (!reads_aligned(c)) return "inputs that are not aligned to 16 bytes";
-  if (reach_of_input(c) > MOST_OFFSET || int64_t{p.rows} * p.words > MOST_OFFSET) return "offsets of more than 30 bits";
+  if (!is_within_reach(c)) return "offsets of more than 30 bits";
   return nullptr;
 }
 

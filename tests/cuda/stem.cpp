@@ -4,34 +4,33 @@
 #include "convolution.h"
 
 using namespace fk;
+using cuda::Convolution;
 using reference::ConvolutionSettings;
+using reference::Shape;
 
-static const char* run(const cuda::Convolution& c, int multiprocessors) {
+static const char* run(const Convolution& c, int multiprocessors) {
   if (const char* reason = cuda::stem_refuses(c)) return reason;
   const cuda::Plan plan = cuda::plan_stem(c, multiprocessors);
   return cuda::with_stem(c, [&](auto* kernel) { return cuda::launch(kernel, plan, {1, false}, nullptr, c); });
 }
 
-struct Shape {
-  int batch, channels, wide[2], rows, taps[2], stride[2], padding[2], dilation[2];
-};
 // Tiles that end outside of the result in each direction, rows of one warp and of more than one block.
 static const Shape SHAPES[] = {
     {1, 3, {40, 36}, 64, {7, 7}, {2, 2}, {3, 3}, {1, 1}},  {2, 3, {17, 33}, 32, {3, 3}, {2, 2}, {1, 1}, {1, 1}},
-    {1, 3, {9, 19}, 40, {7, 7}, {2, 2}, {3, 3}, {1, 1}},   {3, 1, {8, 8}, 5, {5, 5}, {1, 1}, {2, 2}, {1, 1}},
+    {2, 3, {9, 19}, 40, {7, 7}, {2, 2}, {3, 3}, {1, 1}},   {3, 1, {8, 8}, 5, {5, 5}, {1, 1}, {2, 2}, {1, 1}},
     {1, 4, {12, 13}, 70, {4, 13}, {1, 3}, {0, 6}, {1, 1}}, {1, 2, {16, 9}, 33, {3, 3}, {1, 2}, {4, 1}, {3, 2}},
     {1, 3, {3, 70}, 130, {1, 1}, {1, 4}, {0, 0}, {1, 1}},
 };
 
-static ConvolutionSettings settings_of(const Shape& shape, int dtype, bool integers, unsigned seed) {
-  ConvolutionSettings s;
-  s.batch = shape.batch, s.channels = shape.channels, s.dtype = dtype;
-  for (int i = 0; i < 2; ++i) {
-    s.wide[i] = shape.wide[i], s.taps[i] = shape.taps[i], s.stride[i] = shape.stride[i];
-    s.padding[i] = shape.padding[i], s.dilation[i] = shape.dilation[i];
-  }
-  s.weight.rows = shape.rows, s.weight.integers = integers, s.weight.seed = seed;
-  return s;
+// What is not served.
+static void check_refusals(reference::ConvolutionReport& report, const Convolution& c) {
+  const auto check = [&](const char* name, auto change) { report.check_refusal(name, c, cuda::stem_refuses, change); };
+  check("normal codes", [](Convolution& c) { c.weight.code = NORMAL_CODE; });
+  check("the transpose", [](Convolution& c) { c.weight.transposed = true; });
+  check("channels", [](Convolution& c) { c.channels = 5; });
+  check("taps", [](Convolution& c) { c.taps[0] = 8; });
+  check("far taps", [](Convolution& c) { c.dilation[0] = 100; });
+  check("far results", [](Convolution& c) { c.y_stride[0] = int64_t{1} << 30; });
 }
 
 int main(int count, char** arguments) {
@@ -53,11 +52,13 @@ int main(int count, char** arguments) {
             s.x_gap = number % 7 ? 0 : 3, s.y_gap = number % 6 ? 0 : static_cast<int>(number / 6 % 3) + 1;
             s.not_finite = number % 11 ? 0 : 0.001;
             if (s.not_finite > 0) s.weight.density = 1;
-            report.check(s, all ? 3 : 1, [&](const cuda::Convolution& c) { return run(c, number % 4 ? 1 : 100); });
+            report.check(s, all ? 3 : 1, [&](const Convolution& c) { return run(c, number % 4 ? 1 : 100); });
           }
         }
       }
     }
   }
+  const reference::ConvolutionLayer served(settings_of(SHAPES[2], BFLOAT16, true, 1));
+  check_refusals(report, served.convolution());
   return report.status("stem");
 }
