@@ -12,7 +12,7 @@ struct Convolution {
 };
 
 // Offsets of inputs and of words are 32-bit numbers in kernels.
-constexpr int64_t MOST_OFFSET = (int64_t{1} << 30) - 1;
+constexpr int64_t MOST_OFFSET = (int64_t{1} << 29) - 1;
 
 constexpr int64_t size_of_input(const Convolution& c, int dimension) {
   return dimension == 0 ? c.batch : dimension == 1 ? c.channels : c.wide[dimension - 2];

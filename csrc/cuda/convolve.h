@@ -67,11 +67,11 @@ struct StepWords {
 
 template <bool DRAWN, int ROWS>
 FK_DEVICE void load_step(const Product& p, const uint32_t (&lines)[ROWS], int word, StepWords<ROWS>& words) {
-  // Past the end x is zero, so that any word will do there.
+  // Past the end x is zero, so that any word will do there. The first-level cache is used: a step takes half a sector.
   const int at = min(word, p.words - 1);
-  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = load_word(p.keep + (lines[i] + at));
+  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = __ldg(p.keep + (lines[i] + at));
   if constexpr (!DRAWN) {
-    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? load_word(p.sign + (lines[i] + at)) : 0;
+    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? __ldg(p.sign + (lines[i] + at)) : 0;
   }
 }
 
@@ -270,7 +270,7 @@ inline const char* convolve_refuses(const Convolution& c) {
   if (c.x_stride[1] != 1 || (p.rows > 1 && c.y_stride[1] != 1)) return "channels that do not lie one after another";
   if (!lies_evenly(c)) return "pixels of the result that do not lie evenly";
   if (!reads_aligned(c)) return "inputs that are not aligned to 16 bytes";
-  if (!is_within_reach(c)) return "offsets of more than 30 bits";
+  if (!is_within_reach(c)) return "offsets of more than 29 bits";
   return nullptr;
 }
 

@@ -282,7 +282,7 @@ inline const char* stem_refuses(const Convolution& c) {
   if (p.transposed) return "the transpose of a convolution";
   if (c.channels > MOST_STEM_CHANNELS) return "more than 4 channels";
   if (c.taps[0] * c.taps[1] > 4 * MANY_STEPS) return "more than 52 taps";
-  if (!is_within_reach(c)) return "offsets of more than 30 bits";
+  if (!is_within_reach(c)) return "offsets of more than 29 bits";
   if (stem_shared(c) > SHARED_LIMIT) return "inputs of a tile that are more than shared memory holds";
   return nullptr;
 }
