@@ -231,6 +231,8 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
   int* const offsets = reinterpret_cast<int*>(ends + 2 * WARP_ROWS);
   stage_offsets<STEPS>(c, patch, offsets);
   const int across = (c.narrow[1] + TILE_SIDE - 1) / TILE_SIDE, down = (c.narrow[0] + TILE_SIDE - 1) / TILE_SIDE;
+  // The next kernel begins when all blocks have, so that it takes no place of theirs.
+  release_next();
   wait_for_inputs();
   for (int tile = blockIdx.x; tile < c.batch * down * across; tile += gridDim.x) {
     const int w0 = tile % across * TILE_SIDE, h0 = tile / across % down * TILE_SIDE, sample = tile / across / down;
@@ -255,7 +257,6 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
     }
     __syncthreads();
   }
-  release_next();
 }
 
 inline int stem_steps(const Convolution& c) { return c.taps[0] * c.taps[1] <= 4 * FEW_STEPS ? FEW_STEPS : MANY_STEPS; }
