@@ -32,45 +32,53 @@ FK_HD Patch patch_of(const Convolution& c) {
   return {width, height * width, height * width + (TILE_SIDE - 1) * (c.stride[0] * width + c.stride[1]) + 1};
 }
 
-// Words of the block's rows, in the order of columns, an empty one behind those of each row.
-FK_DEVICE void stage_words(const Product& p, const Seed& seed, int row0, int rows, uint32_t* keep, uint32_t* sign) {
-  const int per_row = p.words + 1, calls = p.words / 4 + 1;
+FK_DEVICE uint32_t exchange_bits(uint32_t x, int by, uint32_t mask) {
+  const uint32_t t = (x ^ x >> by) & mask;
+  return x ^ t ^ t << by;
+}
+// From the even columns' fields of two bits in the low half and the odd columns' in the high one, to their own order.
+FK_DEVICE uint32_t interleave_fields(uint32_t x) {
+  return exchange_bits(exchange_bits(exchange_bits(x, 8, 0x0000FF00u), 4, 0x00F000F0u), 2, 0x0C0C0C0Cu);
+}
+
+// The weights of the block's rows as fields of two bits, keep and sign, in the order of columns: two words for each of
+// the format's, and two empty ones behind those of each row.
+FK_DEVICE void stage_fields(const Product& p, const Seed& seed, int row0, int rows, uint32_t* fields) {
+  const int calls = p.words / 4 + 1;  // of the generator, whose words are made together
   const bool drawn = p.code == SIGN_CODE && !p.sign;
-  for (int at = threadIdx.x; at < rows * per_row; at += STEM_THREADS) {
-    const int row = row0 + at / per_row, word = at % per_row;
-    const bool exists = row < p.rows && word < p.words;
-    keep[at] = exists ? to_natural_order(p.keep[row * p.words + word]) : 0;
-    if (!drawn) sign[at] = exists && p.sign ? to_natural_order(p.sign[row * p.words + word]) : 0;
-  }
-  for (int at = threadIdx.x; drawn && at < rows * calls; at += STEM_THREADS) {
-    const int row = at / calls, call = at % calls;
-    const Words4 four =
-        philox(call, row0 + row, SIGN_PURPOSE | seed.generation << 8, seed.stream, seed.key0, seed.key1);
-    for (int i = 0; i < 4 && 4 * call + i < per_row; ++i) {
-      sign[row * per_row + 4 * call + i] = to_natural_order(four.x[i]);
+  for (int at = threadIdx.x; at < rows * calls; at += STEM_THREADS) {
+    const int line = at / calls, call = at % calls, row = min(row0 + line, p.rows - 1);
+    Words4 four = {};
+    if (drawn) four = philox(call, row, SIGN_PURPOSE | seed.generation << 8, seed.stream, seed.key0, seed.key1);
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
+      const int word = 4 * call + i;
+      if (word > p.words) break;
+      const uint32_t keep = word < p.words ? p.keep[row * p.words + word] : 0;
+      const uint32_t sign = p.sign && word < p.words ? p.sign[row * p.words + word] : four.x[i];
+      const uint32_t even = to_natural_order((keep & EVEN_COLUMNS) | sign << 16);
+      const uint32_t odd = to_natural_order(keep >> 16 | (sign & ODD_COLUMNS));
+      uint32_t* const to = fields + 2 * (line * (p.words + 1) + word);
+      to[0] = interleave_fields((even & 0xFFFFu) | odd << 16);
+      to[1] = interleave_fields(even >> 16 | (odd & 0xFFFF0000u));
     }
   }
 }
 
-// Weights of the two lowest bits. Products spread bits, at most four, to both halves; one of each half is wanted.
-FK_DEVICE uint32_t to_pair(uint32_t keep, uint32_t sign) {
-  return (keep * 0x20004000u & 0x40004000u) | (sign * 0x40008000u & 0x80008000u);
-}
+// The weights of two fields: the lowest to bits 14 and 15, the next to bits 30 and 31.
+FK_DEVICE uint32_t to_pair(uint32_t fields) { return fields * (1u << 14 | 1u << 28) & SIGN_AND_TWO; }
 
-// Weights of the block's rows, [rows, 4 * STEPS] taps of four channels each.
+// Weights of the block's rows, [rows, 4 * STEPS] taps of four channels each. A thread makes one tap of many rows.
 template <int STEPS>
-FK_DEVICE void decode_rows(const Convolution& c, int rows, const uint32_t* keep, const uint32_t* sign, uint2* weights) {
-  const int per_row = c.weight.words + 1, taps = c.taps[0] * c.taps[1];
-  const uint32_t channels = (1u << c.channels) - 1;
-  for (int at = threadIdx.x; at < rows * (4 * STEPS); at += STEM_THREADS) {
-    const int tap = at % (4 * STEPS), column = tap * c.channels, word = at / (4 * STEPS) * per_row + column / 32;
-    if (tap < taps) {
-      const uint32_t kept = __funnelshift_r(keep[word], keep[word + 1], column) & channels;
-      const uint32_t negative = __funnelshift_r(sign[word], sign[word + 1], column) & channels;
-      weights[at] = uint2{to_pair(kept, negative), to_pair(kept >> 2, negative >> 2)};
-    } else {
-      weights[at] = uint2{0, 0};
-    }
+FK_DEVICE void decode_rows(const Convolution& c, int rows, const uint32_t* fields, uint2* weights) {
+  constexpr int TAPS = 4 * STEPS, THREADS = TAPS > 16 ? 64 : 16;
+  static_assert(TAPS <= THREADS, "one tap a thread");
+  const int per_row = 2 * (c.weight.words + 1), tap = threadIdx.x % THREADS;
+  const uint32_t bit = 2 * tap * c.channels, mask = tap < c.taps[0] * c.taps[1] ? (1u << 2 * c.channels) - 1 : 0;
+  if (tap >= TAPS) return;
+  const uint32_t* const from = fields + (mask ? bit / 32 : 0);
+  for (int row = threadIdx.x / THREADS; row < rows; row += STEM_THREADS / THREADS) {
+    const uint32_t four = __funnelshift_r(from[row * per_row], from[row * per_row + 1], bit) & mask;
+    weights[row * TAPS + tap] = uint2{to_pair(four), to_pair(four >> 4)};
   }
 }
 
@@ -118,11 +126,10 @@ template <int STEPS>
 FK_DEVICE void take_weights(const Convolution& c, const Seed& seed, int row0, int row, uint2* shared,
                             uint32_t (&a)[STEPS][2][4]) {
   const int rows = WARP_ROWS * row_warps(c), t = threadIdx.x & 3;
-  uint32_t* const keep = reinterpret_cast<uint32_t*>(shared + rows * (4 * STEPS));
-  uint32_t* const sign = keep + rows * (c.weight.words + 1);
-  stage_words(c.weight, seed, row0, rows, keep, sign);
+  uint32_t* const fields = reinterpret_cast<uint32_t*>(shared + rows * (4 * STEPS));
+  stage_fields(c.weight, seed, row0, rows, fields);
   __syncthreads();
-  decode_rows<STEPS>(c, rows, keep, sign, shared);
+  decode_rows<STEPS>(c, rows, fields, shared);
   __syncthreads();
   FK_UNROLL for (int step = 0; step < STEPS; ++step) {
     FK_UNROLL for (int i = 0; i < 4; ++i) {
