@@ -48,6 +48,9 @@ constexpr int64_t reach_of_result(const Convolution& c) {
 
 // Whether offsets of 32 bits reach every element and word, and a grid every row.
 constexpr bool is_within_reach(const Convolution& c) {
+  for (int i = 0; i < 2; ++i) {
+    if (c.stride[i] > 1 << 24 || c.padding[i] > 1 << 24 || c.dilation[i] > 1 << 24) return false;
+  }
   return reach_of_input(c) <= MOST_OFFSET && reach_of_result(c) <= MOST_OFFSET &&
          int64_t{c.weight.rows} * c.weight.words <= MOST_OFFSET && c.weight.rows <= 1 << 20;
 }

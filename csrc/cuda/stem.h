@@ -177,6 +177,21 @@ FK_DEVICE void multiply_lines(const uint2* from, int plane, int line, const int*
   }
 }
 
+// `ends` of the lane's first row.
+template <int KINDS>
+FK_DEVICE void finish_lines(const float2* ends, bool relu, const LineSums<KINDS>& sums, float (&v)[LINES][4][2]) {
+  FK_UNROLL for (int i = 0; i < 4; ++i) {
+    const float2 end = ends[8 * i];
+    FK_UNROLL for (int j = 0; j < 2 * LINES; ++j) {
+      const int n = j >> 1, at = 2 * (i & 1) + (j & 1);
+      float sum = sums.of[0][n][i >> 1][at];
+      if constexpr (KINDS == 2) sum += sums.of[1][n][i >> 1][at];
+      const float value = sum * end.x + end.y;
+      v[n][i][j & 1] = relu && value < 0.0f ? 0.0f : value;
+    }
+  }
+}
+
 // A lane's part of the result: rows row + 8 i, two pixels of each line.
 template <int DTYPE>
 FK_DEVICE void write_lines(const Convolution& c, int row, int sample, int h, int w, const float (&v)[LINES][4][2]) {
@@ -250,16 +265,7 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
       multiply_lines<DTYPE>(shared + line * c.stride[0] * patch.width + g * c.stride[1], patch.plane,
                             c.stride[0] * patch.width, offsets + t, a, sums);
       float v[LINES][4][2];
-      FK_UNROLL for (int i = 0; i < 4; ++i) {
-        const float2 end = ends[row - row0 + 8 * i];
-        FK_UNROLL for (int j = 0; j < 2 * LINES; ++j) {
-          const int n = j >> 1, at = 2 * (i & 1) + (j & 1);
-          float sum = sums.of[0][n][i >> 1][at];
-          if constexpr (KINDS == 2) sum += sums.of[1][n][i >> 1][at];
-          const float value = sum * end.x + end.y;
-          v[n][i][j & 1] = p.relu && value < 0.0f ? 0.0f : value;
-        }
-      }
+      finish_lines(ends + (row - row0), p.relu, sums, v);
       write_lines<DTYPE>(c, row, sample, h0 + line, w0, v);
     }
     __syncthreads();
@@ -291,8 +297,13 @@ inline const char* stem_refuses(const Convolution& c) {
   if (c.channels > MOST_STEM_CHANNELS) return "more than 4 channels";
   if (c.taps[0] * c.taps[1] > 4 * MANY_STEPS) return "more than 52 taps";
   if (!is_within_reach(c)) return "offsets of more than 29 bits";
-  if (stem_shared(c) > SHARED_LIMIT) return "inputs of a tile that are more than shared memory holds";
-  return nullptr;
+  constexpr const char* TOO_WIDE = "inputs of a tile that are more than shared memory holds";
+  for (int i = 0; i < 2; ++i) {
+    // so that what follows is no large number
+    const int64_t reach = int64_t{TILE_SIDE} * c.stride[i] + int64_t{c.taps[i]} * c.dilation[i];
+    if (reach > SHARED_LIMIT / 8) return TOO_WIDE;
+  }
+  return stem_shared(c) > SHARED_LIMIT ? TOO_WIDE : nullptr;
 }
 
 template <int DTYPE, class Visit>

@@ -30,6 +30,7 @@ static void check_refusals(reference::ConvolutionReport& report, const Convoluti
   check("channels", [](Convolution& c) { c.channels = 5; });
   check("taps", [](Convolution& c) { c.taps[0] = 8; });
   check("far taps", [](Convolution& c) { c.dilation[0] = 100; });
+  check("taps so far that their distance is no int", [](Convolution& c) { c.dilation[0] = c.dilation[1] = 1 << 24; });
   check("far results", [](Convolution& c) { c.y_stride[0] = int64_t{1} << 30; });
 }
 
