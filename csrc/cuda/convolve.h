@@ -53,6 +53,15 @@ FK_DEVICE Origin to_origin(const Convolution& c, int pixel) {
   return {static_cast<int>(element), pixel < c.weight.pixels ? taps : 0};
 }
 
+// Lanes of a quad read the same pixels, so each makes the origin in one pixel tile.
+template <int PIXEL_TILES>
+FK_DEVICE void share_origins(const Origin& mine, int first_lane, Origin (&origins)[PIXEL_TILES]) {
+  FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) {
+    origins[n].element = __shfl_sync(~0u, mine.element, first_lane + n);
+    origins[n].taps = __shfl_sync(~0u, mine.taps, first_lane + n);
+  }
+}
+
 // Elements from a pixel's first tap to tap `lane`.
 FK_DEVICE int to_tap_offset(const Convolution& c, int lane) {
   const int h = lane / c.taps[1] * c.dilation[0], w = lane % c.taps[1] * c.dilation[1];
@@ -203,7 +212,7 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   StepWords<ROWS> next;
   load_step<DRAWN>(p, lines, STEP_WORDS * warp + t, next);
   Origin origins[PIXEL_TILES];
-  FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) origins[n] = to_origin(c, pixel0 + 8 * n + g);
+  share_origins(to_origin(c, pixel0 + 8 * (t % PIXEL_TILES) + g), lane - t, origins);
   const int tap_offset = to_tap_offset(c, lane), column = STEP_COLUMNS * warp + 32 * t;
   const int jump = STEP_COLUMNS * warps - 32, jump_taps = jump / c.channels, jump_channels = jump % c.channels;
   Place place = {0, 0, 0};
