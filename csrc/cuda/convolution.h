@@ -11,8 +11,21 @@ struct Convolution {
   int64_t x_stride[4], y_stride[4];                                     // batch, channel, height and width, in elements
 };
 
+// A linear layer as a convolution of one tap, each pixel a sample.
+inline Convolution convolution_of(const Product& p) {
+  Convolution c = {};
+  c.weight = p;
+  c.batch = p.pixels;
+  c.channels = p.cols;
+  for (int i = 0; i < 2; ++i) c.wide[i] = c.narrow[i] = c.taps[i] = c.stride[i] = c.dilation[i] = 1;
+  c.x_stride[0] = p.x_stride;
+  c.y_stride[0] = p.y_stride;
+  c.x_stride[1] = c.y_stride[1] = 1;
+  return c;
+}
+
 // Offsets of inputs and of words are 32-bit numbers in kernels.
-constexpr int64_t MOST_OFFSET = (int64_t{1} << 30) - 1;
+constexpr int64_t MOST_OFFSET = (int64_t{1} << 29) - 1;
 
 constexpr int64_t size_of_input(const Convolution& c, int dimension) {
   return dimension == 0 ? c.batch : dimension == 1 ? c.channels : c.wide[dimension - 2];
@@ -21,11 +34,25 @@ constexpr int64_t size_of_result(const Convolution& c, int dimension) {
   return dimension == 0 ? c.batch : dimension == 1 ? c.weight.rows : c.narrow[dimension - 2];
 }
 
-// Elements from the first of x to the last.
+// Elements from the first of x or y to the last.
 constexpr int64_t reach_of_input(const Convolution& c) {
   int64_t reach = 0;
   for (int i = 0; i < 4; ++i) reach += (size_of_input(c, i) - 1) * c.x_stride[i];
   return reach;
+}
+constexpr int64_t reach_of_result(const Convolution& c) {
+  int64_t reach = 0;
+  for (int i = 0; i < 4; ++i) reach += (size_of_result(c, i) - 1) * c.y_stride[i];
+  return reach;
+}
+
+// Whether offsets of 32 bits reach every element and word, and a grid every row.
+constexpr bool is_within_reach(const Convolution& c) {
+  for (int i = 0; i < 2; ++i) {
+    if (c.stride[i] > 1 << 24 || c.padding[i] > 1 << 24 || c.dilation[i] > 1 << 24) return false;
+  }
+  return reach_of_input(c) <= MOST_OFFSET && reach_of_result(c) <= MOST_OFFSET &&
+         int64_t{c.weight.rows} * c.weight.words <= MOST_OFFSET && c.weight.rows <= 1 << 20;
 }
 
 // Whether eight channels, or four of float32, can be one load wherever they begin at a multiple of that.

@@ -53,6 +53,15 @@ FK_DEVICE Origin to_origin(const Convolution& c, int pixel) {
   return {static_cast<int>(element), pixel < c.weight.pixels ? taps : 0};
 }
 
+// Lanes of a quad read the same pixels, so each makes the origin in one pixel tile.
+template <int PIXEL_TILES>
+FK_DEVICE void share_origins(const Origin& mine, int first_lane, Origin (&origins)[PIXEL_TILES]) {
+  FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) {
+    origins[n].element = __shfl_sync(~0u, mine.element, first_lane + n);
+    origins[n].taps = __shfl_sync(~0u, mine.taps, first_lane + n);
+  }
+}
+
 // Elements from a pixel's first tap to tap `lane`.
 FK_DEVICE int to_tap_offset(const Convolution& c, int lane) {
   const int h = lane / c.taps[1] * c.dilation[0], w = lane % c.taps[1] * c.dilation[1];
@@ -67,11 +76,11 @@ struct StepWords {
 
 template <bool DRAWN, int ROWS>
 FK_DEVICE void load_step(const Product& p, const uint32_t (&lines)[ROWS], int word, StepWords<ROWS>& words) {
-  // Past the end x is zero, so that any word will do there.
+  // Past the end x is zero, so that any word will do there. The first-level cache is used: a step takes half a sector.
   const int at = min(word, p.words - 1);
-  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = load_word(p.keep + (lines[i] + at));
+  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = __ldg(p.keep + (lines[i] + at));
   if constexpr (!DRAWN) {
-    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? load_word(p.sign + (lines[i] + at)) : 0;
+    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? __ldg(p.sign + (lines[i] + at)) : 0;
   }
 }
 
@@ -146,29 +155,45 @@ FK_DEVICE void add_sums(float4* to, const Sums<ROW_TILES, PIXEL_TILES, KINDS>& s
     FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) {
       float4& total = to[(i * PIXEL_TILES + n) * 32];
       float v[4];
-      FK_UNROLL for (int j = 0; j < 4; ++j) v[j] = sums.of[0][i][n][j] + (KINDS == 2 ? sums.of[KINDS - 1][i][n][j] : 0);
+      FK_UNROLL for (int j = 0; j < 4; ++j) {
+        v[j] = sums.of[0][i][n][j];
+        if constexpr (KINDS == 2) v[j] += sums.of[1][i][n][j];
+      }
       total = float4{total.x + v[0], total.y + v[1], total.z + v[2], total.w + v[3]};
     }
   }
 }
 
 // The sums of all warps, and what they become in y. Pixels of y lie evenly.
-template <int ROW_TILES, int PIXEL_TILES>
+template <int DTYPE, int ROW_TILES, int PIXEL_TILES>
 FK_DEVICE void finish_convolution(const Convolution& c, const float4* sums, float unit, int row0, int pixel0) {
   constexpr int TILES = ROW_TILES * PIXEL_TILES;
   const Product& p = c.weight;
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warps = blockDim.x >> 5;
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, warps = blockDim.x >> 5, odd = g & 1;
   const int64_t stride = pixel_stride(c);
   const bool aligned = stride % 2 == 0 && reinterpret_cast<uintptr_t>(p.y) % 8 == 0;
   for (int tile = threadIdx.x >> 5; tile < TILES; tile += warps) {
-    float total[4] = {};
+    float v[4] = {};
     for (int warp = 0; warp < warps; ++warp) {
       const float4 part = sums[(warp * TILES + tile) * 32 + lane];
-      total[0] += part.x, total[1] += part.y, total[2] += part.z, total[3] += part.w;
+      v[0] += part.x, v[1] += part.y, v[2] += part.z, v[3] += part.w;
     }
-    const int row = row0 + tile / PIXEL_TILES * 16 + g, pixel = pixel0 + tile % PIXEL_TILES * 8 + 2 * t + (g & 1);
-    finish_tile(p, unit, row, total);
-    write_rows(p, row, pixel < p.pixels ? pixel * stride : -1, aligned, total);
+    const int row = row0 + tile / PIXEL_TILES * 16 + g, pixel = pixel0 + tile % PIXEL_TILES * 8 + 2 * t;
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
+      const int channel = min(row + (i >> 1) * 8, p.rows - 1);
+      v[i] = finished(v[i] * unit, p.gain, p.bias, p.bias_dtype, p.relu, channel);
+    }
+    if (aligned && row - g + 16 <= p.rows) {
+      FK_UNROLL for (int i = 0; i < 4; i += 2) {
+        const int64_t at = (pixel + odd) * stride + (row - odd + 4 * i);
+        write_exchanged<DTYPE>(p.y, odd, at, pixel + odd < p.pixels, v[i], v[i + 1]);
+      }
+    } else {
+      FK_UNROLL for (int i = 0; i < 4; ++i) {
+        const int to_row = row + (i >> 1) * 8, to_pixel = pixel + (i & 1);
+        if (to_row < p.rows && to_pixel < p.pixels) write_element(p.y, DTYPE, to_pixel * stride + to_row, v[i]);
+      }
+    }
   }
 }
 
@@ -187,7 +212,7 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   StepWords<ROWS> next;
   load_step<DRAWN>(p, lines, STEP_WORDS * warp + t, next);
   Origin origins[PIXEL_TILES];
-  FK_UNROLL for (int n = 0; n < PIXEL_TILES; ++n) origins[n] = to_origin(c, pixel0 + 8 * n + g);
+  share_origins(to_origin(c, pixel0 + 8 * (t % PIXEL_TILES) + g), lane - t, origins);
   const int tap_offset = to_tap_offset(c, lane), column = STEP_COLUMNS * warp + 32 * t;
   const int jump = STEP_COLUMNS * warps - 32, jump_taps = jump / c.channels, jump_channels = jump % c.channels;
   Place place = {0, 0, 0};
@@ -214,7 +239,7 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   }
   release_next();
   __syncthreads();
-  finish_convolution<ROW_TILES, PIXEL_TILES>(c, sums, UNIT * seed.scale, row0, pixel0);
+  finish_convolution<DTYPE, ROW_TILES, PIXEL_TILES>(c, sums, UNIT * seed.scale, row0, pixel0);
 }
 
 // Rows and pixels of a tile in units of 16 and 8, and the most warps of a block.
@@ -235,8 +260,9 @@ inline bool fills_large_tiles(const Convolution& c) {
 
 inline Plan plan_tiles(const Convolution& c, bool large) {
   const TileShape shape = tile_shape(c, large);
-  const int steps = divide_up(c.weight.words, STEP_WORDS), warps = steps < shape.warps ? steps : shape.warps;
-  const int tiles = shape.row_tiles * shape.pixel_tiles;
+  const int steps = divide_up(c.weight.words, STEP_WORDS), tiles = shape.row_tiles * shape.pixel_tiles;
+  // As few warps as make no more steps each.
+  const int warps = divide_up(steps, divide_up(steps, shape.warps));
   return {{divide_up(c.weight.pixels, 8 * shape.pixel_tiles), divide_up(c.weight.rows, 16 * shape.row_tiles)},
           32 * warps,
           warps * tiles * 32 * 16,
@@ -253,7 +279,7 @@ inline const char* convolve_refuses(const Convolution& c) {
   if (c.x_stride[1] != 1 || (p.rows > 1 && c.y_stride[1] != 1)) return "channels that do not lie one after another";
   if (!lies_evenly(c)) return "pixels of the result that do not lie evenly";
   if (!reads_aligned(c)) return "inputs that are not aligned to 16 bytes";
-  if (reach_of_input(c) > MOST_OFFSET || int64_t{p.rows} * p.words > MOST_OFFSET) return "offsets of more than 30 bits";
+  if (!is_within_reach(c)) return "offsets of more than 29 bits";
   return nullptr;
 }
 

@@ -7,6 +7,7 @@
 #define FK_DEVICE inline
 #define FK_TWIN constexpr inline
 #define FK_UNROLL
+#define FK_ROLLED
 #define FK_KERNEL inline void
 #define FK_BOUNDS(...)
 #define FK_SHARED(Type, name) Type* const name = static_cast<Type*>(emulator::dynamic_shared())
@@ -15,6 +16,7 @@
 #define FK_DEVICE __device__ __forceinline__
 #define FK_TWIN constexpr __host__ __device__ __forceinline__
 #define FK_UNROLL _Pragma("unroll")
+#define FK_ROLLED _Pragma("unroll 1")
 #define FK_KERNEL __global__ void
 #define FK_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 // One symbol for all kernels, so it has no type.

@@ -66,41 +66,31 @@ FK_DEVICE void transpose_quad(uint32_t (&words)[4], int t) {
   }
 }
 
-FK_DEVICE uint32_t pack_elements(int dtype, float low, float high) {
-  return dtype == BFLOAT16 ? pack_bfloat16(low, high) : pack_float16(low, high);
+template <int DTYPE>
+FK_DEVICE uint32_t pack_pair(float low, float high) {
+  return DTYPE == BFLOAT16 ? pack_bfloat16(low, high) : pack_float16(low, high);
 }
-
-// Two elements that lie one after another, of which `count` exist.
-FK_DEVICE void write_pair(void* y, int dtype, int64_t at, bool aligned, int count, float low, float high) {
-  if (aligned && count == 2) {
-    if (dtype == FLOAT32) {
-      *reinterpret_cast<float2*>(static_cast<float*>(y) + at) = float2{low, high};
-    } else {
-      *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(y) + at) = pack_elements(dtype, low, high);
-    }
-    return;
-  }
-  if (count > 0) write_element(y, dtype, at, low);
-  if (count > 1) write_element(y, dtype, at + 1, high);
-}
-
-// The sums of a tile become what y holds. The lane has rows `row` and row + 8 of two pixels.
-FK_DEVICE void finish_tile(const Product& p, float unit, int row, float (&sums)[4]) {
-  FK_UNROLL for (int j = 0; j < 4; ++j) {
-    const int channel = min(row + (j >> 1) * 8, p.rows - 1);
-    sums[j] = finished(sums[j] * unit, p.gain, p.bias, p.bias_dtype, p.relu, channel);
+// Two elements that lie one after another, aligned to both.
+template <int DTYPE>
+FK_DEVICE void write_pair(void* y, int64_t at, float low, float high) {
+  if constexpr (DTYPE == FLOAT32) {
+    *reinterpret_cast<float2*>(static_cast<float*>(y) + at) = float2{low, high};
+  } else {
+    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(y) + at) = pack_pair<DTYPE>(low, high);
   }
 }
 
-// Where rows lie one after another: lanes of rows g and g ^ 1 exchange, so that each has both of one pixel, whose
-// place is `at`, negative where there is none; the pixel is 2t + (g & 1) of the tile.
-FK_DEVICE void write_rows(const Product& p, int row, int64_t at, bool aligned, const float (&values)[4]) {
-  const bool odd = row & 1;
-  FK_UNROLL for (int h = 0; h < 2; ++h) {
-    const float mine = odd ? values[2 * h + 1] : values[2 * h];
-    const float other = __shfl_xor_sync(~0u, odd ? values[2 * h] : values[2 * h + 1], 4);
-    const int first = (row & ~1) + 8 * h;
-    if (at >= 0) write_pair(p.y, p.dtype, at + first, aligned, p.rows - first, odd ? other : mine, odd ? mine : other);
+// A lane has two pixels of row g. It gives one to the lane of row g ^ 1 and writes both rows of the other, which is the
+// first where g is even; `at` is its place in the even row.
+template <int DTYPE>
+FK_DEVICE void write_exchanged(void* y, bool odd, int64_t at, bool exists, float first, float second) {
+  if constexpr (DTYPE == FLOAT32) {
+    const float mine = odd ? second : first, other = __shfl_xor_sync(~0u, odd ? first : second, 4);
+    if (exists) write_pair<DTYPE>(y, at, odd ? other : mine, odd ? mine : other);
+  } else {
+    const uint32_t mine = pack_pair<DTYPE>(first, second), other = __shfl_xor_sync(~0u, mine, 4);
+    const uint32_t both = __byte_perm(mine, other, odd ? 0x3276 : 0x5410);
+    if (exists) *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(y) + at) = both;
   }
 }
 

@@ -1,5 +1,5 @@
+#include "cuda/stem.h"
+
 #include "cuda/families.h"
-namespace fk::cuda {
-const Family<Convolution> STEM = {"stem", [](const Convolution&) { return "stem"; }, nullptr,
-                                  []() -> Error { return nullptr; }};
-}  // namespace fk::cuda
+
+FK_DEFINE_FAMILY(STEM, Convolution, stem)

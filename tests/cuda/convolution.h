@@ -35,6 +35,20 @@ struct ConvolutionSettings {
   }
 };
 
+struct Shape {
+  int batch, channels, wide[2], rows, taps[2], stride[2], padding[2], dilation[2];
+};
+inline ConvolutionSettings settings_of(const Shape& shape, int dtype, bool integers, unsigned seed) {
+  ConvolutionSettings s;
+  s.batch = shape.batch, s.channels = shape.channels, s.dtype = dtype;
+  for (int i = 0; i < 2; ++i) {
+    s.wide[i] = shape.wide[i], s.taps[i] = shape.taps[i], s.stride[i] = shape.stride[i];
+    s.padding[i] = shape.padding[i], s.dilation[i] = shape.dilation[i];
+  }
+  s.weight.rows = shape.rows, s.weight.integers = integers, s.weight.seed = seed;
+  return s;
+}
+
 class ConvolutionLayer {
  public:
   explicit ConvolutionLayer(const ConvolutionSettings& s)
@@ -145,9 +159,10 @@ class ConvolutionLayer {
   }
 };
 
-// Runs `launch_it(convolution)`, which returns what is wrong or null, in warp orders and compares.
+// Counts cases, prints those that fail, and makes the exit status.
 class ConvolutionReport {
  public:
+  // Runs `launch_it(convolution)`, which returns what is wrong or null, in warp orders and compares.
   template <class Launch>
   void check(const ConvolutionSettings& settings, int orders, const Launch& launch_it) {
     ConvolutionLayer layer(settings);
@@ -161,18 +176,29 @@ class ConvolutionReport {
       } catch (const std::exception& error) {
         wrong = error.what();
       }
-      report_.expect(wrong.empty(), settings.text() + " order " + std::to_string(order), wrong);
+      expect(wrong.empty(), settings.text() + " order " + std::to_string(order), wrong);
     }
   }
-  void refuses(const char* reason, const std::string& name) { report_.expect(reason, name, "is not refused"); }
+  // A layer that `change` makes of one that is served is refused.
+  template <class Refuses, class Change>
+  void check_refusal(const char* name, cuda::Convolution c, const Refuses& refuses, const Change& change) {
+    expect(!refuses(c), name, "is refused before it is changed");
+    change(c);
+    expect(refuses(c), name, "is not refused");
+  }
   int status(const char* family) const {
-    const int status = report_.status(family);
-    printf("%s: worst error %.2f of what is allowed\n", family, worst_);
-    return status;
+    printf("%s: %d cases, %d failed, worst error %.2f of what is allowed\n", family, cases_, failures_, worst_);
+    return failures_ || !cases_;
   }
 
  private:
-  Report report_;
+  void expect(bool good, const std::string& name, const std::string& what) {
+    ++cases_;
+    if (good) return;
+    ++failures_;
+    printf("FAILED %s: %s\n", name.c_str(), what.c_str());
+  }
+  int cases_ = 0, failures_ = 0;
   double worst_ = 0;
 };
 

@@ -4,18 +4,17 @@
 #include "convolution.h"
 
 using namespace fk;
+using cuda::Convolution;
 using reference::ConvolutionSettings;
+using reference::Shape;
 
 // Both shapes of tiles serve every case.
-static const char* run(const cuda::Convolution& c, bool large) {
+static const char* run(const Convolution& c, bool large) {
   if (const char* reason = cuda::convolve_refuses(c)) return reason;
   const cuda::Plan plan = cuda::plan_tiles(c, large);
   return cuda::with_tiles(c, large, [&](auto* kernel) { return cuda::launch(kernel, plan, {4, false}, nullptr, c); });
 }
 
-struct Shape {
-  int batch, channels, wide[2], rows, taps[2], stride[2], padding[2], dilation[2];
-};
 // Rows that end inside of a tile, words that end inside of a step and of a word, pixels of two samples in one tile.
 static const Shape SHAPES[] = {
     {2, 8, {5, 7}, 33, {3, 3}, {1, 1}, {1, 1}, {1, 1}},   {1, 64, {7, 7}, 40, {3, 3}, {1, 1}, {1, 1}, {1, 1}},
@@ -26,15 +25,22 @@ static const Shape SHAPES[] = {
 };
 static const Shape MANY_PIXELS = {9, 8, {21, 22}, 70, {3, 3}, {1, 1}, {1, 1}, {1, 1}};
 
-static ConvolutionSettings settings_of(const Shape& shape, int dtype, bool integers, unsigned seed) {
-  ConvolutionSettings s;
-  s.batch = shape.batch, s.channels = shape.channels, s.dtype = dtype;
-  for (int i = 0; i < 2; ++i) {
-    s.wide[i] = shape.wide[i], s.taps[i] = shape.taps[i], s.stride[i] = shape.stride[i];
-    s.padding[i] = shape.padding[i], s.dilation[i] = shape.dilation[i];
-  }
-  s.weight.rows = shape.rows, s.weight.integers = integers, s.weight.seed = seed;
-  return s;
+// What is not served.
+static void check_refusals(reference::ConvolutionReport& report, const Convolution& c) {
+  const auto check = [&](const char* name, auto change) {
+    report.check_refusal(name, c, cuda::convolve_refuses, change);
+  };
+  check("uniform codes", [](Convolution& c) { c.weight.code = UNIFORM_CODE; });
+  check("the transpose", [](Convolution& c) { c.weight.transposed = true; });
+  check("channels", [](Convolution& c) { c.channels = 12; });
+  check("taps", [](Convolution& c) { c.taps[0] = 11; });
+  check("inputs that begin between 16 bytes",
+        [](Convolution& c) { c.weight.x = static_cast<const uint8_t*>(c.weight.x) + 8; });
+  check("lines that begin between 16 bytes", [](Convolution& c) { c.x_stride[2] += 4; });
+  check("channels apart", [](Convolution& c) { c.x_stride[1] = 8; });
+  check("results of channels apart", [](Convolution& c) { c.y_stride[1] = 8; });
+  check("pixels that do not lie evenly", [](Convolution& c) { c.y_stride[2] += 8; });
+  check("far inputs", [](Convolution& c) { c.x_stride[0] = int64_t{1} << 30; });
 }
 
 int main(int count, char** arguments) {
@@ -56,16 +62,26 @@ int main(int count, char** arguments) {
           s.not_finite = number % 11 ? 0 : 0.002;
           if (s.not_finite > 0) s.weight.density = 1;
           const bool large = number % 2;
-          const auto run_tiles = [&](const cuda::Convolution& c) { return run(c, large); };
+          const auto run_tiles = [&](const Convolution& c) { return run(c, large); };
           report.check(s, all ? 3 : 1, run_tiles);
         }
       }
     }
   }
   if (all) {
-    report.check(settings_of(MANY_PIXELS, BFLOAT16, true, ++number), 1, [](const cuda::Convolution& c) {
+    report.check(settings_of(MANY_PIXELS, BFLOAT16, true, ++number), 1, [](const Convolution& c) {
       const cuda::Plan plan = cuda::plan_convolve(c, 4);
       return cuda::with_convolve(c, [&](auto* kernel) { return cuda::launch(kernel, plan, {4, false}, nullptr, c); });
+    });
+  }
+  const reference::ConvolutionLayer served(settings_of(SHAPES[0], BFLOAT16, true, 1));
+  check_refusals(report, served.convolution());
+  for (const int pixels : {1, 21, 70}) {
+    const Shape shape = {pixels, 8 * pixels + 96, {1, 1}, 45, {1, 1}, {1, 1}, {0, 0}, {1, 1}};
+    report.check(settings_of(shape, pixels % 3, false, ++number), 1, [&](const Convolution& c) {
+      cuda::Product p = c.weight;
+      p.x_stride = c.x_stride[0], p.y_stride = c.y_stride[0];
+      return run(cuda::convolution_of(p), pixels > 60);
     });
   }
   return report.status("convolve");
