@@ -15,12 +15,13 @@ struct Tile {
   bool there;
 };
 
-// What a lane is, for all tiles.
+// What a lane is, for all tiles. Without signs, so that divisions are shifts.
 struct Lane {
-  int number, place;
+  uint32_t number, place;
   int rows[2];  // in a tile; in a layer with fewer rows than a tile the last row stands for those that lack
-  FK_DEVICE Lane(const Product& p, int number) : number(number), place(number % 4) {
-    FK_UNROLL for (int half = 0; half < 2; ++half) rows[half] = min(number / 4 + 8 * half, p.rows - 1);
+  FK_DEVICE Lane(const Product& p, uint32_t number) : number(number), place(number % 4) {
+    FK_UNROLL for (int half = 0; half < 2; ++half) rows[half] =
+        min(static_cast<int>(number / 4) + 8 * half, p.rows - 1);
   }
 };
 
@@ -56,15 +57,15 @@ struct SignWeights {
   uint4 column;            // of the draws
   int surplus[PAIRS][4];
 
-  FK_DEVICE SignWeights(const Product& p, const Seed& seed, const Lane& lane, const uint8_t*)
-      : p(p), lane(lane), draws(seed, SIGN_PURPOSE) {
+  FK_DEVICE SignWeights(const Product& p, const Lane& lane, const uint8_t*)
+      : p(p), lane(lane), draws(p.header, SIGN_PURPOSE) {
     FK_UNROLL for (int half = 0; half < 2; ++half) sign[half] = make_uint4(0, 0, 0, 0);
   }
-  FK_DEVICE int chunk_of(int i) const { return 8 * lane.place + i; }
+  FK_DEVICE uint32_t chunk_of(uint32_t i) const { return 8 * lane.place + i; }
 
   FK_DEVICE void fetch(const Tile& tile) {
     if (!tile.there) return;
-    const int word = tile.slice * SLICE_WORDS + 4 * lane.place;
+    const int word = tile.slice * SLICE_WORDS + static_cast<int>(4 * lane.place);
     FK_UNROLL for (int half = 0; half < 2; ++half) {
       keep[half] = words_at(p, p.keep, tile.row + lane.rows[half], word);
       if (!DRAWN && p.sign) sign[half] = words_at(p, p.sign, tile.row + lane.rows[half], word);
@@ -72,7 +73,7 @@ struct SignWeights {
   }
 
   FK_DEVICE void begin_slice(const Inputs<PAIRS>& inputs, int slice, uint8_t*) {
-    if (DRAWN) column = draws.begin_column(static_cast<uint32_t>(slice * (SLICE_WORDS / 4) + lane.place));
+    if (DRAWN) column = draws.begin_column(static_cast<uint32_t>(slice) * (SLICE_WORDS / 4) + lane.place);
     FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) FK_UNROLL for (int j = 0; j < 4; ++j) surplus[pair][j] = 0;
     const uint32_t ones[2][4] = {{0xC0C0C0C0u, 0xC0C0C0C0u, 0xC0C0C0C0u, 0xC0C0C0C0u},
                                  {0x40404040u, 0x40404040u, 0x40404040u, 0x40404040u}};
@@ -130,28 +131,31 @@ struct ByteWeights {
   // Of the tile that comes: drawn, all keep words; resident, what chunks 0 and 1 need.
   uint4 keep[2], bytes[2][2];
 
-  FK_DEVICE ByteWeights(const Product& p, const Seed& seed, const Lane& lane, const uint8_t* table)
-      : p(p), lane(lane), draws(seed, BYTE_PURPOSE), table(table_at(table + 4 * lane.number)) {}
-  FK_DEVICE int chunk_of(int i) const {
+  FK_DEVICE ByteWeights(const Product& p, const Lane& lane, const uint8_t* table)
+      : p(p), lane(lane), draws(p.header, BYTE_PURPOSE), table(table_at(table + 4 * lane.number)) {}
+  FK_DEVICE uint32_t chunk_of(uint32_t i) const {
     return DRAWN ? 8 * lane.place + i : lane.place / 2 * 16 + 2 * i + lane.place % 2;
   }
 
   FK_DEVICE void fetch(const Tile& tile) {
     if (!tile.there) return;
-    if (!DRAWN) return fetch_chunks(tile, 0);
-    FK_UNROLL for (int half = 0; half < 2; ++half) keep[half] =
-        words_at(p, p.keep, tile.row + lane.rows[half], tile.slice * SLICE_WORDS + 4 * lane.place);
+    if constexpr (DRAWN) {
+      FK_UNROLL for (int half = 0; half < 2; ++half) keep[half] =
+          words_at(p, p.keep, tile.row + lane.rows[half], tile.slice * SLICE_WORDS + static_cast<int>(4 * lane.place));
+    } else {
+      fetch_chunks(tile, 0);
+    }
   }
   // Of chunks 2 i and 2 i + 1.
   FK_DEVICE void fetch_chunks(const Tile& tile, int i) {
-    const int word = min(tile.slice * SLICE_WORDS + lane.place / 2 * 8 + 2 * i, p.words - 2),
+    const int word = min(tile.slice * SLICE_WORDS + static_cast<int>(lane.place / 2 * 8) + 2 * i, p.words - 2),
               row_chunks = p.cols / CHUNK;
     FK_UNROLL for (int half = 0; half < 2; ++half) {
       const int row = tile.row + lane.rows[half];
       const uint2 words = load_two_words(p.keep + static_cast<uint32_t>(row * p.words + word));
       keep[half].x = words.x, keep[half].y = words.y;
       FK_UNROLL for (int j = 0; j < 2; ++j) {
-        const int chunk = min(2 * (word + j) + lane.place % 2, row_chunks - 1);
+        const int chunk = min(2 * (word + j) + static_cast<int>(lane.place % 2), row_chunks - 1);
         const uint32_t at = static_cast<uint32_t>(row * row_chunks + chunk);
         bytes[half][j] = load_words(reinterpret_cast<const uint32_t*>(p.bytes) + 4 * static_cast<int64_t>(at));
       }
@@ -163,7 +167,7 @@ struct ByteWeights {
     columns = stage;
     __syncwarp();
     *reinterpret_cast<uint4*>(stage + stage_at(0, lane.number)) =
-        draws.begin_column(static_cast<uint32_t>(slice * (SLICE / CHUNK) + lane.number));
+        draws.begin_column(static_cast<uint32_t>(slice) * (SLICE / CHUNK) + lane.number);
     __syncwarp();
   }
 
@@ -174,27 +178,32 @@ struct ByteWeights {
         draws.begin_row(static_cast<uint32_t>(tile.row + lane.rows[half]));
     int ones[PAIRS][4] = {};
     FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) FK_UNROLL for (int j = 0; j < 4; ++j) sums[pair][j] = 0;
-    FK_UNROLL for (int i = 0; i < 4; ++i) {
-      const uint32_t kept[2] = {kept_bits(keep[0], i), kept_bits(keep[1], i)};
-      uint4 drawn[2][2];
-      FK_UNROLL for (int j = 0; j < 2; ++j) {
-        uint4 column;
-        if (DRAWN) column = *reinterpret_cast<const uint4*>(columns + stage_at(0, chunk_of(2 * i + j)));
-        FK_UNROLL for (int half = 0; half < 2; ++half) drawn[half][j] =
-            DRAWN ? draws.finish(column, rows[half]) : bytes[half][j];
+    uint32_t kept[2];
+    uint4 fetched[2][2];
+    FK_UNROLL for (int chunk = 0; chunk < SLICE / 4 / CHUNK; ++chunk) {
+      if (chunk % 2 == 0) {
+        FK_UNROLL for (int half = 0; half < 2; ++half) {
+          kept[half] = kept_bits(keep[half], chunk / 2);
+          FK_UNROLL for (int j = 0; j < 2; ++j) fetched[half][j] = bytes[half][j];
+        }
+        if (chunk == 6)
+          fetch(next);
+        else if (!DRAWN)
+          fetch_chunks(tile, chunk / 2 + 1);
       }
-      if (i == 3) fetch(next);
-      if (!DRAWN && i < 3) fetch_chunks(tile, i + 1);
-      FK_UNROLL for (int k = 0; k < 4; ++k) {
-        const int part = k % 2;
+      uint4 four[2], column;
+      if (DRAWN) column = *reinterpret_cast<const uint4*>(columns + stage_at(0, chunk_of(chunk)));
+      FK_UNROLL for (int half = 0; half < 2; ++half) four[half] =
+          DRAWN ? draws.finish(column, rows[half]) : fetched[half][chunk % 2];
+      FK_UNROLL for (int part = 0; part < 2; ++part) {
         uint32_t weights[4], masks[4];
         FK_UNROLL for (int j = 0; j < 4; ++j) {
           const int group = 2 * part + j / 2;
-          masks[j] = k < 2 ? kept_bytes<0>(kept[j % 2], group) : kept_bytes<1>(kept[j % 2], group);
-          weights[j] = halves(word_of(drawn[j % 2][k / 2], group)) & masks[j];
+          masks[j] = chunk % 2 ? kept_bytes<1>(kept[j % 2], group) : kept_bytes<0>(kept[j % 2], group);
+          weights[j] = halves(word_of(four[j % 2], group)) & masks[j];
         }
-        multiply_chunk(sums, weights, inputs, 2 * i + k / 2, part);
-        multiply_chunk(ones, masks, inputs, 2 * i + k / 2, part);
+        multiply_chunk(sums, weights, inputs, chunk, part);
+        multiply_chunk(ones, masks, inputs, chunk, part);
       }
     }
     // kept columns are -1 in a mask
@@ -225,10 +234,11 @@ struct ByteWeights {
 };
 
 // The h of each byte, once for each bank of shared memory, so that the lanes of a warp look up without conflicts.
-FK_DEVICE void fill_table(uint8_t* table, int thread, int threads) {
-  for (int i = thread; i < 256 * 32; i += threads) {
-    const int code = normal_code(static_cast<uint32_t>(i / 32));
-    reinterpret_cast<int*>(table)[i] = (code - 1) / 2;
+FK_DEVICE void fill_table(uint8_t* table, int warp, int warps, uint32_t lane) {
+  for (uint32_t byte = warps * lane + warp; byte < 256; byte += 32 * warps) {
+    const int h = (normal_code(byte) - 1) / 2;
+    FK_UNROLL for (uint32_t bank = 0; bank < 32; ++bank)  // of each lane another one
+        reinterpret_cast<int*>(table)[32 * byte + (bank + lane) % 32] = h;
   }
 }
 
