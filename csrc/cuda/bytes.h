@@ -103,6 +103,7 @@ inline const char* bytes_refuses(const Product& p) {
   if (p.code == STORED_CODE) return "stored weights";
   if (p.dtype != BFLOAT16 && p.dtype != FLOAT16) return "inputs of 32 bits";
   if (p.pixels > digits::MOST_PIXELS) return "more than four pixels";
+  if (int64_t{p.rows} * p.words >= 1 << 30) return "too many weights for indices of 32 bits";
   if (p.words % 4) return "words of a row not a multiple of four";
   if (p.cols % 8 || p.x_stride % 8 || !aligned_words(p.x)) return "inputs not aligned to 16 bytes";
   if (!aligned_words(p.keep) || !aligned_words(p.sign)) return "planes not aligned to 16 bytes";
