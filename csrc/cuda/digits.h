@@ -8,7 +8,9 @@ namespace fk::cuda::digits {
 
 constexpr int SLICE = 512, SLICE_WORDS = SLICE / 32;
 constexpr int DIGITS = 4;
+constexpr int LOWER_BITS = 29;                              // of an integer, below its leading one
 constexpr int CHUNK = 16;                                   // columns that a lane makes digits of, and reads at once
+constexpr int LANE_CHUNKS = SLICE / 4 / CHUNK;              // of a lane: the four of a row of operand A share a slice
 constexpr int STAGE_CHUNKS = SLICE / CHUNK + 4;             // of a digit, with gaps
 constexpr int STAGE_BYTES = DIGITS * STAGE_CHUNKS * CHUNK;  // of shared memory for each warp
 constexpr int SMALLEST_EXPONENT = 36;                       // the unit, and a 64th of it, stay normal numbers
@@ -72,7 +74,7 @@ FK_DEVICE float make_digits(const Product& p, int pixel, int slice, uint32_t lan
   const int column = slice * SLICE + static_cast<int>(ORDER == FIELDS ? lane / 2 * 32 + lane % 2 * 8 : lane * CHUNK);
   read_inputs(p, pixel, column, ORDER == FIELDS ? 16 : 8, values);
   const uint32_t top = top_exponent(values), exponent = max(top, static_cast<uint32_t>(SMALLEST_EXPONENT));
-  const float up = to_float((2 * 127 + 29 - exponent) << 23);
+  const float up = to_float((2 * 127 + LOWER_BITS - exponent) << 23);
   uint32_t by_digit[4][4];
   FK_UNROLL for (int i = 0; i < 4; ++i) {
     FK_UNROLL for (int j = 0; j < 4; ++j) {
@@ -83,16 +85,18 @@ FK_DEVICE float make_digits(const Product& p, int pixel, int slice, uint32_t lan
     }
     transpose(by_digit[i]);
   }
-  FK_UNROLL for (int digit = 0; digit < DIGITS; ++digit) * reinterpret_cast<uint4*>(stage + stage_at(digit, lane)) =
-      make_uint4(by_digit[0][digit], by_digit[1][digit], by_digit[2][digit], by_digit[3][digit]);
+  FK_UNROLL for (int digit = 0; digit < DIGITS; ++digit) {
+    uint4& to = *reinterpret_cast<uint4*>(stage + stage_at(digit, lane));
+    to = make_uint4(by_digit[0][digit], by_digit[1][digit], by_digit[2][digit], by_digit[3][digit]);
+  }
   if (top == NOT_FINITE_EXPONENT) return to_float(0x7FC00000u);
-  return to_float((exponent - 29) << 23);
+  return to_float((exponent - LOWER_BITS) << 23);
 }
 
 // A lane's part of operand B, of which each 8 columns are the digits of two pixels, for a slice.
 template <int PAIRS>
 struct Inputs {
-  uint4 bytes[PAIRS][SLICE / 4 / CHUNK];
+  uint4 bytes[PAIRS][LANE_CHUNKS];
   float unit[PAIRS];  // of the sums of the lower of the two digits that this lane has sums of
 
   // For weights that operand A has TIMES times; they decide which chunks of the slice are the lane's.
@@ -101,7 +105,7 @@ struct Inputs {
     const uint32_t column = lane / 4, sums = lane % 4;
     FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) {
       unit[pair] = 0.0f;
-      FK_UNROLL for (int i = 0; i < SLICE / 4 / CHUNK; ++i) bytes[pair][i] = make_uint4(0, 0, 0, 0);
+      FK_UNROLL for (int i = 0; i < LANE_CHUNKS; ++i) bytes[pair][i] = make_uint4(0, 0, 0, 0);
     }
     for (int pixel = 0; pixel < p.pixels; ++pixel) {
       __syncwarp();
@@ -110,8 +114,10 @@ struct Inputs {
       FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) {
         if (pixel == 2 * pair + static_cast<int>(sums / 2)) unit[pair] = sums % 2 ? made * 65536.0f : made;
         if (pixel != 2 * pair + static_cast<int>(column / DIGITS)) continue;
-        FK_UNROLL for (int i = 0; i < SLICE / 4 / CHUNK; ++i) bytes[pair][i] =
-            *reinterpret_cast<const uint4*>(stage + stage_at(column % DIGITS, weights.chunk_of(i)));
+        FK_UNROLL for (int i = 0; i < LANE_CHUNKS; ++i) {
+          const uint8_t* const from = stage + stage_at(column % DIGITS, weights.chunk_of(i));
+          bytes[pair][i] = *reinterpret_cast<const uint4*>(from);
+        }
       }
     }
   }

@@ -181,7 +181,7 @@ int main(int argc, char** argv) {
   const unsigned seed = argc > 2 ? static_cast<unsigned>(atoi(argv[2])) : 1;
   Report report;
   for (const Kind& kind : KINDS) {
-    shapes(report, kind, all, seed);
+    for (unsigned i = 0; i < (all ? 4 : 1); ++i) shapes(report, kind, all, seed + 1000 * i);
     for (const int dtype : {BFLOAT16, FLOAT16})
       for (const bool dropped : {true, false}) outliers(report, kind, dtype, dropped, seed + dtype);
     ranges(report, kind, seed);
