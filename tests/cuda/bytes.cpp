@@ -44,13 +44,15 @@ LayerSettings settings_of(const Kind& kind, int rows, int cols, int pixels, int 
 
 // Rows that fill no tile, fewer than one, columns that fill no slice, more than one block and slice a warp.
 void shapes(Report& report, const Kind& kind, bool all, unsigned seed) {
-  const int sizes[][2] = {{37, 1136}, {5, 128}, {16, 512}, {100, 624}, {21, 9072}};
+  const int sizes[][2] = {{37, 1136}, {5, 128}, {1, 1144}, {16, 512}, {100, 624}, {21, 9072}};
   for (const auto& size : sizes) {
+    // resident bytes are loaded by 16
+    if (size[1] % 16 && kind.resident && (kind.code == UNIFORM_CODE || kind.code == NORMAL_CODE)) continue;
     for (int pixels = 1; pixels <= 4; ++pixels) {
       for (const int dtype : {BFLOAT16, FLOAT16}) {
         for (const bool integers : {true, false}) {
           const bool few = size[1] < 1000 && (pixels + dtype + integers) % 2 == 0;
-          const bool first = size[0] == 37 && pixels % 2 == dtype % 2;
+          const bool first = (size[0] == 37 || size[0] == 1) && pixels % 2 == dtype % 2;
           if (!all && !few && !first) continue;
           if (size[1] > 9000 && (!all || pixels % 3 != 1)) continue;
           LayerSettings settings = settings_of(kind, size[0], size[1], pixels, dtype, integers, seed++);
