@@ -47,13 +47,13 @@ FK_DEVICE void multiply_chunk(int (&sums)[PAIRS][4], const uint32_t (&weights)[4
 
 // Sign and constant codes. A lane has words 4 place to 4 place + 3 of a slice, which are those of one generator call.
 //
-// A weight 1, 0, -1 is a field of two bits, 0, 1, 2, and four fields are a byte. One AND leaves a field where it is, so
-// that the sums of the four are apart, in units of 1, 4, 16 and 64; with the top bit inverted the highest is -128, -64,
-// 0. The sums of ones, which are too many, are subtracted beforehand.
+// A weight -1, 0, 1 is a field of two bits, 1, 2, 3, and four fields are a byte. One AND leaves a field where it is, so
+// that the sums of the four are apart, in units of 1, 4, 16 and 64; with its top bit inverted the highest is -64, 0,
+// 64. What the others have too much, twice the inputs, is subtracted beforehand.
 template <bool DRAWN, int PAIRS>
 struct SignWeights {
   static constexpr Order ORDER = FIELDS;
-  static constexpr int TIMES = -64;
+  static constexpr int TIMES = 64;
   static constexpr int TABLE_BYTES = 0;
   const Product& p;
   const Lane& lane;
@@ -80,9 +80,10 @@ struct SignWeights {
   FK_DEVICE void begin_slice(const Inputs<PAIRS>& inputs, int slice, uint8_t*) {
     if (DRAWN) column = draws.begin_column(static_cast<uint32_t>(slice) * (SLICE_WORDS / 4) + lane.place);
     clear(surplus);
-    const uint32_t ones[2][4] = {{0xC0C0C0C0u, 0xC0C0C0C0u, 0xC0C0C0C0u, 0xC0C0C0C0u},
-                                 {0x40404040u, 0x40404040u, 0x40404040u, 0x40404040u}};
-    FK_UNROLL for (int i = 0; i < 16; ++i) multiply_chunk(surplus, ones[i % 4 == 3], inputs, i / 2, i % 2);
+    const uint32_t minus_128[4] = {0x80808080u, 0x80808080u, 0x80808080u, 0x80808080u};
+    FK_UNROLL for (int i = 0; i < 2 * LANE_CHUNKS; ++i) {
+      if (i % 4 < 3) multiply_chunk(surplus, minus_128, inputs, i / 2, i % 2);
+    }
   }
 
   // Sums of a tile, TIMES times; fetches the next tile's words.
@@ -92,10 +93,10 @@ struct SignWeights {
       uint4 signs = sign[half];
       if (DRAWN) signs = draws.finish(column, draws.begin_row(static_cast<uint32_t>(tile.row + lane.rows[half])));
       FK_UNROLL for (int word = 0; word < 4; ++word) {
-        const uint32_t kept = word_of(keep[half], word), negative = kept & word_of(signs, word);
-        constexpr uint32_t DROPPED_AND_NEGATIVE = picked(~TABLE_A, TABLE_B, TABLE_C) & 0xFF;
-        fields[word][0][half] = logic<DROPPED_AND_NEGATIVE>(kept, negative << 1, 0x55555555u);
-        fields[word][1][half] = logic<DROPPED_AND_NEGATIVE>(kept >> 1, negative, 0x55555555u);
+        const uint32_t kept = word_of(keep[half], word);
+        const uint32_t not_negative = logic<~(TABLE_A & TABLE_B) & 0xFF>(kept, word_of(signs, word), 0);
+        fields[word][0][half] = pick(kept, not_negative << 1, 0x55555555u);
+        fields[word][1][half] = pick(kept >> 1, not_negative, 0x55555555u);
       }
     }
     fetch(next);
