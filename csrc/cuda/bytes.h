@@ -28,6 +28,24 @@ FK_DEVICE float sum_of_digits(const float2* sums, int row, int pixel) {
   return row < 8 ? low.x + high.x : low.y + high.y;
 }
 
+// The block's results, from the sums of all warps.
+template <int PAIRS>
+FK_DEVICE void write_rows(const Product& p, const float2* sums, int tiles, int own_tiles, int first_tile, int thread,
+                          int warps) {
+  const float scale = read_seed(p.header).scale;
+  const int own_rows = own_tiles * TILE_ROWS;
+  for (int i = thread; i < own_rows * p.pixels; i += 32 * warps) {
+    const int pixel = i / own_rows, tile = i % own_rows / TILE_ROWS, row = first_tile * TILE_ROWS + i % own_rows;
+    if (row >= p.rows) continue;
+    float sum = 0.0f;
+    for (int warp = 0; warp < warps; ++warp)
+      sum += sum_of_digits(sums + ((warp * tiles + tile) * PAIRS + pixel / 2) * 32,
+                           row - first_row(p, first_tile + tile), pixel);
+    const float value = finished(sum * scale, p.gain, p.bias, p.bias_dtype, p.relu, row);
+    write_element(p.y, p.dtype, pixel * p.y_stride + row, value);
+  }
+}
+
 }  // namespace digits
 
 // Shared memory: the table; sums, a float2 for each warp, tile, pair of pixels and lane; the warps' stages.
@@ -35,21 +53,19 @@ template <int CODE, bool DRAWN, int PAIRS>
 FK_KERNEL FK_BOUNDS(32 * digits::most_warps(PAIRS), 1) multiply_digits(const Product p, const int tiles) {
   using Weights = digits::Weights<CODE, DRAWN, PAIRS>;
   FK_SHARED(uint8_t, shared);
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int warp = thread / 32, warps = threads / 32;
-  const digits::Lane lane(p, thread % 32);
+  const int warp = static_cast<int>(kept_in_register(threadIdx.x / 32)), warps = static_cast<int>(blockDim.x / 32);
+  const digits::Lane lane(p, kept_in_register(threadIdx.x % 32));
   float2* const sums = reinterpret_cast<float2*>(shared + Weights::TABLE_BYTES);
   uint8_t* const stage = reinterpret_cast<uint8_t*>(sums + warps * tiles * PAIRS * 32) + warp * digits::STAGE_BYTES;
   float2* const own_sums = sums + warp * tiles * PAIRS * 32 + lane.number;
-  const Seed seed = read_seed(p.header);
   const int slices = (p.cols + digits::SLICE - 1) / digits::SLICE;
   const int first_tile = static_cast<int>(blockIdx.x) * tiles;
   const int own_tiles = min(tiles, (p.rows + digits::TILE_ROWS - 1) / digits::TILE_ROWS - first_tile);
 
-  Weights weights(p, seed, lane, shared);
+  Weights weights(p, lane, shared);
   weights.fetch({digits::first_row(p, first_tile), warp, warp < slices});
   if (Weights::TABLE_BYTES) {
-    digits::fill_table(shared, thread, threads);
+    digits::fill_table(shared, warp, warps, lane.number);
     __syncthreads();
   }
   wait_for_inputs();
@@ -76,18 +92,7 @@ FK_KERNEL FK_BOUNDS(32 * digits::most_warps(PAIRS), 1) multiply_digits(const Pro
   }
   release_next();
   __syncthreads();
-  const int outputs = own_tiles * digits::TILE_ROWS * p.pixels;
-  for (int i = thread; i < outputs; i += threads) {
-    const int pixel = i / (own_tiles * digits::TILE_ROWS), in_block = i % (own_tiles * digits::TILE_ROWS);
-    const int tile = in_block / digits::TILE_ROWS, row = first_tile * digits::TILE_ROWS + in_block;
-    if (row >= p.rows) continue;
-    const int in_tile = row - digits::first_row(p, first_tile + tile);
-    float sum = 0.0f;
-    for (int other = 0; other < warps; ++other)
-      sum += digits::sum_of_digits(sums + ((other * tiles + tile) * PAIRS + pixel / 2) * 32, in_tile, pixel);
-    const float value = finished(sum * seed.scale, p.gain, p.bias, p.bias_dtype, p.relu, row);
-    write_element(p.y, p.dtype, pixel * p.y_stride + row, value);
-  }
+  digits::write_rows<PAIRS>(p, sums, tiles, own_tiles, first_tile, 32 * warp + static_cast<int>(lane.number), warps);
 }
 
 inline bool aligned_words(const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
@@ -98,6 +103,7 @@ inline const char* bytes_refuses(const Product& p) {
   if (p.code == STORED_CODE) return "stored weights";
   if (p.dtype != BFLOAT16 && p.dtype != FLOAT16) return "inputs of 32 bits";
   if (p.pixels > digits::MOST_PIXELS) return "more than four pixels";
+  if (int64_t{p.rows} * p.words >= 1 << 30) return "too many weights for indices of 32 bits";
   if (p.words % 4) return "words of a row not a multiple of four";
   if (p.cols % 8 || p.x_stride % 8 || !aligned_words(p.x)) return "inputs not aligned to 16 bytes";
   if (!aligned_words(p.keep) || !aligned_words(p.sign)) return "planes not aligned to 16 bytes";

@@ -100,6 +100,12 @@ FK_DEVICE float larger(float a, float b) {
   return result;
 }
 
+// The value itself, which the compiler keeps in a register: it would make again in a loop what comes from an index.
+FK_DEVICE uint32_t kept_in_register(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // d += A B, A of 16 x 16 and B of 16 x 8, fragments as in the PTX ISA; bfloat16 or float16 in, float32 sums.
 template <bool BFLOAT>
 FK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -172,6 +178,7 @@ FK_DEVICE uint32_t permute(uint32_t a, uint32_t b) {
   return emulator::permute(a, b, SELECTOR);
 }
 FK_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return emulator::permute(a, b, selector); }
+FK_DEVICE uint32_t kept_in_register(uint32_t value) { return value; }
 using Table = const uint8_t*;
 FK_DEVICE Table table_at(const uint8_t* shared) { return shared; }
 FK_DEVICE uint32_t look_up(Table table, uint32_t a, uint32_t b) {

@@ -8,9 +8,12 @@ namespace fk::cuda::digits {
 
 constexpr int SLICE = 512, SLICE_WORDS = SLICE / 32;
 constexpr int DIGITS = 4;
-constexpr int CHUNK = 16;                    // columns whose digits are made by a lane, and read by one load
-constexpr int STAGE_BYTES = DIGITS * SLICE;  // of shared memory for each warp
-constexpr int SMALLEST_EXPONENT = 36;        // the unit and a part of it stay normal numbers
+constexpr int LOWER_BITS = 29;                              // of an integer, below its leading one
+constexpr int CHUNK = 16;                                   // columns that a lane makes digits of, and reads at once
+constexpr int LANE_CHUNKS = SLICE / 4 / CHUNK;              // of a lane: the four of a row of operand A share a slice
+constexpr int STAGE_CHUNKS = SLICE / CHUNK + 4;             // of a digit, with gaps
+constexpr int STAGE_BYTES = DIGITS * STAGE_CHUNKS * CHUNK;  // of shared memory for each warp
+constexpr int SMALLEST_EXPONENT = 36;                       // the unit, and a 64th of it, stay normal numbers
 constexpr uint32_t NOT_FINITE_EXPONENT = 255;
 
 // Bytes of the columns of a chunk as the weights of a code lie in operand A.
@@ -19,8 +22,11 @@ enum Order {
   FIELDS    // 8 columns of the lower half of a word and 8 of the upper, in turn
 };
 
-// Place of a chunk's digit in a warp's stage, in bytes: the lanes of a warp write and read it without bank conflicts.
-FK_DEVICE int stage_at(int digit, int chunk) { return digit * SLICE + (chunk ^ chunk >> 3 ^ (digit & 1) << 2) * CHUNK; }
+// Place of a chunk's digit in a warp's stage, in bytes: a gap after each eighth chunk, and with it four in a digit,
+// lets the lanes of a warp write and read without bank conflicts.
+FK_DEVICE uint32_t stage_at(uint32_t digit, uint32_t chunk) {
+  return (digit * STAGE_CHUNKS + chunk + chunk / 8) * CHUNK;
+}
 
 FK_DEVICE void read_inputs(const Product& p, int pixel, int column, int gap, float (&values)[CHUNK]) {
   const uint16_t* const row = static_cast<const uint16_t*>(p.x) + pixel * p.x_stride;
@@ -63,12 +69,12 @@ FK_DEVICE void transpose(uint32_t (&words)[4]) {
 // The warp writes the digits of a slice of a pixel to its stage. Returns what the lowest digit's one stands for; NaN
 // where an input is not finite.
 template <Order ORDER>
-FK_DEVICE float make_digits(const Product& p, int pixel, int slice, int lane, uint8_t* stage) {
+FK_DEVICE float make_digits(const Product& p, int pixel, int slice, uint32_t lane, uint8_t* stage) {
   float values[CHUNK];
-  const int column = slice * SLICE + (ORDER == FIELDS ? lane / 2 * 32 + lane % 2 * 8 : lane * CHUNK);
+  const int column = slice * SLICE + static_cast<int>(ORDER == FIELDS ? lane / 2 * 32 + lane % 2 * 8 : lane * CHUNK);
   read_inputs(p, pixel, column, ORDER == FIELDS ? 16 : 8, values);
   const uint32_t top = top_exponent(values), exponent = max(top, static_cast<uint32_t>(SMALLEST_EXPONENT));
-  const float up = to_float((2 * 127 + 29 - exponent) << 23);
+  const float up = to_float((2 * 127 + LOWER_BITS - exponent) << 23);
   uint32_t by_digit[4][4];
   FK_UNROLL for (int i = 0; i < 4; ++i) {
     FK_UNROLL for (int j = 0; j < 4; ++j) {
@@ -79,35 +85,39 @@ FK_DEVICE float make_digits(const Product& p, int pixel, int slice, int lane, ui
     }
     transpose(by_digit[i]);
   }
-  FK_UNROLL for (int digit = 0; digit < DIGITS; ++digit) * reinterpret_cast<uint4*>(stage + stage_at(digit, lane)) =
-      make_uint4(by_digit[0][digit], by_digit[1][digit], by_digit[2][digit], by_digit[3][digit]);
+  FK_UNROLL for (int digit = 0; digit < DIGITS; ++digit) {
+    uint4& to = *reinterpret_cast<uint4*>(stage + stage_at(digit, lane));
+    to = make_uint4(by_digit[0][digit], by_digit[1][digit], by_digit[2][digit], by_digit[3][digit]);
+  }
   if (top == NOT_FINITE_EXPONENT) return to_float(0x7FC00000u);
-  return to_float((exponent - 29) << 23);
+  return to_float((exponent - LOWER_BITS) << 23);
 }
 
 // A lane's part of operand B, of which each 8 columns are the digits of two pixels, for a slice.
 template <int PAIRS>
 struct Inputs {
-  uint4 bytes[PAIRS][SLICE / 4 / CHUNK];
+  uint4 bytes[PAIRS][LANE_CHUNKS];
   float unit[PAIRS];  // of the sums of the lower of the two digits that this lane has sums of
 
   // For weights that operand A has TIMES times; they decide which chunks of the slice are the lane's.
   template <class Weights>
-  FK_DEVICE void load(const Product& p, int slice, int lane, uint8_t* stage, const Weights& weights) {
-    const int column = lane / 4, sums = lane % 4;
+  FK_DEVICE void load(const Product& p, int slice, uint32_t lane, uint8_t* stage, const Weights& weights) {
+    const uint32_t column = lane / 4, sums = lane % 4;
     FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) {
       unit[pair] = 0.0f;
-      FK_UNROLL for (int i = 0; i < SLICE / 4 / CHUNK; ++i) bytes[pair][i] = make_uint4(0, 0, 0, 0);
+      FK_UNROLL for (int i = 0; i < LANE_CHUNKS; ++i) bytes[pair][i] = make_uint4(0, 0, 0, 0);
     }
     for (int pixel = 0; pixel < p.pixels; ++pixel) {
       __syncwarp();
       const float made = make_digits<Weights::ORDER>(p, pixel, slice, lane, stage) * (1.0f / Weights::TIMES);
       __syncwarp();
       FK_UNROLL for (int pair = 0; pair < PAIRS; ++pair) {
-        if (pixel == 2 * pair + sums / 2) unit[pair] = sums % 2 ? made * 65536.0f : made;
-        if (pixel != 2 * pair + column / DIGITS) continue;
-        FK_UNROLL for (int i = 0; i < SLICE / 4 / CHUNK; ++i) bytes[pair][i] =
-            *reinterpret_cast<const uint4*>(stage + stage_at(column % DIGITS, weights.chunk_of(i)));
+        if (pixel == 2 * pair + static_cast<int>(sums / 2)) unit[pair] = sums % 2 ? made * 65536.0f : made;
+        if (pixel != 2 * pair + static_cast<int>(column / DIGITS)) continue;
+        FK_UNROLL for (int i = 0; i < LANE_CHUNKS; ++i) {
+          const uint8_t* const from = stage + stage_at(column % DIGITS, weights.chunk_of(i));
+          bytes[pair][i] = *reinterpret_cast<const uint4*>(from);
+        }
       }
     }
   }
