@@ -9,6 +9,7 @@
 
 namespace fk::cuda {
 
+constexpr int TRANSPOSED_STEPS = 4;
 constexpr int STORED_SUM_BYTES = 32 * 32 * 4;  // of a warp, for each pixel
 
 FK_TWIN int transposed_warps(int pixels) { return pixels == 1 ? 16 : pixels == 2 ? 12 : 6; }
@@ -31,17 +32,17 @@ FK_DEVICE int place_behind(uint32_t word, const uint32_t* chunk_words, int befor
 template <int VALUES, int PIXELS>
 FK_DEVICE void spread_word(uint32_t word, const typename Stored<VALUES>::Element* end, const Pixels<PIXELS>& x,
                            float scale, Pixels<PIXELS>* sums) {
-  for (; word; end -= STORED_STEPS) {
-    const Kept<VALUES> kept(word, end);
-    Pixels<PIXELS> sum[STORED_STEPS];
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+  for (; word; end -= TRANSPOSED_STEPS) {
+    const Kept<VALUES, TRANSPOSED_STEPS> kept(word, end);
+    Pixels<PIXELS> sum[TRANSPOSED_STEPS];
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       if (kept.exists[i]) sum[i] = sums[kept.bit[i] * 32];
     }
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       const float value = VALUES == INT8 ? kept.value(i) * scale : kept.value(i);
       FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum[i].at[pixel] += value * x.at[pixel];
     }
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       if (kept.exists[i]) sums[kept.bit[i] * 32] = sum[i];
     }
   }

@@ -1,4 +1,4 @@
-// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, four at a time.
+// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, a few at a time.
 #pragma once
 #include "cuda/device.h"
 
@@ -6,7 +6,6 @@ namespace fk::cuda {
 
 constexpr int STORED_CHUNK = 32;  // words between offsets: one for each lane
 static_assert(STORED_CHUNK == CHUNK_WORDS, "a lane owns a word of a chunk");
-constexpr int STORED_STEPS = 4;  // loads that a lane has on their way at once
 
 #ifndef FK_EMULATED
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) {
@@ -31,9 +30,9 @@ FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
 }
 #endif
 
-// The elements of x at one column, or sums of one row or column: one for each of a block's pixels.
+// Sums of one row or column, one for each of a block's pixels.
 template <int PIXELS>
-struct alignas(4 * PIXELS) Pixels {
+struct alignas(4 * (PIXELS < 4 ? PIXELS : 4)) Pixels {
   float at[PIXELS];
 };
 
@@ -61,16 +60,16 @@ struct Stored<INT8> {
   static FK_DEVICE float value(uint8_t element) { return to_float(element ^ 0x4B000080u) - 8388736.0f; }
 };
 
-// The next kept weights of a word, from its top bit down.
-template <int VALUES>
+// The next kept weights of a word, from its top bit down: STEPS loads are on their way at once.
+template <int VALUES, int STEPS>
 struct Kept {
-  int bit[STORED_STEPS];
-  bool exists[STORED_STEPS];
-  typename Stored<VALUES>::Element element[STORED_STEPS];
+  int bit[STEPS];
+  bool exists[STEPS];
+  typename Stored<VALUES>::Element element[STEPS];
 
   // Of a word with kept bits; `end`: behind the value of its top bit. Bits that are taken are cleared.
   FK_DEVICE Kept(uint32_t& word, const typename Stored<VALUES>::Element* end) {
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < STEPS; ++i) {
       exists[i] = i == 0 || word != 0;
       bit[i] = 31 - __clz(static_cast<int>(word));
       word = low_bits(word, bit[i]);
