@@ -42,23 +42,44 @@ FK_DEVICE void add_word(uint32_t word, const typename Stored<VALUES>::Element* e
   }
 }
 
-// A lane's part of a row's sum over chunks first to last, whose x `columns` holds.
+// A warp's part of a row: chunks first to last, counted from the row's first.
+struct RowPart {
+  int row, first, last;
+};
+
+// Asks for the words and values of a part ahead of their use, for each lane would wait for its own.
+template <int VALUES>
+FK_DEVICE void fetch_part(const Product& p, int chunks, const RowPart& part) {
+  constexpr int LINE = 128, VALUE_BYTES = sizeof(typename Stored<VALUES>::Element);
+  const int lane = threadIdx.x & 31;
+  const int64_t* const offsets = p.offsets + static_cast<int64_t>(part.row) * chunks;
+  const int64_t begin = offsets[part.first], bytes = (offsets[part.last] - begin) * VALUE_BYTES;
+  const uint8_t* const values = static_cast<const uint8_t*>(p.values) + begin * VALUE_BYTES;
+  for (int at = lane * LINE; at < bytes; at += 32 * LINE) fetch_line(values + at);
+  const uint32_t* const words = p.keep + static_cast<int64_t>(part.row) * p.words;
+  const int existing = p.words < part.last * STORED_CHUNK ? p.words : part.last * STORED_CHUNK;
+  for (int word = (part.first + lane) * STORED_CHUNK; word < existing; word += 32 * STORED_CHUNK) {
+    fetch_line(reinterpret_cast<const uint8_t*>(words + word));
+  }
+}
+
+// A lane's share of the sum of a part, whose x `columns` holds.
 template <int VALUES, int INPUTS, int PIXELS>
-FK_DEVICE Pixels<PIXELS> add_chunks(const Product& p, int row, int chunks, int first, int last,
-                                    const Column<INPUTS, PIXELS>* columns) {
+FK_DEVICE Pixels<PIXELS> add_part(const Product& p, int chunks, const RowPart& part,
+                                  const Column<INPUTS, PIXELS>* columns) {
   using Element = typename Stored<VALUES>::Element;
   const int lane = threadIdx.x & 31;
   const Element* const values =
-      static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(row) * chunks + first];
-  const uint32_t* words = p.keep + static_cast<int64_t>(row) * p.words + first * STORED_CHUNK + lane;
-  const int existing = p.words < last * STORED_CHUNK ? p.words : last * STORED_CHUNK;
-  int left = existing - first * STORED_CHUNK - lane;  // words, from the lane's on
+      static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(part.row) * chunks + part.first];
+  const uint32_t* words = p.keep + static_cast<int64_t>(part.row) * p.words + part.first * STORED_CHUNK + lane;
+  const int existing = p.words < part.last * STORED_CHUNK ? p.words : part.last * STORED_CHUNK;
+  int left = existing - part.first * STORED_CHUNK - lane;  // words, from the lane's on
   uint32_t next0 = left > 0 ? load_word(words) : 0u;
   uint32_t next1 = left > STORED_CHUNK ? load_word(words + STORED_CHUNK) : 0u;
   uint32_t place = 0;  // of the next chunk's first value
   Pixels<PIXELS> sum = {};
   columns += lane;
-  for (int chunk = first; chunk < last; chunk += 2, columns += 2 * CHUNK_COLUMNS) {
+  for (int chunk = part.first; chunk < part.last; chunk += 2, columns += 2 * CHUNK_COLUMNS) {
     const uint32_t word0 = next0, word1 = next1;
     left -= 2 * STORED_CHUNK, words += 2 * STORED_CHUNK;
     next0 = left > 0 ? load_word(words) : 0u;
@@ -98,24 +119,26 @@ FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p
   float* const sums = reinterpret_cast<float*>(columns + split.piece_chunks * CHUNK_COLUMNS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * split.rows, rows = p.rows - row0 < split.rows ? p.rows - row0 : split.rows;
-  wait_for_inputs();
+  const int member = warp & ((1 << split.share) - 1), step = stored_warps(PIXELS) >> split.share;
   for (int chunk0 = 0; chunk0 < split.chunks; chunk0 += split.piece_chunks) {
-    const int left = split.chunks - chunk0, chunks = left < split.piece_chunks ? left : split.piece_chunks;
+    const int piece_end = min(chunk0 + split.piece_chunks, split.chunks);
+    const int first = chunk0 + member * split.part_chunks(), last = min(first + split.part_chunks(), piece_end);
+    int row = warp >> split.share;
+    if (row < rows && first < last) fetch_part<VALUES>(p, split.chunks, {row0 + row, first, last});
+    if (chunk0 == 0) wait_for_inputs();
     if (chunk0 > 0) __syncthreads();
-    fill_columns(p, blockIdx.y * PIXELS, chunk0, chunks, columns);
+    fill_columns(p, blockIdx.y * PIXELS, chunk0, piece_end - chunk0, columns);
     __syncthreads();
-    const int part = warp & ((1 << split.share) - 1), part_chunks = split.part_chunks(), first = part * part_chunks;
-    const int last = first + part_chunks < chunks ? first + part_chunks : chunks;
-    for (int row = warp >> split.share; row < rows; row += stored_warps(PIXELS) >> split.share) {
+    for (; row < rows; row += step) {
       Pixels<PIXELS> sum = {};
       if (first < last) {
-        sum = add_chunks<VALUES>(p, row0 + row, split.chunks, chunk0 + first, chunk0 + last,
-                                 columns + first * CHUNK_COLUMNS);
+        if (row + step < rows) fetch_part<VALUES>(p, split.chunks, {row0 + row + step, first, last});
+        sum = add_part<VALUES>(p, split.chunks, {row0 + row, first, last}, columns + (first - chunk0) * CHUNK_COLUMNS);
       }
       const float total = sum_of_lanes(sum, lane);
       // the same lane in all pieces, so no barrier
       if (lane % (32 / PIXELS) == 0) {
-        float& place = sums[((row << split.share) + part) * PIXELS + lane / (32 / PIXELS)];
+        float& place = sums[((row << split.share) + member) * PIXELS + lane / (32 / PIXELS)];
         place = chunk0 > 0 ? place + total : total;
       }
     }

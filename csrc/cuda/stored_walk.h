@@ -22,7 +22,14 @@ FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
       : "r"(step), "r"((32 - lanes) << 8));
   return count;
 }
+// Into the second-level cache.
+FK_DEVICE void fetch_line(const uint8_t* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 #else
+FK_DEVICE void fetch_line(const uint8_t* from) {
+  // what is not there must not be fetched
+  volatile uint8_t byte = *from;
+  (void)byte;
+}
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) { return bits & ((1u << (count & 31)) - 1u); }
 FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
   const uint32_t below = __shfl_up_sync(0xFFFFFFFFu, count, step);
