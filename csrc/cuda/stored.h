@@ -10,6 +10,7 @@ inline const char* stored_refuses(const Product& p) {
   if (!p.keep || !p.values || !p.offsets) return "a stored weight that is not packed";
   if (p.pixels > 8) return "more than 8 pixels";
   if (p.dtype == INT8) return "int8 inputs";
+  if (p.rows > 1 << 30) return "more than 2^30 rows";
   return nullptr;
 }
 

@@ -150,7 +150,7 @@ FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p
     if (y_pixel >= p.pixels) continue;
     float sum = 0.0f;
     for (int i = 0; i < 1 << split.share; ++i) sum += sums[((row << split.share) + i) * PIXELS + pixel];
-    if (p.row_scale) sum *= p.row_scale[channel];
+    if (VALUES == INT8 && p.row_scale) sum *= p.row_scale[channel];
     write_element(p.y, p.dtype, y_pixel * p.y_stride + channel,
                   finished(sum, p.gain, p.bias, p.bias_dtype, p.relu, channel));
   }
