@@ -29,7 +29,7 @@ inline Plan plan_stored_transposed(const Product& p, int multiprocessors) {
 }
 
 // How many warps share a row, as a power of two: so that none waits long for the others' last rows. A part of a row
-// costs about a chunk beside its chunks.
+// costs about two chunks beside its own.
 inline int stored_share(const StoredSplit& even, int pixels) {
   const int warps = stored_warps(pixels);
   StoredSplit best = even;
@@ -37,7 +37,7 @@ inline int stored_share(const StoredSplit& even, int pixels) {
   for (int share = 0; warps % (1 << share) == 0 && even.rows << share <= STORED_SUMS / pixels; ++share) {
     StoredSplit split = even;
     split.share = share;
-    const int cost = divide_up(split.rows, warps >> share) * (split.part_chunks() + 1);
+    const int cost = divide_up(split.rows, warps >> share) * (split.part_chunks() + 2);
     if (share == 0 || cost < least) best = split, least = cost;
   }
   return best.share;
@@ -47,7 +47,7 @@ inline int stored_share(const StoredSplit& even, int pixels) {
 inline Plan plan_stored_forward(const Product& p, int multiprocessors) {
   const int pixels = stored_pixels(p), groups = divide_up(p.pixels, pixels),
             column_bytes = pixels < 8 ? 4 * pixels : 16;
-  const int fair = divide_up(static_cast<int64_t>(p.rows) * groups, multiprocessors);
+  const int fair = divide_up(p.rows, multiprocessors > groups ? multiprocessors / groups : 1);
   const int rows = divide_up(fair, divide_up(fair, STORED_SUMS / 8));
   StoredSplit split = stored_split(p.words, column_bytes, rows, 0);
   split.share = stored_share(split, pixels);
