@@ -9,20 +9,28 @@
 
 namespace fk::cuda {
 
+constexpr int TRANSPOSED_STEPS = 4;
 constexpr int STORED_SUM_BYTES = 32 * 32 * 4;  // of a warp, for each pixel
 
 FK_TWIN int transposed_warps(int pixels) { return pixels == 1 ? 16 : pixels == 2 ? 12 : 6; }
 
-// Where a lane's values end: `word` is its own, of a group of `span` lanes that hold consecutive ones; `before` of the
-// chunk's words, at `chunk_words`, lie before the group's.
-FK_DEVICE int place_behind(uint32_t word, const uint32_t* chunk_words, int before, int span, int lane) {
-  const int member = lane & (span - 1);
-  uint32_t counts = static_cast<uint32_t>(__popc(word));
-  // A group's lanes share the words before theirs; no more than 1024 bits, so that half a register holds a sum.
-  if (chunk_words) {
-    for (int at = member; at < before; at += span) counts += static_cast<uint32_t>(__popc(chunk_words[at])) << 16;
+// Bits in a lane's share of the first `count` words, which the lanes of a group of `span` share; four words at a time
+// where they are aligned.
+FK_DEVICE uint32_t count_share(const uint32_t* words, int count, bool aligned, int member, int span) {
+  uint32_t bits = 0;
+  const int fours = aligned ? count / 4 : 0;
+  for (int i = member; i < fours; i += span) {
+    const uint4 four = reinterpret_cast<const uint4*>(words)[i];
+    bits += static_cast<uint32_t>(__popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w));
   }
-  counts = running_sum(counts, span);
+  for (int i = 4 * fours + member; i < count; i += span) bits += static_cast<uint32_t>(__popc(words[i]));
+  return bits;
+}
+
+// Where the values of a lane's word end behind the chunk's first: after `before` bits, of which each lane of a group
+// knows its share, and the words of the lanes below. Both are at most 1024, so that half a register holds a sum.
+FK_DEVICE int place_behind(uint32_t word, uint32_t before, int span, int lane) {
+  const uint32_t counts = running_sum(before << 16 | static_cast<uint32_t>(__popc(word)), span);
   const uint32_t last = __shfl_sync(0xFFFFFFFFu, counts, lane | (span - 1));
   return static_cast<int>((counts & 0xFFFFu) + (last >> 16));
 }
@@ -31,17 +39,17 @@ FK_DEVICE int place_behind(uint32_t word, const uint32_t* chunk_words, int befor
 template <int VALUES, int PIXELS>
 FK_DEVICE void spread_word(uint32_t word, const typename Stored<VALUES>::Element* end, const Pixels<PIXELS>& x,
                            float scale, Pixels<PIXELS>* sums) {
-  for (; word; end -= STORED_STEPS) {
-    const Kept<VALUES> kept(word, end);
-    Pixels<PIXELS> sum[STORED_STEPS];
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+  for (; word; end -= TRANSPOSED_STEPS) {
+    const Kept<VALUES, TRANSPOSED_STEPS> kept(word, end);
+    Pixels<PIXELS> sum[TRANSPOSED_STEPS];
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       if (kept.exists[i]) sum[i] = sums[kept.bit[i] * 32];
     }
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       const float value = VALUES == INT8 ? kept.value(i) * scale : kept.value(i);
       FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum[i].at[pixel] += value * x.at[pixel];
     }
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
       if (kept.exists[i]) sums[kept.bit[i] * 32] = sum[i];
     }
   }
@@ -62,10 +70,15 @@ FK_DEVICE void add_groups(int span, int lane, Pixels<PIXELS>* sums) {
   }
 }
 
+// A lane's word, and the place of its chunk's first value.
+struct RowWord {
+  uint32_t word;
+  int64_t place;
+};
+
 // Blocks: of `span` words, a power of two, and of PIXELS pixels.
 template <int VALUES, int PIXELS>
-FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), PIXELS == 1 ? 2 : 1)
-    stored_transposed(const Product p, const int span) {
+FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), 2) stored_transposed(const Product p, const int span) {
   using Element = typename Stored<VALUES>::Element;
   constexpr int WARPS = transposed_warps(PIXELS);
   FK_SHARED(Pixels<PIXELS>, all_sums);
@@ -73,23 +86,33 @@ FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), PIXELS == 1 ? 2 : 1)
   const int word0 = blockIdx.x * span, chunk = word0 / STORED_CHUNK, pixel0 = blockIdx.y * PIXELS;
   const int before = word0 % STORED_CHUNK, member = lane & (span - 1);
   const int chunks = (p.words - 1) / STORED_CHUNK + 1;
+  const bool aligned = p.words % 4 == 0 && reinterpret_cast<uintptr_t>(p.keep) % 16 == 0;
   Pixels<PIXELS>* const warp_sums = all_sums + warp * 1024;
   FK_UNROLL for (int bit = 0; bit < 32; ++bit) warp_sums[bit * 32 + lane] = Pixels<PIXELS>{};
+  const auto load = [&](int row) {
+    RowWord loaded = {};
+    if (row < p.rows && word0 + member < p.words) {
+      loaded.word = load_word(p.keep + static_cast<int64_t>(row) * p.words + word0 + member);
+      loaded.place = p.offsets[static_cast<int64_t>(row) * chunks + chunk];
+    }
+    return loaded;
+  };
+  RowWord next = load(warp * groups + group);
   wait_for_inputs();
   for (int row0 = warp * groups; row0 < p.rows; row0 += WARPS * groups) {
     const int row = row0 + group;
-    const bool exists = row < p.rows;
-    const uint32_t* const chunk_words = p.keep + static_cast<int64_t>(row) * p.words + chunk * STORED_CHUNK;
-    const uint32_t word = exists && word0 + member < p.words ? chunk_words[before + member] : 0u;
-    const int behind = place_behind(word, exists ? chunk_words : nullptr, before, span, lane);
-    if (!word) continue;
+    const RowWord now = next;
+    next = load(row + WARPS * groups);
+    const uint32_t* const words = p.keep + static_cast<int64_t>(row) * p.words + chunk * STORED_CHUNK;
+    const uint32_t share = row < p.rows ? count_share(words, before, aligned, member, span) : 0u;
+    const int behind = place_behind(now.word, share, span, lane);
+    if (!now.word) continue;
     Pixels<PIXELS> x = {};
     FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
       if (pixel0 + pixel < p.pixels) x.at[pixel] = read_element(p.x, p.dtype, (pixel0 + pixel) * p.x_stride + row);
     }
-    const Element* const end =
-        static_cast<const Element*>(p.values) + p.offsets[static_cast<int64_t>(row) * chunks + chunk] + behind;
-    spread_word<VALUES, PIXELS>(word, end, x, p.row_scale ? p.row_scale[row] : 1.0f, warp_sums + lane);
+    spread_word<VALUES, PIXELS>(now.word, static_cast<const Element*>(p.values) + now.place + behind, x,
+                                p.row_scale ? p.row_scale[row] : 1.0f, warp_sums + lane);
   }
   release_next();
   __syncwarp();

@@ -1,4 +1,4 @@
-// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, four at a time.
+// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, a few at a time.
 #pragma once
 #include "cuda/device.h"
 
@@ -6,7 +6,6 @@ namespace fk::cuda {
 
 constexpr int STORED_CHUNK = 32;  // words between offsets: one for each lane
 static_assert(STORED_CHUNK == CHUNK_WORDS, "a lane owns a word of a chunk");
-constexpr int STORED_STEPS = 4;  // loads that a lane has on their way at once
 
 #ifndef FK_EMULATED
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) {
@@ -23,7 +22,14 @@ FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
       : "r"(step), "r"((32 - lanes) << 8));
   return count;
 }
+// Into the second-level cache.
+FK_DEVICE void fetch_line(const uint8_t* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 #else
+FK_DEVICE void fetch_line(const uint8_t* from) {
+  // what is not there must not be fetched
+  volatile uint8_t byte = *from;
+  (void)byte;
+}
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) { return bits & ((1u << (count & 31)) - 1u); }
 FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
   const uint32_t below = __shfl_up_sync(0xFFFFFFFFu, count, step);
@@ -31,9 +37,9 @@ FK_DEVICE uint32_t add_from_below(uint32_t count, int step, int lanes) {
 }
 #endif
 
-// The elements of x at one column, or sums of one row or column: one for each of a block's pixels.
+// Sums of one row or column, one for each of a block's pixels.
 template <int PIXELS>
-struct alignas(4 * PIXELS) Pixels {
+struct alignas(4 * (PIXELS < 4 ? PIXELS : 4)) Pixels {
   float at[PIXELS];
 };
 
@@ -61,16 +67,16 @@ struct Stored<INT8> {
   static FK_DEVICE float value(uint8_t element) { return to_float(element ^ 0x4B000080u) - 8388736.0f; }
 };
 
-// The next kept weights of a word, from its top bit down.
-template <int VALUES>
+// The next kept weights of a word, from its top bit down: STEPS loads are on their way at once.
+template <int VALUES, int STEPS>
 struct Kept {
-  int bit[STORED_STEPS];
-  bool exists[STORED_STEPS];
-  typename Stored<VALUES>::Element element[STORED_STEPS];
+  int bit[STEPS];
+  bool exists[STEPS];
+  typename Stored<VALUES>::Element element[STEPS];
 
   // Of a word with kept bits; `end`: behind the value of its top bit. Bits that are taken are cleared.
   FK_DEVICE Kept(uint32_t& word, const typename Stored<VALUES>::Element* end) {
-    FK_UNROLL for (int i = 0; i < STORED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < STEPS; ++i) {
       exists[i] = i == 0 || word != 0;
       bit[i] = 31 - __clz(static_cast<int>(word));
       word = low_bits(word, bit[i]);
