@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -56,12 +57,18 @@ class Stage(NamedTuple):
 
 
 def python(*command: str, seconds: float, **env: str) -> Finished:
-    """Runs Python in the repository, with what it prints; never longer than `seconds`."""
+    """Runs Python in the repository, as `run` does."""
+    return run(sys.executable, *command, seconds=seconds, **env)
+
+
+def run(*command: str, seconds: float, **env: str) -> Finished:
+    """Runs a command in the repository, with what it prints; never longer than `seconds`."""
     start = time.monotonic()
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    places = [str(ROOT), env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, places))
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env={**inherited, "PYTHONPATH": path, **env},
+        command, cwd=ROOT, env={**inherited, "PYTHONPATH": path, **env},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -129,6 +136,20 @@ def gpu_tests(out: Path, seconds: float) -> Outcome:
     return test_files(names, out, seconds, JOBS, spread)
 
 
+def sanitized(out: Path, seconds: float) -> Outcome:
+    """A small product of each CUDA C++ kernel under the tools of `compute-sanitizer`."""
+    if not shutil.which("compute-sanitizer"):
+        return Outcome(SKIPPED, "no compute-sanitizer on the PATH")
+    end, said = time.monotonic() + seconds, []
+    for tool in ("memcheck", "racecheck"):
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
+        done = run(*command, "tests/gpu/one_of_each.py", seconds=end - time.monotonic(), PYTHONPATH=str(ROOT / "tests"))
+        if done.code != 0:
+            return outcome(done)
+        said.append(f"{tool}: {last_line(done.text)}")
+    return Outcome(OK, "; ".join(said))
+
+
 def interpreter_tests(out: Path, seconds: float) -> Outcome:
     return test_files(FEW, out, seconds, 1, TRITON_INTERPRET="1")
 
@@ -165,7 +186,8 @@ def profile(out: Path, seconds: float) -> Outcome:
 STAGES = (
     Stage("build", build, 120, 0, None),
     Stage("tests on the GPU", gpu_tests, 240, 210, True),
-    Stage("benchmarks", benchmarks, 300, 50, True),
+    Stage("benchmarks", benchmarks, 300, 80, True),
+    Stage("compute-sanitizer", sanitized, 60, 30, True),
     Stage("profile", profile, 60, 0, True),
     Stage("some tests in the interpreter", interpreter_tests, 150, 0, False),
     Stage("compilation for sm_90", offline, 240, 0, False),
