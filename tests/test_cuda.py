@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import shutil
 import sys
 
 import pytest
 import torch
+from cuda_helpers import fake_driver
 from test_triton import run
 
 import frozen_kernels as fk
@@ -55,8 +57,22 @@ def test_the_extension_is_not_loaded_unasked():
 
 
 @needs_extension
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_a_machine_without_a_driver():
-    assert run("-c", STATUS, CUDA_VISIBLE_DEVICES="").strip() == "there is no NVIDIA driver"
+    assert run("-c", STATUS).strip() == "there is no NVIDIA driver"
+
+
+@needs_extension
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (12040, "the NVIDIA driver serves CUDA 12.4, the kernels need"),
+        (99990, "no GPU can be used: no CUDA-capable device is detected"),
+    ],
+)
+def test_drivers_that_do_not_do(version, said, tmp_path):
+    assert run("-c", STATUS, **fake_driver(tmp_path, version)).startswith(said)
 
 
 def test_gpus_that_are_too_old_are_left_to_the_next_backend(monkeypatch):

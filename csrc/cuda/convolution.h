@@ -11,19 +11,6 @@ struct Convolution {
   int64_t x_stride[4], y_stride[4];                                     // batch, channel, height and width, in elements
 };
 
-// A linear layer as a convolution of one tap, each pixel a sample.
-inline Convolution convolution_of(const Product& p) {
-  Convolution c = {};
-  c.weight = p;
-  c.batch = p.pixels;
-  c.channels = p.cols;
-  for (int i = 0; i < 2; ++i) c.wide[i] = c.narrow[i] = c.taps[i] = c.stride[i] = c.dilation[i] = 1;
-  c.x_stride[0] = p.x_stride;
-  c.y_stride[0] = p.y_stride;
-  c.x_stride[1] = c.y_stride[1] = 1;
-  return c;
-}
-
 // Offsets of inputs and of words are 32-bit numbers in kernels.
 constexpr int64_t MOST_OFFSET = (int64_t{1} << 29) - 1;
 

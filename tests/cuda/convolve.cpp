@@ -76,13 +76,5 @@ int main(int count, char** arguments) {
   }
   const reference::ConvolutionLayer served(settings_of(SHAPES[0], BFLOAT16, true, 1));
   check_refusals(report, served.convolution());
-  for (const int pixels : {1, 21, 70}) {
-    const Shape shape = {pixels, 8 * pixels + 96, {1, 1}, 45, {1, 1}, {1, 1}, {0, 0}, {1, 1}};
-    report.check(settings_of(shape, pixels % 3, false, ++number), 1, [&](const Convolution& c) {
-      cuda::Product p = c.weight;
-      p.x_stride = c.x_stride[0], p.y_stride = c.y_stride[0];
-      return run(cuda::convolution_of(p), pixels > 60);
-    });
-  }
   return report.status("convolve");
 }
