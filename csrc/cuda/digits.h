@@ -13,7 +13,8 @@ constexpr int CHUNK = 16;                                   // columns that a la
 constexpr int LANE_CHUNKS = SLICE / 4 / CHUNK;              // of a lane: the four of a row of operand A share a slice
 constexpr int STAGE_CHUNKS = SLICE / CHUNK + 4;             // of a digit, with gaps
 constexpr int STAGE_BYTES = DIGITS * STAGE_CHUNKS * CHUNK;  // of shared memory for each warp
-constexpr int SMALLEST_EXPONENT = 36;                       // the unit, and a 64th of it, stay normal numbers
+// The unit, and a 64th of it, stay normal numbers: inputs that are all below 2^-91 lose what lies below 2^-121.
+constexpr int SMALLEST_EXPONENT = 36;
 constexpr uint32_t NOT_FINITE_EXPONENT = 255;
 
 // Bytes of the columns of a chunk as the weights of a code lie in operand A.
