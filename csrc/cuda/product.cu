@@ -13,7 +13,7 @@ namespace {
 constexpr const Family<Product>* PRODUCTS[] = {&BITS, &BYTES, &STORED};
 constexpr const Family<Convolution>* CONVOLUTIONS[] = {&STEM, &CONVOLVE};
 
-// The first family that serves a layer; else the reason of the first, which its code names.
+// The first family that serves a layer; else the reason of the last.
 template <class Layer>
 const Family<Layer>* first_of(std::initializer_list<const Family<Layer>*> families, const Layer& layer,
                               const char** reason) {
@@ -21,7 +21,7 @@ const Family<Layer>* first_of(std::initializer_list<const Family<Layer>*> famili
   for (const Family<Layer>* family : families) {
     const char* const why = family->refuses(layer);
     if (!why) return family;
-    if (!*reason) *reason = why;
+    *reason = why;
   }
   return nullptr;
 }
@@ -29,6 +29,8 @@ const Family<Layer>* first_of(std::initializer_list<const Family<Layer>*> famili
 const Family<Product>* find(const Product& p, const char** reason) {
   if (p.code == STORED_CODE) return first_of({&STORED}, p, reason);
   if (p.code == UNIFORM_CODE || p.code == NORMAL_CODE) return first_of({&BYTES}, p, reason);
+  // Digits decode drawn signs with 1.0 instructions a weight, halves with 1.7; of planes the bytes decide.
+  if (p.code == SIGN_CODE && !p.sign) return first_of({&BYTES, &BITS}, p, reason);
   return first_of({&BITS, &BYTES}, p, reason);
 }
 const Family<Convolution>* find(const Convolution& c, const char** reason) {
