@@ -26,12 +26,12 @@ const Family<Layer>* first_of(std::initializer_list<const Family<Layer>*> famili
   return nullptr;
 }
 
+// By code, dtype and pixels, never by residency: mask and planes give the same bits.
 const Family<Product>* find(const Product& p, const char** reason) {
   if (p.code == STORED_CODE) return first_of({&STORED}, p, reason);
   if (p.code == UNIFORM_CODE || p.code == NORMAL_CODE) return first_of({&BYTES}, p, reason);
-  // Digits decode drawn signs with 1.0 instructions a weight, halves with 1.7; of planes the bytes decide.
-  if (p.code == SIGN_CODE && !p.sign) return first_of({&BYTES, &BITS}, p, reason);
-  return first_of({&BITS, &BYTES}, p, reason);
+  // Digits decode signs with 0.8 to 1.0 instructions a weight, halves of a register with 1.4 to 1.7.
+  return first_of({&BYTES, &BITS}, p, reason);
 }
 const Family<Convolution>* find(const Convolution& c, const char** reason) {
   return c.channels < 8 ? first_of({&STEM}, c, reason) : first_of({&CONVOLVE}, c, reason);

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from common import DEVICE, DTYPES, INTERPRETING, dense, header, pack_of, small_integers, stored_pack
+from common import DEVICE, DTYPES, INTERPRETING, RESIDENCIES, dense, header, pack_of, small_integers, stored_pack
 from torch.nn import functional as F
 
 import frozen_kernels as fk
@@ -85,6 +85,13 @@ def test_gradients_of_inputs_are_exact_on_small_integers(dtype):
         assert torch.equal(cuda.linear_grad_input(grad, *pack), want), (rows, cols, residency)
 
 
+@pytest.mark.parametrize("code", ["sign", "uniform"])
+def test_residencies_give_the_same_bits(code):
+    x = torch.randn(3, 1024, generator=torch.Generator().manual_seed(2)).to(DEVICE, torch.bfloat16)
+    found = [cuda.linear(x, None, None, *pack_of(header(), kind, code, (40, 1024))) for kind in RESIDENCIES]
+    assert all(torch.equal(found[0], y) for y in found[1:])
+
+
 CONVOLUTIONS = [
     # weight, image, stride, padding, dilation
     ((32, 16, 3, 3), (2, 16, 7, 6), (1, 1), (1, 1), (1, 1)),
@@ -124,8 +131,6 @@ def test_what_they_do_not_serve_is_refused_with_the_reason():
     with pytest.raises(Unsupported, match="more than four pixels"):
         uniform = pack_of(header(), "mask", "uniform", (16, 512))
         cuda.linear(small_integers(5, 512, dtype=torch.bfloat16), None, None, *uniform)
-    with pytest.raises(Unsupported, match="seed residency"):
-        cuda.linear(small_integers(1, 512), None, None, *pack_of(header(), "seed", "sign", (16, 512)))
     with pytest.raises(Unsupported, match="groups"):
         conv = pack_of(header(), "mask", "sign", (16, 8, 3, 3))
         cuda.conv2d(small_integers(1, 16, 5, 5), None, None, *conv, [1, 1], [1, 1], [1, 1], 2)

@@ -13,6 +13,7 @@ from .. import forced
 from ..checks import check_dtype, checked_epilogue, checked_pack
 from ..errors import Unsupported
 from ..geometry import Geometry, Side, with_result
+from ..triton.masks import keep_plane
 from . import choices
 from .extension import check_gpu, load
 
@@ -23,10 +24,17 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def _with_keep(held: Pack, rows: int, cols: int) -> Pack:
+    """The weight with a keep plane; that of a seed is a scratch that Triton's kernel makes."""
+    if held.keep is not None:
+        return held
+    if held.supermask is None or held.offsets is None:
+        raise Unsupported("neither a keep plane nor a supermask with its offsets")
+    return held._replace(keep=keep_plane(held.header, held.supermask, held.offsets, rows, cols))
+
+
 def _weight(held: Pack, rows: int, cols: int) -> tuple[int, ...]:
-    """Addresses and sizes of a weight, as the extension takes them; Unsupported without a keep plane."""
-    if held.keep is None:
-        raise Unsupported("the seed residency: Triton expands its keep plane")
+    """Addresses and sizes of a weight with a keep plane, as the extension takes them."""
     if held.code == STORED and held.offsets is None:
         raise Unsupported("packed values without their offsets")
     values_dtype = 0 if held.values is None else DTYPES[held.values.dtype]
@@ -77,7 +85,6 @@ def product(
     transposed = geometry.transposed != back
     if not x.numel() or not math.prod(size):
         raise Unsupported("an empty input or result")
-    weight = _weight(held, rows, cols)
     device, linear = held.header.device, len(held.shape) == 2
     check_gpu(device)
     pixels = math.prod(size) // size[-1 if linear else 1]
@@ -86,14 +93,15 @@ def product(
         chosen = choices.choose(op, device, x.dtype, held.code, _residency(held), pixels)
         if chosen.backend != "cuda":
             raise Unsupported(f"the table of choices names {chosen.backend}: {chosen.why}")
+    held = _with_keep(held, rows, cols)
     y, x, x_side, y_side = with_result(x, size, linear)
     bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)
     wide, narrow = (y_side, x_side) if transposed else (x_side, y_side)
     ends = _side(x.data_ptr(), x.dtype, x_side), _side(y.data_ptr(), y.dtype, y_side)
     epilogue = (_address(bias), 0 if bias is None else DTYPES[bias.dtype], 1, _address(gain), 1, int(relu))
     why = load().product(
-        weight, _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue, transposed,
-        device.index or 0, _stream(device),
+        _weight(held, rows, cols), _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue,
+        transposed, device.index or 0, _stream(device),
     )  # fmt: skip
     if why is not None:
         raise Unsupported(f"CUDA C++ kernels do not serve {why}")
