@@ -142,6 +142,7 @@ FK_DEVICE void write_tiles(const Product& p, const float4* sums, int warp_sums, 
 // Shared memory: the sums of warps, tiles and eighths, FRAGMENT float4 each; of float32 then a stage for each warp.
 template <bool BFLOAT, bool DRAWN, int EIGHTS>
 FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int tiles) {
+  wait_for_inputs();
   FK_SHARED(float4, sums);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int slices = (p.cols + SLICE - 1) / SLICE, warp_sums = tiles * EIGHTS * FRAGMENT;
@@ -151,7 +152,6 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits(const Product p, const int 
 
   int row = first, call = warp * SLICE_CALLS + (lane & 3);
   TileWords next = load_tile<DRAWN>(p, row + group, call);
-  wait_for_inputs();
   for (int slice = warp; slice < slices; slice += warps) {
     uint4 x[EIGHTS][16];
     if (BFLOAT && p.dtype == FLOAT32)

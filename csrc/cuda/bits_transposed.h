@@ -151,6 +151,7 @@ FK_DEVICE void write_columns(const Product& p, const float4* sums) {
 // each warp. A warp sums `steps` steps at a time.
 template <bool BFLOAT, int EIGHTS>
 FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits_transposed(const Product p, const int steps) {
+  wait_for_inputs();
   FK_SHARED(float4, sums);
   constexpr int WARP_SUMS = warp_sums(EIGHTS);
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -166,7 +167,6 @@ FK_KERNEL FK_BOUNDS(32 * bits_warps(EIGHTS), 1) bits_transposed(const Product p,
   const int run = steps * STEP_ROWS;
   int row = warp * run;
   StepWords next = load_step(p, sign, row + LANE_ROWS * quad, word);
-  wait_for_inputs();
   bool begun = false;
   int turn = 0;
   while (row < p.rows) {

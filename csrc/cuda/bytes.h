@@ -51,6 +51,7 @@ FK_DEVICE void write_rows(const Product& p, const float2* sums, int tiles, int o
 // Shared memory: the table; sums, a float2 for each warp, tile, pair of pixels and lane; the warps' stages.
 template <int CODE, bool DRAWN, int PAIRS>
 FK_KERNEL FK_BOUNDS(32 * digits::most_warps(PAIRS), 1) multiply_digits(const Product p, const int tiles) {
+  wait_for_inputs();
   using Weights = digits::Weights<CODE, DRAWN, PAIRS>;
   FK_SHARED(uint8_t, shared);
   const int warp = static_cast<int>(kept_in_register(threadIdx.x / 32)), warps = static_cast<int>(blockDim.x / 32);
@@ -68,7 +69,6 @@ FK_KERNEL FK_BOUNDS(32 * digits::most_warps(PAIRS), 1) multiply_digits(const Pro
     digits::fill_table(shared, warp, warps, lane.number);
     __syncthreads();
   }
-  wait_for_inputs();
   for (int slice = warp; slice < slices; slice += warps) {
     digits::Inputs<PAIRS> inputs;
     inputs.load(p, slice, lane.number, stage, weights);

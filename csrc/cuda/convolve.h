@@ -199,6 +199,7 @@ FK_DEVICE void finish_convolution(const Convolution& c, const float4* sums, floa
 
 template <int DTYPE, bool DRAWN, int ROW_TILES, int PIXEL_TILES, int WARPS>
 FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve(const Convolution c) {
+  wait_for_inputs();
   constexpr int ROWS = 2 * ROW_TILES, LOADS = DTYPE == FLOAT32 ? 2 : 1;
   constexpr int AHEAD = ROW_TILES * LOADS > 2 ? 2 : CHUNKS;  // chunks in registers
   FK_SHARED(float4, sums);
@@ -217,7 +218,6 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   const int jump = STEP_COLUMNS * warps - 32, jump_taps = jump / c.channels, jump_channels = jump % c.channels;
   Place place = {0, 0, 0};
   place.move(column / c.channels, column % c.channels, c.channels);
-  wait_for_inputs();
   Chunk<PIXEL_TILES, LOADS> x[AHEAD];
   FK_UNROLL for (int q = 0; q < AHEAD; ++q) load_chunk(c, origins, tap_offset, place, x[q]);
   float4* const mine = sums + warp * (ROW_TILES * PIXEL_TILES * 32) + lane;

@@ -129,23 +129,25 @@ FK_DEVICE void multiply_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
 // Weights are read once: past the first-level cache, but left in the second, which holds the planes of a whole model.
 FK_DEVICE uint4 load_words(const uint32_t* from) {
   uint4 words;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
       : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
       : "l"(from));
   return words;
 }
 FK_DEVICE uint2 load_two_words(const uint32_t* from) {
   uint2 words;
-  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from));
   return words;
 }
 FK_DEVICE uint32_t load_word(const uint32_t* from) {
   uint32_t word;
-  asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word) : "l"(from));
+  asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word) : "l"(from));
   return word;
 }
 
-// Programmatic dependent launch: what is read before `wait_for_inputs` must be no result of an earlier kernel.
+// Programmatic dependent launch: what is read before `wait_for_inputs` must be no result of an earlier kernel. Weights
+// may be one, of a step of a search, so kernels wait before they read anything; loads in assembly are volatile, or the
+// compiler could move them in front.
 #if __CUDA_ARCH__ >= 900
 FK_DEVICE void wait_for_inputs() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 FK_DEVICE void release_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

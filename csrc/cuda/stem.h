@@ -233,6 +233,7 @@ FK_DEVICE void write_lines(const Convolution& c, int row, int sample, int h, int
 
 template <int DTYPE, int STEPS>
 FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) {
+  wait_for_inputs();
   constexpr int PARTS = DTYPE == FLOAT32 ? 3 : 1, KINDS = DTYPE == FLOAT32 ? 2 : 1;
   FK_SHARED(uint2, shared);
   const Product& p = c.weight;
@@ -255,7 +256,6 @@ FK_KERNEL FK_BOUNDS(STEM_THREADS, stem_blocks(DTYPE)) stem(const Convolution c) 
   const int across = (c.narrow[1] + TILE_SIDE - 1) / TILE_SIDE, down = (c.narrow[0] + TILE_SIDE - 1) / TILE_SIDE;
   // The next kernel begins when all blocks have, so that it takes no place of theirs.
   release_next();
-  wait_for_inputs();
   for (int tile = blockIdx.x; tile < c.batch * down * across; tile += gridDim.x) {
     const int w0 = tile % across * TILE_SIDE, h0 = tile / across % down * TILE_SIDE, sample = tile / across / down;
     load_patch<DTYPE>(c, patch, sample, h0 * c.stride[0] - c.padding[0], w0 * c.stride[1] - c.padding[1], shared);

@@ -112,6 +112,7 @@ FK_DEVICE float sum_of_lanes(Pixels<PIXELS> sum, int lane) {
 // Blocks: of `tiles` / 8 rows, and of PIXELS pixels; 2^(`tiles` % 8) warps share a row.
 template <int VALUES, int INPUTS, int PIXELS>
 FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p, const int tiles) {
+  wait_for_inputs();
   using Inputs = Column<INPUTS, PIXELS>;
   FK_SHARED(Inputs, columns);
   const StoredSplit split = stored_split(p.words, sizeof(Inputs), tiles >> 3, tiles & 7);

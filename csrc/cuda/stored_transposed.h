@@ -79,6 +79,7 @@ struct RowWord {
 // Blocks: of `span` words, a power of two, and of PIXELS pixels.
 template <int VALUES, int PIXELS>
 FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), 2) stored_transposed(const Product p, const int span) {
+  wait_for_inputs();
   using Element = typename Stored<VALUES>::Element;
   constexpr int WARPS = transposed_warps(PIXELS);
   FK_SHARED(Pixels<PIXELS>, all_sums);
@@ -98,7 +99,6 @@ FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), 2) stored_transposed(const Pr
     return loaded;
   };
   RowWord next = load(warp * groups + group);
-  wait_for_inputs();
   for (int row0 = warp * groups; row0 < p.rows; row0 += WARPS * groups) {
     const int row = row0 + group;
     const RowWord now = next;
