@@ -24,15 +24,8 @@ SANITIZERS = {
     "races": ["-fsanitize=thread"],
 }
 # Kernels cast pointers to wider types, as nvcc allows.
-OPTIONS = [
-    "-std=c++17",
-    "-O1",
-    "-g1",
-    "-U_FORTIFY_SOURCE",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-Wno-unknown-pragmas",
-]
+OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+OPTIONS += ["-U_FORTIFY_SOURCE"]
 BARRIER = re.compile(r"(?<!::)\b(?:__syncthreads|__syncwarp|wait_for_inputs)\(\)(?=;)")
 
 
