@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,7 +25,15 @@ SANITIZERS = {
 }
 # Kernels cast pointers to wider types, as nvcc allows.
 OPTIONS = ["-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+OPTIONS += ["-U_FORTIFY_SOURCE"]
 BARRIER = re.compile(r"(?<!::)\b(?:__syncthreads|__syncwarp|wait_for_inputs)\(\)(?=;)")
+
+
+def lacking() -> str:
+    """Why kernels cannot be emulated here; empty where they can."""
+    if sys.platform != "linux":
+        return "the emulator is made for Linux"
+    return "" if shutil.which("g++") else "g++ is not installed"
 
 
 @contextlib.contextmanager
@@ -45,10 +55,17 @@ def compiled(name: str, folder: Path, sanitizer: str = "none", csrc: Path = CSRC
     return program
 
 
+@functools.cache
+def _fixed() -> tuple[str, ...]:
+    """The thread sanitizer of older compilers takes no address space that is laid out at random."""
+    fixed = ("setarch", "-R")
+    works = shutil.which("setarch") and not subprocess.run([*fixed, "true"], capture_output=True).returncode
+    return fixed if works else ()
+
+
 def run(program: Path, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Its end, whatever the status; a data race ends it with 66."""
-    # the thread sanitizer of older compilers takes no address space that is laid out at random
-    fixed = ["setarch", "-R"] if program.name.endswith("-races") and shutil.which("setarch") else []
+    fixed = _fixed() if program.name.endswith("-races") else ()
     environment = os.environ | {"TSAN_OPTIONS": "history_size=0:halt_on_error=1:exitcode=66"} | settings
     return subprocess.run([*fixed, str(program), *args], capture_output=True, text=True, env=environment, timeout=600)
 

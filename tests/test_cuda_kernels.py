@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
-from cuda_helpers import FAMILIES, PROGRAMS, compiled, run, with_choices
+from cuda_helpers import FAMILIES, PROGRAMS, compiled, lacking, run, with_choices
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="g++ is not installed")
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
 WRONG_RESULT, THROWN, DIFFERENT_ORDER, RACE = 1, 2, 3, 66
 # What catches a fault of emulator.cpp: no sanitizer, or the one named.
