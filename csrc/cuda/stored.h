@@ -8,6 +8,7 @@ namespace fk::cuda {
 inline const char* stored_refuses(const Product& p) {
   if (p.code != STORED_CODE) return "a code whose weights are drawn";
   if (!p.keep || !p.values || !p.offsets) return "a stored weight that is not packed";
+  if (reinterpret_cast<uintptr_t>(p.values) % 16) return "values that are not aligned to 16 bytes";
   if (p.pixels > 8) return "more than 8 pixels";
   if (p.dtype == INT8) return "int8 inputs";
   if (p.rows > 1 << 30) return "more than 2^30 rows";

@@ -27,19 +27,25 @@ FK_TWIN StoredSplit stored_split(int words, int column_bytes, int rows, int shar
 // sum += the kept weights of a word times x; `columns`: those of the lane's word, by bit.
 template <int VALUES, int INPUTS, int PIXELS>
 FK_DEVICE void add_word(uint32_t word, const typename Stored<VALUES>::Element* end,
-                        const Column<INPUTS, PIXELS>* columns, Pixels<PIXELS>& sum) {
-  constexpr int STEPS = PIXELS < 4 ? 4 : 2;
-  for (; word; end -= STEPS) {
-    const Kept<VALUES, STEPS> kept(word, end);
-    Column<INPUTS, PIXELS> x[STEPS];
-    FK_UNROLL for (int i = 0; i < STEPS; ++i) {
-      if (kept.exists[i]) x[i] = columns[kept.bit[i] * 32];
+                        const typename Stored<VALUES>::Element* whole, const Column<INPUTS, PIXELS>* columns,
+                        Pixels<PIXELS>& sum) {
+  constexpr int AT_ONCE = PIXELS < 4 ? 4 : 2;
+  if (!word) return;
+  WordValues<VALUES> values(end, __popc(word), whole);
+  do {
+    const Kept<VALUES> kept(word, values);
+    FK_UNROLL for (int first = 0; first < 4; first += AT_ONCE) {
+      if (!kept.exists[first]) break;
+      Column<INPUTS, PIXELS> x[AT_ONCE];
+      FK_UNROLL for (int i = 0; i < AT_ONCE; ++i) {
+        if (kept.exists[first + i]) x[i] = columns[kept.bit[first + i] * 32];
+      }
+      FK_UNROLL for (int i = 0; i < AT_ONCE; ++i) {
+        if (!kept.exists[first + i]) continue;
+        FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum.at[pixel] += kept.value(first + i) * x[i].at(pixel);
+      }
     }
-    FK_UNROLL for (int i = 0; i < STEPS; ++i) {
-      if (!kept.exists[i]) continue;
-      FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum.at[pixel] += kept.value(i) * x[i].at(pixel);
-    }
-  }
+  } while (word);
 }
 
 // A warp's part of a row: chunks first to last, counted from the row's first.
@@ -66,6 +72,7 @@ FK_DEVICE void fetch_part(const Product& p, int chunks, const RowPart& part) {
 // A lane's share of the sum of a part, whose x `columns` holds.
 template <int VALUES, int INPUTS, int PIXELS>
 FK_DEVICE Pixels<PIXELS> add_part(const Product& p, int chunks, const RowPart& part,
+                                  const typename Stored<VALUES>::Element* whole,
                                   const Column<INPUTS, PIXELS>* columns) {
   using Element = typename Stored<VALUES>::Element;
   const int lane = threadIdx.x & 31;
@@ -86,9 +93,9 @@ FK_DEVICE Pixels<PIXELS> add_part(const Product& p, int chunks, const RowPart& p
     next1 = left > STORED_CHUNK ? load_word(words + STORED_CHUNK) : 0u;
     const uint32_t counts = static_cast<uint32_t>(__popc(word0)) | static_cast<uint32_t>(__popc(word1)) << 16;
     const uint32_t behind = running_sum(counts, 32), all = __shfl_sync(0xFFFFFFFFu, behind, 31);
-    add_word<VALUES>(word0, values + (place + (behind & 0xFFFFu)), columns, sum);
+    add_word<VALUES>(word0, values + (place + (behind & 0xFFFFu)), whole, columns, sum);
     place += all & 0xFFFFu;
-    add_word<VALUES>(word1, values + (place + (behind >> 16)), columns + CHUNK_COLUMNS, sum);
+    add_word<VALUES>(word1, values + (place + (behind >> 16)), whole, columns + CHUNK_COLUMNS, sum);
     place += all >> 16;
   }
   return sum;
@@ -121,6 +128,7 @@ FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int row0 = blockIdx.x * split.rows, rows = p.rows - row0 < split.rows ? p.rows - row0 : split.rows;
   const int member = warp & ((1 << split.share) - 1), step = stored_warps(PIXELS) >> split.share;
+  const auto* const whole = end_of_fours<VALUES>(p, split.chunks);
   for (int chunk0 = 0; chunk0 < split.chunks; chunk0 += split.piece_chunks) {
     const int piece_end = min(chunk0 + split.piece_chunks, split.chunks);
     const int first = chunk0 + member * split.part_chunks(), last = min(first + split.part_chunks(), piece_end);
@@ -134,7 +142,8 @@ FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p
       Pixels<PIXELS> sum = {};
       if (first < last) {
         if (row + step < rows) fetch_part<VALUES>(p, split.chunks, {row0 + row + step, first, last});
-        sum = add_part<VALUES>(p, split.chunks, {row0 + row, first, last}, columns + (first - chunk0) * CHUNK_COLUMNS);
+        sum = add_part<VALUES>(p, split.chunks, {row0 + row, first, last}, whole,
+                               columns + (first - chunk0) * CHUNK_COLUMNS);
       }
       const float total = sum_of_lanes(sum, lane);
       // the same lane in all pieces, so no barrier

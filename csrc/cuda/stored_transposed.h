@@ -9,7 +9,6 @@
 
 namespace fk::cuda {
 
-constexpr int TRANSPOSED_STEPS = 4;
 constexpr int STORED_SUM_BYTES = 32 * 32 * 4;  // of a warp, for each pixel
 
 FK_TWIN int transposed_warps(int pixels) { return pixels == 1 ? 16 : pixels == 2 ? 12 : 6; }
@@ -37,22 +36,22 @@ FK_DEVICE int place_behind(uint32_t word, uint32_t before, int span, int lane) {
 
 // sums[bit] += the kept weights of a word times x; sums of a lane lie 32 apart.
 template <int VALUES, int PIXELS>
-FK_DEVICE void spread_word(uint32_t word, const typename Stored<VALUES>::Element* end, const Pixels<PIXELS>& x,
-                           float scale, Pixels<PIXELS>* sums) {
-  for (; word; end -= TRANSPOSED_STEPS) {
-    const Kept<VALUES, TRANSPOSED_STEPS> kept(word, end);
-    Pixels<PIXELS> sum[TRANSPOSED_STEPS];
-    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
+FK_DEVICE void spread_word(uint32_t word, WordValues<VALUES> values, const Pixels<PIXELS>& x, float scale,
+                           Pixels<PIXELS>* sums) {
+  do {
+    const Kept<VALUES> kept(word, values);
+    Pixels<PIXELS> sum[4];
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
       if (kept.exists[i]) sum[i] = sums[kept.bit[i] * 32];
     }
-    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
       const float value = VALUES == INT8 ? kept.value(i) * scale : kept.value(i);
       FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) sum[i].at[pixel] += value * x.at[pixel];
     }
-    FK_UNROLL for (int i = 0; i < TRANSPOSED_STEPS; ++i) {
+    FK_UNROLL for (int i = 0; i < 4; ++i) {
       if (kept.exists[i]) sums[kept.bit[i] * 32] = sum[i];
     }
-  }
+  } while (word);
 }
 
 // A warp's sums of the lanes that own one word, to the first of them. A lane takes one bit of all words; it begins at
@@ -98,6 +97,7 @@ FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), 2) stored_transposed(const Pr
     }
     return loaded;
   };
+  const Element* const whole = end_of_fours<VALUES>(p, chunks);
   RowWord next = load(warp * groups + group);
   for (int row0 = warp * groups; row0 < p.rows; row0 += WARPS * groups) {
     const int row = row0 + group;
@@ -111,8 +111,9 @@ FK_KERNEL FK_BOUNDS(32 * transposed_warps(PIXELS), 2) stored_transposed(const Pr
     FK_UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
       if (pixel0 + pixel < p.pixels) x.at[pixel] = read_element(p.x, p.dtype, (pixel0 + pixel) * p.x_stride + row);
     }
-    spread_word<VALUES, PIXELS>(now.word, static_cast<const Element*>(p.values) + now.place + behind, x,
-                                p.row_scale ? p.row_scale[row] : 1.0f, warp_sums + lane);
+    const Element* const end = static_cast<const Element*>(p.values) + now.place + behind;
+    spread_word<VALUES, PIXELS>(now.word, {end, __popc(now.word), whole}, x, p.row_scale ? p.row_scale[row] : 1.0f,
+                                warp_sums + lane);
   }
   release_next();
   __syncwarp();

@@ -113,6 +113,7 @@ void refusals() {
   report.expect(stored_refuses(p) == nullptr, "a packed weight", "is refused");
   p.code = SIGN_CODE, refuses("a drawn code");
   p.offsets = nullptr, refuses("values that are not packed");
+  p.values = static_cast<const float*>(p.values) + 1, refuses("values that are not aligned");
   p.pixels = 9, refuses("nine pixels");
 }
 
