@@ -134,7 +134,6 @@ FK_KERNEL FK_BOUNDS(32 * stored_warps(PIXELS), 1) stored_forward(const Product p
     const int first = chunk0 + member * split.part_chunks(), last = min(first + split.part_chunks(), piece_end);
     int row = warp >> split.share;
     if (row < rows && first < last) fetch_part<VALUES>(p, split.chunks, {row0 + row, first, last});
-    if (chunk0 == 0) wait_for_inputs();
     if (chunk0 > 0) __syncthreads();
     fill_columns(p, blockIdx.y * PIXELS, chunk0, piece_end - chunk0, columns);
     __syncthreads();
