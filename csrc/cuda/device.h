@@ -130,8 +130,8 @@ FK_DEVICE void multiply_bytes(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
 FK_DEVICE uint4 load_words(const uint32_t* from) {
   uint4 words;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-      : "l"(from));
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from));
   return words;
 }
 FK_DEVICE uint2 load_two_words(const uint32_t* from) {
