@@ -1,4 +1,4 @@
-// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, a few at a time.
+// Kept bits of a stored weight's words: a lane owns a word and walks its bits from the top, four at a time.
 #pragma once
 #include "cuda/device.h"
 
@@ -8,6 +8,7 @@ constexpr int STORED_CHUNK = 32;  // words between offsets: one for each lane
 static_assert(STORED_CHUNK == CHUNK_WORDS, "a lane owns a word of a chunk");
 
 #ifndef FK_EMULATED
+// The lowest bits, their count by its remainder from 32.
 FK_DEVICE uint32_t low_bits(uint32_t bits, int count) {
   uint32_t low;
   asm("szext.wrap.u32 %0, %1, %2;" : "=r"(low) : "r"(bits), "r"(count));
