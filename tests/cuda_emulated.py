@@ -31,7 +31,7 @@ def sources() -> list[Path]:
 def digest() -> str:
     """Of all files that the module is made of."""
     found = hashlib.sha256()
-    for path in sorted([*CUDA.iterdir(), *(ROOT / "csrc/frozen").iterdir(), EMULATOR, *sources()]):
+    for path in sorted({*CUDA.iterdir(), *(ROOT / "csrc/frozen").iterdir(), *EMULATOR.parent.glob("*.h"), *sources()}):
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 

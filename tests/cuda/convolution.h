@@ -169,6 +169,9 @@ class ConvolutionReport {
     for (int order = 0; order < orders; ++order) {
       layer.clear();
       emulator::set_order(order + (order > 1 ? settings.weight.seed : 0));
+      layer.weight.in_flight();
+      emulator::in_flight(layer.x.data(), layer.x.size());
+      emulator::in_flight(layer.y.data(), layer.y.size());
       std::string wrong;
       try {
         const char* const refused = launch_it(layer.convolution());

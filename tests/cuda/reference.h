@@ -137,6 +137,12 @@ class Weight {
   double at(int row, int column) const { return values_[int64_t{row} * cols + column]; }
   bool kept(int row, int column) const { return keep.as<uint32_t>()[row * words + column / 32] >> beta(column) & 1; }
 
+  // A step of a search may have written it just before.
+  void in_flight() const {
+    for (const Memory* memory : {&header, &keep, &sign, &bytes, &values, &offsets, &row_scale})
+      emulator::in_flight(memory->data(), memory->size());
+  }
+
   const int rows, cols, words;
   Memory header, keep, sign, bytes, values, offsets, row_scale;  // of size 0: a kernel is given null
 
@@ -287,6 +293,7 @@ class Report {
     const std::string name = layer.settings.text() + " order " + std::to_string(order);
     layer.clear();
     emulator::set_order(order);
+    layer.weight.in_flight();
     emulator::in_flight(layer.x.data(), layer.x.size());
     emulator::in_flight(layer.y.data(), layer.y.size());
     try {
