@@ -38,7 +38,7 @@ gpu-suite:
 wheel: $(VENV)/.torch
 	rm -rf dist
 	FROZEN_KERNELS_CUDA=0 $(PIP) wheel -q --no-deps -w dist/cpu .
-	if command -v nvcc; then FROZEN_KERNELS_CUDA=1 $(PIP) wheel -q --no-deps -w dist/cuda .; fi
+	if command -v nvcc || test -x /usr/local/cuda/bin/nvcc; then FROZEN_KERNELS_CUDA=1 $(PIP) wheel -q --no-deps -w dist/cuda .; fi
 	ls -l dist/*/*.whl
 
 # each wheel in a fresh environment beside another torch, without the sources

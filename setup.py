@@ -37,7 +37,7 @@ VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_6
 GPUS = (80, 90, 100, 120)
 PTX = 90
 TABLES = ["memory/residency_table.json", "backends/triton/tuning.json", "backends/cuda/choices.json"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--compress-mode=size"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
 def flags(name: str) -> list[str]:
@@ -74,9 +74,13 @@ def version() -> str:
     compiler_of_cuda = nvcc() if os.environ.get("FROZEN_KERNELS_CUDA") == "1" else None
     if not compiler_of_cuda:
         return VERSION
-    said = subprocess.run([compiler_of_cuda, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"{VERSION}+cu{''.join(map(str, release_of(compiler_of_cuda)))}"
+
+
+def release_of(compiler: str) -> tuple[int, int]:
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     major, minor = said.partition("release ")[2].partition(",")[0].split(".")
-    return f"{VERSION}+cu{major}{minor}"
+    return int(major), int(minor)
 
 
 def gpu_code(compiler: str) -> list[str]:
@@ -166,7 +170,8 @@ class Build(build_ext):
         compiler_of_cuda = nvcc()
         assert compiler_of_cuda is not None
         system = " ".join(f"-isystem {escape(path)}" for path in includes)
-        cuda = " ".join([*NVCC_FLAGS, *gpu_code(compiler_of_cuda), f"-I{escape(CSRC)}"])
+        smaller = ["--compress-mode=size"] if release_of(compiler_of_cuda) >= (12, 8) else []
+        cuda = " ".join([*NVCC_FLAGS, *smaller, *gpu_code(compiler_of_cuda), f"-I{escape(CSRC)}"])
         common = " ".join([*CFLAGS, f"-I{escape(CSRC)}", *flags("CPPFLAGS"), *flags("CXXFLAGS")])
         lines = [
             f"nvcc = {escape(compiler_of_cuda)}",

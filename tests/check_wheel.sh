@@ -12,5 +12,16 @@ pip install "$wheel" pytest
 cp -r "$tests" "$place/tests"
 cd "$place"
 venv/bin/python -m frozen_kernels info
+# without a driver the CUDA kernels are imported, say what is missing, and refuse
+case $wheel in
+  *+cu*) venv/bin/python -c "
+import frozen_kernels as fk
+why = fk.backends.report()['cuda']
+assert why == 'live' or 'driver' in why or 'GPU' in why, why
+try:
+    with fk.backends.use('cuda'): assert why == 'live'
+except RuntimeError as refused: assert why in str(refused)
+print('cuda:', why)" ;;
+esac
 venv/bin/python -m pytest -q -p no:cacheprovider tests/test_ops.py tests/test_lookup_kernels.py
 echo "$(basename "$wheel"): $(stat -c %s "$wheel") bytes, tests of ops passed beside $TORCH"

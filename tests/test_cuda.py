@@ -67,7 +67,7 @@ def test_a_machine_without_a_driver():
 @pytest.mark.parametrize(
     ("version", "said"),
     [
-        (12040, "the NVIDIA driver serves CUDA 12.4, the kernels need"),
+        (11040, "the NVIDIA driver serves CUDA 11.4, the kernels need"),
         (99990, "no GPU can be used: no CUDA-capable device is detected"),
     ],
 )

@@ -2,7 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -23,8 +23,8 @@ namespace {
 using Weight = std::array<int64_t, 10>;
 // pointer, dtype, strides of batch, channel and three spatial dimensions in elements
 using Side = std::array<int64_t, 7>;
-// bias: pointer, dtype, stride; gain: pointer, stride; relu
-using EpilogueArgs = std::array<int64_t, 6>;
+// bias: pointer, dtype; gain pointer; relu
+using EpilogueArgs = std::array<int64_t, 4>;
 // batch, groups, then by spatial dimension: wide size, narrow size, taps, stride, padding, dilation
 using Sizes = std::array<int64_t, 20>;
 using Reason = std::optional<std::string>;
@@ -57,8 +57,8 @@ cuda::Product to_product(const Weight& w, const Side& x, const Side& y, const Ep
   p.dtype = static_cast<int>(x[1]);
   p.bias = pointer<const void>(e[0]);
   p.bias_dtype = static_cast<int>(e[1]);
-  p.gain = pointer<const float>(e[3]);
-  p.relu = e[5] != 0;
+  p.gain = pointer<const float>(e[2]);
+  p.relu = e[3] != 0;
   return p;
 }
 
@@ -85,18 +85,17 @@ bool is_point(const Sizes& sizes) {
 }
 
 template <class Layer>
-Reason run_layer(const Layer& layer, bool launches, int device, uint64_t stream) {
+Reason run_layer(const Layer& layer, int device, uint64_t stream) {
   const char* reason = nullptr;
   if (!cuda::family_of(layer, &reason)) return reason;
-  if (!launches) return std::nullopt;
   const py::gil_scoped_release unlocked;
   const char* const error = cuda::run(layer, device, pointer<void>(static_cast<int64_t>(stream)));
   if (error) throw std::runtime_error(std::string("CUDA: ") + error);
   return std::nullopt;
 }
 
-Reason run_linear(cuda::Product p, const Sizes& sizes, const Side& x, const Side& y, bool transposed, bool launches,
-                  int device, uint64_t stream) {
+Reason run_linear(cuda::Product p, const Sizes& sizes, const Side& x, const Side& y, bool transposed, int device,
+                  uint64_t stream) {
   const int64_t pixels = sizes[0] * field(sizes, 0, WIDE) * field(sizes, 1, WIDE) * field(sizes, 2, WIDE);
   const std::optional<int64_t> x_stride = pixel_stride(sizes, x), y_stride = pixel_stride(sizes, y);
   if (!fits(pixels)) return "too many pixels";
@@ -105,11 +104,11 @@ Reason run_linear(cuda::Product p, const Sizes& sizes, const Side& x, const Side
   p.y_stride = *y_stride;
   p.pixels = static_cast<int>(pixels);
   p.transposed = transposed;
-  return run_layer(p, launches, device, stream);
+  return run_layer(p, device, stream);
 }
 
-Reason run_convolution(const cuda::Product& p, const Sizes& sizes, const Side& wide, const Side& narrow, bool launches,
-                       int device, uint64_t stream) {
+Reason run_convolution(const cuda::Product& p, const Sizes& sizes, const Side& wide, const Side& narrow, int device,
+                       uint64_t stream) {
   if (field(sizes, 0, WIDE) != 1 || field(sizes, 0, TAPS) != 1 || field(sizes, 0, STRIDE) != 1 ||
       field(sizes, 0, PADDING) != 0) {
     return "a third spatial dimension";
@@ -135,25 +134,24 @@ Reason run_convolution(const cuda::Product& p, const Sizes& sizes, const Side& w
     to[2] = (*side)[SPATIAL_STRIDES + 1];
     to[3] = (*side)[SPATIAL_STRIDES + 2];
   }
-  return run_layer(c, launches, device, stream);
+  return run_layer(c, device, stream);
 }
 
 // narrow = relu(gain * W wide + bias); transposed: wide = relu(gain * W^T narrow + bias). Returns why nothing was
-// launched, if so. A y of address 0 asks for that alone.
+// launched, if so.
 Reason product(const Weight& weight, const Sizes& sizes, const Side& wide, const Side& narrow,
                const EpilogueArgs& epilogue, bool transposed, int device, uint64_t stream) {
   const Side &x = transposed ? narrow : wide, &y = transposed ? wide : narrow;
   if (!fits(weight[2]) || !fits(weight[3])) return "rows or columns of 2^31 or more";
   if (sizes[1] != 1) return "groups";
   const cuda::Product p = to_product(weight, x, y, epilogue);
-  const bool launches = y[0] != 0;
   Reason why_not = "the transpose of a convolution";
   if (is_point(sizes)) {
-    why_not = run_linear(p, sizes, x, y, transposed, launches, device, stream);
+    why_not = run_linear(p, sizes, x, y, transposed, device, stream);
     if (!why_not) return why_not;
   }
   if (transposed) return why_not;
-  const Reason nor = run_convolution(p, sizes, wide, narrow, launches, device, stream);
+  const Reason nor = run_convolution(p, sizes, wide, narrow, device, stream);
   return nor && is_point(sizes) ? why_not : nor;
 }
 

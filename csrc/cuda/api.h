@@ -16,7 +16,8 @@ Status status();
 const char* family_of(const Product& p, const char** reason);
 const char* family_of(const Convolution& c, const char** reason);
 
-// Launches it on a stream of a device. Null, or CUDA's words for what went wrong. Nothing is allocated or waited for.
+// Launches it on a stream of the current device, whose number is `device`. Null, or CUDA's words for what went wrong.
+// Nothing is allocated or waited for.
 const char* run(const Product& p, int device, void* stream);
 const char* run(const Convolution& c, int device, void* stream);
 

@@ -107,7 +107,8 @@ inline const char* bytes_refuses(const Product& p) {
   if (p.words % 4) return "words of a row not a multiple of four";
   if (p.cols % 8 || p.x_stride % 8 || !aligned_words(p.x)) return "inputs not aligned to 16 bytes";
   if (!aligned_words(p.keep) || !aligned_words(p.sign)) return "planes not aligned to 16 bytes";
-  if (of_bytes && p.bytes && (p.cols % 16 || !aligned_words(p.bytes))) return "bytes not aligned to 16 bytes";
+  if (of_bytes && (p.cols % 16 || !aligned_words(p.bytes)))
+    return "columns that are no multiple of 16, or bytes that are not aligned to 16";
   return nullptr;
 }
 

@@ -70,23 +70,23 @@ FK_DEVICE int to_tap_offset(const Convolution& c, int lane) {
 
 // Words of a lane: of rows g and g + 8 of each row tile.
 template <int ROWS>
-struct StepWords {
+struct ConvolveWords {
   uint32_t keep[ROWS], sign[ROWS];
 };
 
 template <bool DRAWN, int ROWS>
-FK_DEVICE void load_step(const Product& p, const uint32_t (&lines)[ROWS], int word, StepWords<ROWS>& words) {
+FK_DEVICE void load_step(const Product& p, const uint32_t (&lines)[ROWS], int word, ConvolveWords<ROWS>& words) {
   // Past the end x is zero, so that any word will do there. The first-level cache is used: a step takes half a sector.
   const int at = min(word, p.words - 1);
-  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = __ldg(p.keep + (lines[i] + at));
+  FK_UNROLL for (int i = 0; i < ROWS; ++i) words.keep[i] = load_shared_word(p.keep + (lines[i] + at));
   if constexpr (!DRAWN) {
-    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? __ldg(p.sign + (lines[i] + at)) : 0;
+    FK_UNROLL for (int i = 0; i < ROWS; ++i) words.sign[i] = p.sign ? load_shared_word(p.sign + (lines[i] + at)) : 0;
   }
 }
 
 // Signs of a step. One call makes the four words of a row, so each lane of a quad makes those of another row.
 template <int ROWS>
-FK_DEVICE void draw_step(const Seed& seed, int row, int t, int step, StepWords<ROWS>& words) {
+FK_DEVICE void draw_step(const Seed& seed, int row, int t, int step, ConvolveWords<ROWS>& words) {
   FK_UNROLL for (int i = 0; i < ROWS; i += 4) {
     Words4 four =
         philox(step, row + 8 * (i + t), SIGN_PURPOSE | seed.generation << 8, seed.stream, seed.key0, seed.key1);
@@ -210,7 +210,7 @@ FK_KERNEL FK_BOUNDS(32 * WARPS, DTYPE == FLOAT32 && WARPS == 8 ? 1 : 2) convolve
   const Seed seed = read_seed(p.header);
   uint32_t lines[ROWS];
   FK_UNROLL for (int i = 0; i < ROWS; ++i) lines[i] = min(row0 + 8 * i + g, p.rows - 1) * p.words;
-  StepWords<ROWS> next;
+  ConvolveWords<ROWS> next;
   load_step<DRAWN>(p, lines, STEP_WORDS * warp + t, next);
   Origin origins[PIXEL_TILES];
   share_origins(to_origin(c, pixel0 + 8 * (t % PIXEL_TILES) + g), lane - t, origins);

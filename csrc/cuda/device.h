@@ -145,6 +145,13 @@ FK_DEVICE uint32_t load_word(const uint32_t* from) {
   return word;
 }
 
+// Words that blocks on one multiprocessor share: through the first-level cache.
+FK_DEVICE uint32_t load_shared_word(const uint32_t* from) {
+  uint32_t word;
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(word) : "l"(from));
+  return word;
+}
+
 // Programmatic dependent launch: what is read before `wait_for_inputs` must be no result of an earlier kernel. Weights
 // may be one, of a step of a search, so kernels wait before they read anything; loads in assembly are volatile, or the
 // compiler could move them in front.
@@ -205,6 +212,7 @@ FK_DEVICE uint2 load_two_words(const uint32_t* from) {
   return uint2{from[0], from[1]};
 }
 FK_DEVICE uint32_t load_word(const uint32_t* from) { return *from; }
+FK_DEVICE uint32_t load_shared_word(const uint32_t* from) { return *from; }
 FK_DEVICE void wait_for_inputs() { emulator::wait_for_inputs(); }
 FK_DEVICE void release_next() {}
 

@@ -40,74 +40,55 @@ const Family<Convolution>* find(const Convolution& c, const char** reason) {
 constexpr int MOST_DEVICES = 64;
 
 #ifdef FK_EMULATED
-
-struct OnDevice {
-  Error error = nullptr;
-  explicit OnDevice(int) {}
-};
-Device describe(int) { return {4, false}; }
-
-#else
-
-// Makes a device current while it lives.
-class OnDevice {
- public:
-  Error error;
-
-  explicit OnDevice(int device) : device_(device) {
-    error = words_of(cudaGetDevice(&before_));
-    if (!error && before_ != device_) error = words_of(cudaSetDevice(device_));
-  }
-  ~OnDevice() {
-    if (!error && before_ != device_) cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int device_, before_ = -1;
-};
-
-Device describe(int device) {
-  int count = 1, major = 0;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return {count, major >= 9};
+Error describe(int, Device* device) {
+  *device = {4, false};
+  return nullptr;
 }
-
+#else
+Error describe(int number, Device* device) {
+  int count = 0, major = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, number);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number);
+  *device = {count, major >= 9};
+  return words_of(error);
+}
 #endif
 
 struct Prepared {
-  std::once_flag once;
-  Device device;
-  Error error;
+  std::mutex mutex;
+  bool done = false;
+  Device device = {};
 };
 
-// What a device is; once for each, all kernels are allowed their shared memory there.
-const Prepared& prepare(int device) {
+// What the current device is. Once for each, all kernels are allowed their shared memory there; what fails is tried
+// again by the next call.
+Error prepare(int number, Device* device) {
   static std::array<Prepared, MOST_DEVICES> all;
-  Prepared& one = all[device];
-  std::call_once(one.once, [&] {
-    one.device = describe(device);
+  Prepared& one = all[number];
+  const std::lock_guard<std::mutex> lock(one.mutex);
+  if (!one.done) {
+    Error error = describe(number, &one.device);
     const auto prepare_all = [&](const auto& families) {
-      for (const auto* family : families) one.error = one.error ? one.error : family->prepare();
+      for (const auto* family : families) error = error ? error : family->prepare();
     };
     prepare_all(PRODUCTS);
     prepare_all(CONVOLUTIONS);
-  });
-  return one;
+    if (error) return error;
+    one.done = true;
+  }
+  *device = one.device;
+  return nullptr;
 }
 
 template <class Layer>
-Error run_family(const Layer& layer, int device, Stream stream) {
+Error run_family(const Layer& layer, int number, Stream stream) {
   const char* reason = nullptr;
   const Family<Layer>* const family = find(layer, &reason);
   if (!family) return reason;
-  if (device < 0 || device >= MOST_DEVICES) return "more devices than are counted";
-  const OnDevice on(device);
-  if (on.error) return on.error;
-  const Prepared& prepared = prepare(device);
-  return prepared.error ? prepared.error : family->launch(layer, prepared.device, stream);
+  if (number < 0 || number >= MOST_DEVICES) return "more devices than are counted";
+  Device device;
+  if (Error error = prepare(number, &device)) return error;
+  return family->launch(layer, device, stream);
 }
 
 }  // namespace

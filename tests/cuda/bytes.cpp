@@ -46,8 +46,8 @@ LayerSettings settings_of(const Kind& kind, int rows, int cols, int pixels, int 
 void shapes(Report& report, const Kind& kind, bool all, unsigned seed) {
   const int sizes[][2] = {{37, 1136}, {5, 128}, {1, 1144}, {16, 512}, {100, 624}, {21, 9072}};
   for (const auto& size : sizes) {
-    // resident bytes are loaded by 16
-    if (size[1] % 16 && kind.resident && (kind.code == UNIFORM_CODE || kind.code == NORMAL_CODE)) continue;
+    // resident bytes are loaded by 16, and drawn ones must be served alike
+    if (size[1] % 16 && (kind.code == UNIFORM_CODE || kind.code == NORMAL_CODE)) continue;
     for (int pixels = 1; pixels <= 4; ++pixels) {
       for (const int dtype : {BFLOAT16, FLOAT16}) {
         for (const bool integers : {true, false}) {

@@ -13,6 +13,7 @@ from .. import forced
 from ..checks import check_dtype, checked_epilogue, checked_pack
 from ..errors import Unsupported
 from ..geometry import Geometry, Side, with_result
+from ..triton.launch import on
 from ..triton.masks import keep_plane
 from . import choices
 from .extension import check_gpu, load
@@ -61,6 +62,16 @@ def _residency(held: Pack) -> str:
     return "planes" if held.draw is not None or held.code == "constant" else "mask"
 
 
+def _check_layer(x: Tensor, geometry: Geometry, op: str, transposed: bool) -> None:
+    """Unsupported where no kernel serves a layer whatever its sizes are: before anything is made for it."""
+    if geometry.groups != 1:
+        raise Unsupported(f"CUDA C++ kernels serve one group, not {geometry.groups}")
+    if op in ("conv2d", "stem") and transposed:
+        raise Unsupported("the transpose of a convolution has no CUDA C++ kernel")
+    if op == "conv2d" and x.shape[1] > 1 and x.stride(1) != 1:
+        raise Unsupported(f"CUDA C++ convolutions read channels last, not a channel stride of {x.stride(1)}")
+
+
 def _stream(device: torch.device) -> int:
     return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
 
@@ -88,8 +99,9 @@ def product(
     device, linear = held.header.device, len(held.shape) == 2
     check_gpu(device)
     pixels = math.prod(size) // size[-1 if linear else 1]
+    op = choices.op_of(geometry, cols // math.prod(geometry.taps), transposed)
+    _check_layer(x, geometry, op, transposed)
     if forced.name is None:
-        op = choices.op_of(geometry, cols // math.prod(geometry.taps), transposed)
         chosen = choices.choose(op, device, x.dtype, held.code, _residency(held), pixels)
         if chosen.backend != "cuda":
             raise Unsupported(f"the table of choices names {chosen.backend}: {chosen.why}")
@@ -98,11 +110,13 @@ def product(
     bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)
     wide, narrow = (y_side, x_side) if transposed else (x_side, y_side)
     ends = _side(x.data_ptr(), x.dtype, x_side), _side(y.data_ptr(), y.dtype, y_side)
-    epilogue = (_address(bias), 0 if bias is None else DTYPES[bias.dtype], 1, _address(gain), 1, int(relu))
-    why = load().product(
-        _weight(held, rows, cols), _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue,
-        transposed, device.index or 0, _stream(device),
-    )  # fmt: skip
+    epilogue = (_address(bias), 0 if bias is None else DTYPES[bias.dtype], _address(gain), int(relu))
+    with on(device):
+        why = load().product(
+            _weight(held, rows, cols), _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue,
+            transposed, device.index or 0, _stream(device),
+        )  # fmt: skip
     if why is not None:
-        raise Unsupported(f"CUDA C++ kernels do not serve {why}")
+        layer = f"weight {tuple(held.shape)}, {pixels} pixels, input of strides {x.stride()} at {x.data_ptr():#x}"
+        raise Unsupported(f"CUDA C++ kernels do not serve {why} ({layer})")
     return y
