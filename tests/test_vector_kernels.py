@@ -53,7 +53,7 @@ def test_same_bits_for_any_residency_and_threads(isa, code, size):
 
 
 def has_kernel(isa: str, code: str) -> bool:
-    return isa == "amx" or (isa == "avx512" and code in ("sign", "constant"))
+    return isa == "amx" or code in ("sign", "constant")
 
 
 def heavy(x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -7,7 +7,7 @@
 #include "cpu/scores/scores.h"
 #include "cpu/stored/stored.h"
 
-#if FK_HAS_AVX512
+#if FK_HAS_AVX2
 #include "cpu/small_batch/small_batch.h"
 #endif
 #if FK_HAS_TILES
@@ -39,7 +39,7 @@ bool any(const Call&) {
 constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"stored_vector", STORED_VECTOR_SERVES}, stored_vector_serves, always<convolve_stored_vector, Call>},
     {{"stored", "stored weights"}, is_stored, always<convolve_stored, Call>},
-#if FK_HAS_AVX512
+#if FK_HAS_AVX2
     {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
 #endif
     {{"depthwise", "one channel per group, more than one group"}, depthwise_serves, always<depthwise, Call>},

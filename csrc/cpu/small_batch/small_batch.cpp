@@ -4,11 +4,11 @@
 
 #if FK_HAS_TILES
 #include "cpu/small_batch/digits.h"
-#elif FK_HAS_AVX512
+#elif FK_HAS_AVX2
 #include "cpu/small_batch/tables.h"
 #endif
 
-#if FK_HAS_AVX512
+#if FK_HAS_AVX2
 
 namespace fk::FK_ISA_NS {
 

@@ -1,5 +1,6 @@
-// One pixel by lookup: the 16 sums of each 4 inputs are a table in one register, and 4 weights of 16 rows, as bits, an
-// index vector into it. Weights of +1 and of -1 are looked up apart, in the same table.
+// One pixel by lookup: the sums of a few inputs are a table in one register, and as many weights of VL rows, as bits,
+// an index vector into it. AVX-512 has tables of 16 sums of 4 inputs, AVX2 of 8 sums of 3. Weights of +1 and of -1 are
+// looked up apart, in the same table.
 #pragma once
 #include <immintrin.h>
 
@@ -11,15 +12,17 @@ namespace fk::FK_ISA_NS {
 
 namespace tables_detail {
 
-constexpr int64_t WORD_TABLES = 8, TABLE_FLOATS = 16;
+constexpr int TABLE_BITS = FK_HAS_AVX512 ? 4 : 3;
+constexpr int WORD_TABLES = (32 + TABLE_BITS - 1) / TABLE_BITS;  // AVX2's last one is of 2 inputs
+constexpr int64_t TABLE_FLOATS = VL;
 constexpr int64_t CHUNK_OF_WORDS = 16;
-constexpr int64_t CHAIN_WORDS = 4;  // longest chain of additions: 16 table entries
-constexpr int VECTORS = 4;
+constexpr int64_t CHAIN_WORDS = FK_HAS_AVX512 ? 4 : 2;  // longest chain of additions: 16 table entries, or 11
+constexpr int VECTORS = FK_HAS_AVX512 ? 4 : 2;
 constexpr uint32_t LARGEST = (127 + 96) << 23;  // above it sums of table entries could overflow where products do not
 
 }  // namespace tables_detail
 
-// Tables of all inputs, [word][4 bits from bit 4 * i on][16 sums].
+// Tables of all inputs, [word][TABLE_BITS bits from bit TABLE_BITS * i on][sums].
 class TableInput {
  public:
   static bool serves(const VectorInput& input, const Frozen&) { return input.largest(0) < tables_detail::LARGEST; }
@@ -28,14 +31,9 @@ class TableInput {
     const uintptr_t start = reinterpret_cast<uintptr_t>(memory_.data());
     tables_ = memory_.data() + (64 - start % 64) / sizeof(float);
     for (int64_t word = 0; word < f.words; ++word) {
+      const float* const x = input.of(0) + 32 * word;
       for (int i = 0; i < tables_detail::WORD_TABLES; ++i) {
-        const float* const x = input.of(0) + 32 * word;
-        const auto at = [&](int bit) { return _mm512_set1_ps(x[column_of_bit(4 * i + bit)]); };
-        __m512 sums = _mm512_maskz_mov_ps(0xAAAA, at(0));
-        sums = _mm512_mask_add_ps(sums, 0xCCCC, sums, at(1));
-        sums = _mm512_mask_add_ps(sums, 0xF0F0, sums, at(2));
-        sums = _mm512_mask_add_ps(sums, 0xFF00, sums, at(3));
-        _mm512_store_ps(tables_ + word * WORD_FLOATS + i * tables_detail::TABLE_FLOATS, sums);
+        sums_of(x, tables_detail::TABLE_BITS * i).store(tables_ + word * WORD_FLOATS + i * tables_detail::TABLE_FLOATS);
       }
     }
   }
@@ -44,6 +42,24 @@ class TableInput {
   const float* word(int64_t w) const { return tables_ + w * WORD_FLOATS; }
 
  private:
+  // Lane k: the sum of the inputs of the bits from `first` on that are set in k.
+  static vf32 sums_of(const float* x, int first) {
+#if FK_HAS_AVX512
+    const auto at = [&](int bit) { return _mm512_set1_ps(x[column_of_bit(first + bit)]); };
+    __m512 sums = _mm512_maskz_mov_ps(0xAAAA, at(0));
+    sums = _mm512_mask_add_ps(sums, 0xCCCC, sums, at(1));
+    sums = _mm512_mask_add_ps(sums, 0xF0F0, sums, at(2));
+    return {_mm512_mask_add_ps(sums, 0xFF00, sums, at(3))};
+#else
+    vf32 sums = vf32::zero();
+    for (int bit = 0; bit < tables_detail::TABLE_BITS && first + bit < 32; ++bit) {
+      const vmask has = equal(vu32::iota() & vu32::set(1u << bit), vu32::set(1u << bit));
+      sums = select(has, sums + vf32::set(x[column_of_bit(first + bit)]), sums);
+    }
+    return sums;
+#endif
+  }
+
   static constexpr int64_t WORD_FLOATS = tables_detail::WORD_TABLES * tables_detail::TABLE_FLOATS;
   std::vector<float> memory_;
   float* tables_;
@@ -78,7 +94,8 @@ class TableSums {
   void run(int64_t row0, int64_t rows, float* out) {
     using namespace tables_detail;
     RowBlock block(f_, row0, rows, ROWS);
-    __m512 total[VECTORS] = {};
+    vf32 total[VECTORS];
+    for (vf32& sum : total) sum = vf32::zero();
     for (int64_t word = 0; word < f_.words; word += CHUNK_OF_WORDS) {
       const int64_t count = std::min(CHUNK_OF_WORDS, f_.words - word);
       block.prefetch_following(word, count);
@@ -87,7 +104,7 @@ class TableSums {
       for (int64_t w = 0; w < count; w += CHAIN_WORDS)
         add_words<SIGNED>(word, w, std::min(w + CHAIN_WORDS, count), total);
     }
-    for (int v = 0; v < VECTORS; ++v) _mm512_storeu_ps(out + v * VL, total[v]);
+    for (int v = 0; v < VECTORS; ++v) total[v].store(out + v * VL);
   }
 
   // From keep and sign bits to bits of weights +1 and of weights -1.
@@ -100,37 +117,41 @@ class TableSums {
   }
 
   template <bool SIGNED>
-  FK_INLINE void add_words(int64_t word, int64_t from, int64_t to, __m512* total) const {
+  FK_INLINE void add_words(int64_t word, int64_t from, int64_t to, vf32* total) const {
     using namespace tables_detail;
-    // Two chains each, of the lower and the upper halves of bytes: after an outlier every addition costs accuracy.
-    __m512 plus[VECTORS][2], minus[VECTORS][2];
+    // Two chains each, of even and of odd tables: after an outlier every addition costs accuracy.
+    vf32 plus[VECTORS][2], minus[VECTORS][2];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) plus[v][0] = plus[v][1] = minus[v][0] = minus[v][1] = _mm512_setzero_ps();
+    for (int v = 0; v < VECTORS; ++v) plus[v][0] = plus[v][1] = minus[v][0] = minus[v][1] = vf32::zero();
     for (int64_t w = from; w < to; ++w) {
       const float* const tables = input_.word(word + w);
-#pragma GCC unroll 4
-      for (int byte = 0; byte < 4; ++byte) {
-        const __m512 low = _mm512_load_ps(tables + 2 * byte * TABLE_FLOATS);
-        const __m512 high = _mm512_load_ps(tables + (2 * byte + 1) * TABLE_FLOATS);
+#pragma GCC unroll 11
+      for (int i = 0; i < WORD_TABLES; ++i) {
+        const vf32 table = vf32::load(tables + i * TABLE_FLOATS);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-          // A lookup reads 4 bits of each lane: bytes are found by reading from an odd address, not by a shift.
-          add_entries(plus_ + w * ROWS + v * VL, byte, low, high, plus[v]);
-          if constexpr (SIGNED) add_entries(minus_ + w * ROWS + v * VL, byte, low, high, minus[v]);
+          plus[v][i % 2] = plus[v][i % 2] + entries(plus_ + w * ROWS + v * VL, i, table);
+          if constexpr (SIGNED) minus[v][i % 2] = minus[v][i % 2] + entries(minus_ + w * ROWS + v * VL, i, table);
         }
       }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-      const __m512 added = _mm512_add_ps(plus[v][0], plus[v][1]), taken = _mm512_add_ps(minus[v][0], minus[v][1]);
-      total[v] = _mm512_add_ps(total[v], SIGNED ? _mm512_sub_ps(added, taken) : added);
+      const vf32 added = plus[v][0] + plus[v][1], taken = minus[v][0] + minus[v][1];
+      total[v] = total[v] + (SIGNED ? added - taken : added);
     }
   }
 
-  static FK_INLINE void add_entries(const uint32_t* bits, int byte, __m512 low, __m512 high, __m512 (&sum)[2]) {
-    const __m512i index = _mm512_loadu_si512(reinterpret_cast<const char*>(bits) + byte);
-    sum[0] = _mm512_add_ps(sum[0], _mm512_permutexvar_ps(index, low));
-    sum[1] = _mm512_add_ps(sum[1], _mm512_permutexvar_ps(_mm512_srli_epi32(index, 4), high));
+  // What the bits of table i say of VL rows. A lookup reads TABLE_BITS bits of each lane.
+  static FK_INLINE vf32 entries(const uint32_t* bits, int i, vf32 table) {
+#if FK_HAS_AVX512
+    // Whole bytes are found by reading from an odd address, not by a shift.
+    const __m512i index = _mm512_loadu_si512(reinterpret_cast<const char*>(bits) + i / 2);
+    return {_mm512_permutexvar_ps(i % 2 ? _mm512_srli_epi32(index, 4) : index, table.v)};
+#else
+    const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits));
+    return {_mm256_permutevar8x32_ps(table.v, _mm256_srli_epi32(index, tables_detail::TABLE_BITS * i))};
+#endif
   }
 
   const Frozen& f_;
