@@ -94,7 +94,7 @@ BODIES = [
     long("test_ops.py", "(test_values and transpose and planes) or test_inputs_of_any_stride or test_other_dtypes"),
     long("test_ops.py", "bitwise or (test_other_codes and linear)"),
     long("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
-    ("test_format.py", f"not ({BIG})"),
+    long("test_format.py", f"not ({BIG})"),
     long(
         "test_search.py test_layers.py test_epilogue.py",
         "(test_search and (step or nothing)) or (test_epilogue and stride)"
