@@ -34,9 +34,9 @@ bench-check: $(VENV)/.dev
 gpu-suite:
 	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),out/gpu) $(ARGS)
 
-# one with the CPU's kernels alone and, where nvcc is, one with CUDA kernels
+# one with the CPU's kernels alone and, where nvcc is, one with CUDA kernels; a wheel takes whatever lies in build/lib
 wheel: $(VENV)/.torch
-	rm -rf dist
+	rm -rf dist build/lib.*
 	FROZEN_KERNELS_CUDA=0 $(PIP) wheel -q --no-deps -w dist/cpu .
 	if command -v nvcc || test -x /usr/local/cuda/bin/nvcc; then FROZEN_KERNELS_CUDA=1 $(PIP) wheel -q --no-deps -w dist/cuda .; fi
 	ls -l dist/*/*.whl
