@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -96,3 +97,18 @@ def make_frozen(
         effective = codes_of(frozen) * scale * ((partition == 1) | ((partition == 0) & keep))
         record = frozen.hold(residency, dtype, with_offsets=True)._replace(scores=scores)
     return record, weight_of(effective, tuple(shape))
+
+
+def check_table_passed_over(tables, path, text, warning):
+    """A user's file of a module of tables is warned of, and the shipped table used."""
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.warns(UserWarning, match=warning):
+        assert tables.in_use("default").path == tables.SHIPPED
+
+
+def check_broken_table(tables, path, text, told):
+    """The same, and reading it names the file and what is wrong."""
+    check_table_passed_over(tables, path, text, "shipped table is used")
+    with pytest.raises(ValueError, match=f"{path}.*{told}"):
+        tables.read(path)

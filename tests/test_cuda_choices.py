@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import check_broken_table, check_table_passed_over
 from torch import nn
 
 import frozen_kernels as fk
@@ -149,19 +150,12 @@ def file_of(*entries: list, key: str = KEY) -> str:
     ],
 )
 def test_a_broken_table_is_named_and_passed_over(own_table, text, told):
-    own_table.parent.mkdir()
-    own_table.write_text(text)
-    with pytest.raises(ValueError, match=f"{own_table}.*{told}"):
-        choices.read(own_table)
-    with pytest.warns(UserWarning, match="shipped table is used"):
-        assert choices.in_use("default").path == choices.SHIPPED
+    check_broken_table(choices, own_table, text, told)
 
 
 def test_a_key_of_no_product_is_named_and_passed_over(own_table):
-    own_table.parent.mkdir()
-    own_table.write_text(file_of(ANY, key="linear/half/bits/seed"))
-    with pytest.warns(UserWarning, match="default linear/half/bits/seed is no key.*shipped table is used"):
-        assert choices.in_use("default").path == choices.SHIPPED
+    text = file_of(ANY, key="linear/half/bits/seed")
+    check_table_passed_over(choices, own_table, text, "default linear/half/bits/seed is no key.*shipped table is used")
 
 
 def test_a_product_for_another_backend_is_left_to_it(own_table):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import check_broken_table, check_table_passed_over
 
 from frozen_kernels import __main__ as cli
 from frozen_kernels.backends.cuda import choices
@@ -104,19 +105,12 @@ def file_of(*entries: list, key: str = KEY) -> str:
     ],
 )
 def test_a_broken_table_is_named_and_passed_over(own_table, text, told):
-    own_table.parent.mkdir()
-    own_table.write_text(text)
-    with pytest.raises(ValueError, match=f"{own_table}.*{told}"):
-        tuning.read(own_table)
-    with pytest.warns(UserWarning, match="shipped table is used"):
-        assert tuning.in_use("default").path == tuning.SHIPPED
+    check_broken_table(tuning, own_table, text, told)
 
 
 def test_a_key_of_no_kernel_is_named_and_passed_over(own_table):
-    own_table.parent.mkdir()
-    own_table.write_text(file_of(LAST, key="product/round/half/bits"))
-    with pytest.warns(UserWarning, match="product/round/half/bits is no key.*shipped table is used"):
-        assert tuning.in_use("default").path == tuning.SHIPPED
+    text = file_of(LAST, key="product/round/half/bits")
+    check_table_passed_over(tuning, own_table, text, "product/round/half/bits is no key.*shipped table is used")
 
 
 def test_info_names_the_table(own_table, capsys, monkeypatch):

@@ -7,10 +7,9 @@
 #include <optional>
 #include <stdexcept>
 
-#include "binding/pack.h"
+#include "binding/geometry.h"
 #include "cuda/api.h"
 #include "cuda/convolution.h"
-#include "frozen/geometry.h"
 
 namespace py = pybind11;
 
@@ -21,12 +20,6 @@ namespace {
 // header pointer, code, rows, cols, keep pointer, draw pointer, values pointer, their dtype, offsets pointer, row_scale
 // pointer; device memory, 0 for none
 using Weight = std::array<int64_t, 10>;
-// pointer, dtype, strides of batch, channel and three spatial dimensions in elements
-using Side = std::array<int64_t, 7>;
-// bias: pointer, dtype; gain pointer; relu
-using EpilogueArgs = std::array<int64_t, 4>;
-// batch, groups, then by spatial dimension: wide size, narrow size, taps, stride, padding, dilation
-using Sizes = std::array<int64_t, 20>;
 using Reason = std::optional<std::string>;
 
 enum Field { WIDE, NARROW, TAPS, STRIDE, PADDING, DILATION };
@@ -57,8 +50,8 @@ cuda::Product to_product(const Weight& w, const Side& x, const Side& y, const Ep
   p.dtype = static_cast<int>(x[1]);
   p.bias = pointer<const void>(e[0]);
   p.bias_dtype = static_cast<int>(e[1]);
-  p.gain = pointer<const float>(e[2]);
-  p.relu = e[3] != 0;
+  p.gain = pointer<const float>(e[3]);
+  p.relu = e[5] != 0;
   return p;
 }
 
@@ -86,12 +79,10 @@ bool is_point(const Sizes& sizes) {
 
 template <class Layer>
 Reason run_layer(const Layer& layer, int device, uint64_t stream) {
-  const char* reason = nullptr;
-  if (!cuda::family_of(layer, &reason)) return reason;
   const py::gil_scoped_release unlocked;
-  const char* const error = cuda::run(layer, device, pointer<void>(static_cast<int64_t>(stream)));
-  if (error) throw std::runtime_error(std::string("CUDA: ") + error);
-  return std::nullopt;
+  const cuda::Outcome outcome = cuda::run(layer, device, pointer<void>(static_cast<int64_t>(stream)));
+  if (outcome.error) throw std::runtime_error(std::string("CUDA: ") + outcome.error);
+  return outcome.refused ? Reason(outcome.refused) : std::nullopt;
 }
 
 Reason run_linear(cuda::Product p, const Sizes& sizes, const Side& x, const Side& y, bool transposed, int device,

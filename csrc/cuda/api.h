@@ -12,13 +12,13 @@ struct Status {
 };
 Status status();
 
-// The family of kernels that serves a product; null with the reason where none does.
-const char* family_of(const Product& p, const char** reason);
-const char* family_of(const Convolution& c, const char** reason);
-
-// Launches it on a stream of the current device, whose number is `device`. Null, or CUDA's words for what went wrong.
-// Nothing is allocated or waited for.
-const char* run(const Product& p, int device, void* stream);
-const char* run(const Convolution& c, int device, void* stream);
+// Of a launch: why no kernel serves the layer, or CUDA's words for what went wrong; null otherwise.
+struct Outcome {
+  const char *refused, *error;
+};
+// Launches a layer's kernel on a stream of the current device, whose number is `device`. Nothing is allocated or waited
+// for.
+Outcome run(const Product& p, int device, void* stream);
+Outcome run(const Convolution& c, int device, void* stream);
 
 }  // namespace fk::cuda

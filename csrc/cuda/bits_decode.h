@@ -1,15 +1,13 @@
-// What the kernels of `bits.h` share: bits become weights of two, and floats become parts that bfloat16 holds.
+// What the kernels of `bits.h` share: operands of several pixels, sums of warps, and results.
 #pragma once
-#include "cuda/device.h"
+#include "cuda/halves.h"
 
 namespace fk::cuda {
 
-// Weights are +-2, of which the sign and one more bit are set in bfloat16 and in float16; the scale is halved for it.
-constexpr uint32_t TWO = 0xC000C000u;
 // Where the code has no signs the keep bits serve as those: all weights are negative, and so is the scale.
 FK_DEVICE const uint32_t* sign_plane(const Product& p) { return p.code == SIGN_CODE ? p.sign : p.keep; }
 FK_DEVICE float half_scale(const Product& p) {
-  return read_seed(p.header).scale * (p.code == SIGN_CODE ? 0.5f : -0.5f);
+  return read_seed(p.header).scale * (p.code == SIGN_CODE ? UNIT : -UNIT);
 }
 
 // Warps of a block that have registers, by the eights of columns that the operand x has.
@@ -20,22 +18,6 @@ constexpr int PARTS = 3;
 FK_DEVICE int parts_of(const Product& p) { return p.dtype == FLOAT32 ? PARTS : 1; }
 FK_DEVICE int pixel_of(int column, int parts) { return parts == 1 ? column : column / PARTS; }
 
-// In each half of a word: pair f of `even` has keep bit 2f below sign bit 2f, that of `odd` bits 2f + 1. A shift that
-// moves a pair to the top of the halves makes two weights of it.
-struct Fields {
-  uint32_t even, odd;
-};
-FK_DEVICE Fields to_fields(uint32_t keep, uint32_t sign) {
-  return {pick(keep, sign << 1, 0x55555555u), pick(keep >> 1, sign, 0x55555555u)};
-}
-
-// A float is the sum of three bfloat16, each cut off what the one before leaves: rounded, the largest would be
-// infinite. Infinity leaves nothing, where infinity less infinity would be NaN.
-FK_DEVICE uint32_t cut(float value) { return to_bits(value) & 0xFFFF0000u; }
-FK_DEVICE float left_of(float value) {
-  return fabsf(value) == to_float(0x7F800000u) ? 0.0f : value - to_float(cut(value));
-}
-FK_DEVICE uint32_t cut_pair(float low, float high) { return permute<0x7632>(cut(low), cut(high)); }
 FK_DEVICE uint4 cut_eight(const float (&value)[8]) {
   return {cut_pair(value[0], value[1]), cut_pair(value[2], value[3]), cut_pair(value[4], value[5]),
           cut_pair(value[6], value[7])};

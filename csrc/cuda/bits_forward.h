@@ -86,10 +86,6 @@ FK_DEVICE void draw_signs(TileWords& tile, const Seed& seed, uint32_t call, uint
   }
 }
 
-FK_DEVICE uint32_t word_of(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
-
 // Of a tile: rows g and g + 8 of four words.
 struct TileFields {
   Fields upper[4], lower[4];
@@ -108,9 +104,8 @@ FK_DEVICE void multiply_tile(const TileFields& tile, const uint4 (&x)[EIGHTS][16
   FK_UNROLL for (int q = 0; q < 4; ++q) {
     const Fields &upper = tile.upper[q], &lower = tile.lower[q];
     FK_UNROLL for (int m = 0; m < 8; ++m) {
-      const int up = 14 - 2 * m;
-      const uint32_t a[4] = {upper.even << up & TWO, lower.even << up & TWO, upper.odd << up & TWO,
-                             lower.odd << up & TWO};
+      uint32_t a[4];
+      to_operand(upper, lower, m, a);
       FK_UNROLL for (int n = 0; n < EIGHTS; ++n) {
         const uint4& b = x[n][4 * q + m / 2];
         multiply<BFLOAT>(sum[n], a, m & 1 ? b.z : b.x, m & 1 ? b.w : b.y);

@@ -25,9 +25,6 @@ struct Lane {
   }
 };
 
-FK_DEVICE uint32_t word_of(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
 FK_DEVICE uint4 words_at(const Product& p, const uint32_t* plane, int row, int word) {
   return load_words(plane + static_cast<uint32_t>(row * p.words + min(word, p.words - 4)));
 }

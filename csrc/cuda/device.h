@@ -218,6 +218,9 @@ FK_DEVICE void release_next() {}
 
 #endif
 
+FK_DEVICE uint32_t word_of(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
 FK_DEVICE float bfloat16_to_float(uint32_t half) { return to_float(half << 16); }
 
 // The format's header, read by the kernel.

@@ -7,7 +7,6 @@ namespace fk::cuda {
 
 template <class Layer>
 struct Family {
-  const char* name;
   const char* (*refuses)(const Layer&);  // why not, or null
   Error (*launch)(const Layer&, const Device&, Stream);
   Error (*prepare)();
@@ -37,7 +36,7 @@ inline Error launch_instance(void (*kernel)(Convolution), const Convolution& c, 
     each_##name([&](auto* kernel) { error = error ? error : allow_shared(kernel); });                              \
     return error;                                                                                                  \
   }                                                                                                                \
-  const Family<Layer> FAMILY = {#name, name##_refuses, launch_##name, prepare_##name};                             \
+  const Family<Layer> FAMILY = {name##_refuses, launch_##name, prepare_##name};                                    \
   }
 
 }  // namespace fk::cuda

@@ -1,31 +1,9 @@
-// Fragments of mma.m16n8k16 for convolutions: sign codes as operand A, float32 cut into parts as operand B, and sums on
-// their way to y. Lane (g, t) of a warp is lane 4g + t.
+// Fragments of mma.m16n8k16 for convolutions: float32 cut into parts as operand B, and sums on their way to y. Lane
+// (g, t) of a warp is lane 4g + t.
 #pragma once
-#include "cuda/device.h"
+#include "cuda/halves.h"
 
 namespace fk::cuda {
-
-// Weights are +-2.0 or +-0.0, whose two bits are at one place in bfloat16 and in float16.
-constexpr uint32_t SIGN_AND_TWO = 0xC000C000u;
-constexpr float UNIT = 0.5f;  // of a code, in sums of such weights
-
-// Of a word: bits 2f and 2f + 1 of each half are keep and sign of pair 2f of its columns, in `odd` of pair 2f + 1.
-struct Fields {
-  uint32_t even, odd;
-};
-FK_DEVICE Fields to_fields(uint32_t keep, uint32_t sign) {
-  return {pick(keep, sign << 1, 0x55555555u), pick(keep >> 1, sign, 0x55555555u)};
-}
-
-// Operand A of columns 4m to 4m + 3 of the words of rows g and g + 8. The order of columns inside of a product is free
-// as long as A and B agree, so each lane has four columns of its own word.
-FK_DEVICE void to_operand(const Fields& upper, const Fields& lower, int m, uint32_t (&a)[4]) {
-  const int up = 14 - 2 * m;
-  a[0] = upper.even << up & SIGN_AND_TWO;
-  a[1] = lower.even << up & SIGN_AND_TWO;
-  a[2] = upper.odd << up & SIGN_AND_TWO;
-  a[3] = lower.odd << up & SIGN_AND_TWO;
-}
 
 // 16 bytes of inputs, or zeros where they do not exist: without a branch.
 #ifdef FK_EMULATED
@@ -41,16 +19,12 @@ FK_DEVICE uint4 load_existing(const uint4* from, bool exists) {
 }
 #endif
 
-FK_DEVICE float upper_half(float value) { return to_float(to_bits(value) & 0xFFFF0000u); }
-
-// Two floats as pairs of bfloat16, cut off one after another, three of which sum to each exactly. Of infinity the first
-// is all of it.
+// Two floats as pairs of their three parts. What is left of the second part is finite.
 FK_DEVICE void to_parts(float low, float high, uint32_t (&pairs)[3]) {
-  pairs[0] = permute<0x7632>(to_bits(low), to_bits(high));
-  low = fabsf(low) == INFINITY ? 0.0f : low - upper_half(low);
-  high = fabsf(high) == INFINITY ? 0.0f : high - upper_half(high);
-  pairs[1] = permute<0x7632>(to_bits(low), to_bits(high));
-  pairs[2] = permute<0x7632>(to_bits(low - upper_half(low)), to_bits(high - upper_half(high)));
+  pairs[0] = cut_pair(low, high);
+  low = left_of(low), high = left_of(high);
+  pairs[1] = cut_pair(low, high);
+  pairs[2] = cut_pair(low - upper_half(low), high - upper_half(high));
 }
 
 // Each lane of a quad has four words; after this lane t has word t of each lane, in their order.

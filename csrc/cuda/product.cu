@@ -81,14 +81,14 @@ Error prepare(int number, Device* device) {
 }
 
 template <class Layer>
-Error run_family(const Layer& layer, int number, Stream stream) {
-  const char* reason = nullptr;
-  const Family<Layer>* const family = find(layer, &reason);
-  if (!family) return reason;
-  if (number < 0 || number >= MOST_DEVICES) return "more devices than are counted";
+Outcome run_family(const Layer& layer, int number, Stream stream) {
+  const char* refused = nullptr;
+  const Family<Layer>* const family = find(layer, &refused);
+  if (!family) return {refused, nullptr};
+  if (number < 0 || number >= MOST_DEVICES) return {nullptr, "more devices than are counted"};
   Device device;
-  if (Error error = prepare(number, &device)) return error;
-  return family->launch(layer, device, stream);
+  if (Error error = prepare(number, &device)) return {nullptr, error};
+  return {nullptr, family->launch(layer, device, stream)};
 }
 
 }  // namespace
@@ -106,16 +106,7 @@ Status status() {
 }
 #endif
 
-const char* family_of(const Product& p, const char** reason) {
-  const Family<Product>* const family = find(p, reason);
-  return family ? family->name : nullptr;
-}
-const char* family_of(const Convolution& c, const char** reason) {
-  const Family<Convolution>* const family = find(c, reason);
-  return family ? family->name : nullptr;
-}
-
-const char* run(const Product& p, int device, void* stream) { return run_family(p, device, stream); }
-const char* run(const Convolution& c, int device, void* stream) { return run_family(c, device, stream); }
+Outcome run(const Product& p, int device, void* stream) { return run_family(p, device, stream); }
+Outcome run(const Convolution& c, int device, void* stream) { return run_family(c, device, stream); }
 
 }  // namespace fk::cuda

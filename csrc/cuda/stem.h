@@ -65,7 +65,7 @@ FK_DEVICE void stage_fields(const Product& p, const Seed& seed, int row0, int ro
 }
 
 // The weights of two fields: the lowest to bits 14 and 15, the next to bits 30 and 31.
-FK_DEVICE uint32_t to_pair(uint32_t fields) { return fields * (1u << 14 | 1u << 28) & SIGN_AND_TWO; }
+FK_DEVICE uint32_t to_pair(uint32_t fields) { return fields * (1u << 14 | 1u << 28) & TWO; }
 
 // Weights of the block's rows, [rows, 4 * STEPS] taps of four channels each. A thread makes one tap of many rows.
 template <int STEPS>

@@ -159,8 +159,7 @@ class ConvolutionLayer {
   }
 };
 
-// Counts cases, prints those that fail, and makes the exit status.
-class ConvolutionReport {
+class ConvolutionReport : public Report {
  public:
   // Runs `launch_it(convolution)`, which returns what is wrong or null, in warp orders and compares.
   template <class Launch>
@@ -189,20 +188,6 @@ class ConvolutionReport {
     change(c);
     expect(refuses(c), name, "is not refused");
   }
-  int status(const char* family) const {
-    printf("%s: %d cases, %d failed, worst error %.2f of what is allowed\n", family, cases_, failures_, worst_);
-    return failures_ || !cases_;
-  }
-
- private:
-  void expect(bool good, const std::string& name, const std::string& what) {
-    ++cases_;
-    if (good) return;
-    ++failures_;
-    printf("FAILED %s: %s\n", name.c_str(), what.c_str());
-  }
-  int cases_ = 0, failures_ = 0;
-  double worst_ = 0;
 };
 
 }  // namespace reference

@@ -322,9 +322,11 @@ class Report {
     return failures_ || !cases_;
   }
 
+ protected:
+  double worst_ = 0;
+
  private:
   int cases_ = 0, failures_ = 0;
-  double worst_ = 0;
 };
 
 }  // namespace reference

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ...format import Pack, matrix_shape
 from ..checks import check_dtype, check_indices, check_size
-from .extension import _C, DTYPES, pack_args, score_args, threads
+from ..native import DTYPES
+from .extension import _C, pack_args, score_args, threads
 from .masks import with_offsets
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...format import ALL_CODES, CODES, STORED, Pack, check_code, tap_offsets
 from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
+from ..native import DTYPES, VALUE_DTYPES
 
 _C: Any
 try:
@@ -21,8 +22,6 @@ except ImportError as error:
     _C, _missing = None, f"the extension is not built ({error})"
 
 DEVICES = ("cpu",)
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-VALUE_DTYPES = {**DTYPES, torch.int8: 3}
 
 threads = torch.get_num_threads
 

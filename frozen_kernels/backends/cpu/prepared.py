@@ -14,7 +14,8 @@ from ... import calls
 from ...calls import Geometry
 from ...format import STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
-from .extension import _C, DTYPES, pack_args
+from ..native import DTYPES
+from .extension import _C, pack_args
 from .product import LARGE_RESULT
 from .weights import weight_grad_scores
 

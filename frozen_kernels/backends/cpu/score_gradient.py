@@ -8,9 +8,9 @@ from torch import Tensor
 from ...format import Pack
 from ..checks import check_dtype
 from ..geometry import Geometry, as_pixels, side
+from ..native import side_args, sizes
 from .extension import _C, pack_args, score_args, threads
 from .masks import with_offsets
-from .product import side_args, sizes
 
 
 def score_gradient(wide: Tensor, narrow: Tensor, scores: Tensor, pack: Pack, geometry: Geometry) -> Tensor:

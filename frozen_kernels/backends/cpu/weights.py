@@ -10,7 +10,8 @@ from torch import Tensor
 from ...format import STORED, Pack, matrix_shape, words
 from ..checks import check_dtype, check_size, checked_pack, operand
 from ..errors import Unsupported
-from .extension import _C, DTYPES, check_cpu, check_reach, pack_args, score_args, threads, weight_args
+from ..native import DTYPES
+from .extension import _C, check_cpu, check_reach, pack_args, score_args, threads, weight_args
 from .masks import keep_plane, offsets, plane_offsets, with_offsets
 
 

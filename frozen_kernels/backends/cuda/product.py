@@ -12,13 +12,12 @@ from ...format import ALL_CODES, STORED, Pack
 from .. import forced
 from ..checks import check_dtype, checked_epilogue, checked_pack
 from ..errors import Unsupported
-from ..geometry import Geometry, Side, with_result
+from ..geometry import Geometry, with_result
+from ..native import VALUE_DTYPES, epilogue_args, side_args, sizes
 from ..triton.launch import on
 from ..triton.masks import keep_plane
 from . import choices
 from .extension import check_gpu, load
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
 def _address(t: Tensor | None) -> int:
@@ -38,22 +37,12 @@ def _weight(held: Pack, rows: int, cols: int) -> tuple[int, ...]:
     """Addresses and sizes of a weight with a keep plane, as the extension takes them."""
     if held.code == STORED and held.offsets is None:
         raise Unsupported("packed values without their offsets")
-    values_dtype = 0 if held.values is None else DTYPES[held.values.dtype]
+    values_dtype = 0 if held.values is None else VALUE_DTYPES[held.values.dtype]
     offsets = held.offsets if held.code == STORED else None
     return (
         held.header.data_ptr(), ALL_CODES.index(held.code), rows, cols, _address(held.keep), _address(held.draw),
         _address(held.values), values_dtype, _address(offsets), _address(held.row_scale),
     )  # fmt: skip
-
-
-def _side(address: int, dtype: torch.dtype, at: Side) -> tuple[int, ...]:
-    return (address, DTYPES[dtype], *at.stride)
-
-
-def _sizes(wide: Side, narrow: Side, geometry: Geometry) -> tuple[int, ...]:
-    """Batch and groups, then of each spatial dimension both sizes, taps, stride, padding and dilation."""
-    by_dimension = zip(wide.size[2:], narrow.size[2:], *geometry[:4], strict=True)
-    return (wide.size[0], geometry.groups, *(n for fields in by_dimension for n in fields))
 
 
 def _residency(held: Pack) -> str:
@@ -109,12 +98,11 @@ def product(
     y, x, x_side, y_side = with_result(x, size, linear)
     bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)
     wide, narrow = (y_side, x_side) if transposed else (x_side, y_side)
-    ends = _side(x.data_ptr(), x.dtype, x_side), _side(y.data_ptr(), y.dtype, y_side)
-    epilogue = (_address(bias), 0 if bias is None else DTYPES[bias.dtype], _address(gain), int(relu))
+    ends = side_args(x, x_side), side_args(y, y_side)
     with on(device):
         why = load().product(
-            _weight(held, rows, cols), _sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends), epilogue,
-            transposed, device.index or 0, _stream(device),
+            _weight(held, rows, cols), sizes(wide, narrow, geometry), *(ends[::-1] if transposed else ends),
+            epilogue_args(bias, gain, relu), transposed, device.index or 0, _stream(device),
         )  # fmt: skip
     if why is not None:
         layer = f"weight {tuple(held.shape)}, {pixels} pixels, input of strides {x.stride()} at {x.data_ptr():#x}"
