@@ -1,4 +1,4 @@
-"""The table kernel of AVX-512 for sign and constant codes: layers that surely reach it, against dense torch."""
+"""The table kernels for sign and constant codes: layers that surely reach them, against dense torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from helpers import pairwise
 from torch.nn import functional as F
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
-if "avx512" not in extension.isa_available():
-    pytest.skip("the processor has no AVX-512", allow_module_level=True)
+ISAS = [isa for isa in ("avx2", "avx512") if isa in extension.isa_available()]
+if not ISAS:
+    pytest.skip("the processor has no AVX2", allow_module_level=True)
 
 from test_gemm_kernels import RESIDENCIES, Frozen, assert_close, geometry, integers  # noqa: E402
 
@@ -21,11 +22,11 @@ THREADS = (1, 2, 7)
 CODES = ("sign", "constant")
 
 
-@pytest.fixture(autouse=True)
-def avx512():
+@pytest.fixture(params=ISAS, autouse=True)
+def isa(request):
     isa, threads = extension.isa(), torch.get_num_threads()
-    extension.set_isa("avx512")
-    yield
+    extension.set_isa(request.param)
+    yield request.param
     extension.set_isa(isa)
     torch.set_num_threads(threads)
 
@@ -51,6 +52,12 @@ CONVOLUTIONS = [
     (3, 150, 130, (5, 6), (1, 1), 1, 0, 1, 1),
     (2, 148, 300, (6, 5), (1, 1), 2, 0, 1, 2),
     (2, 40, 128, (4, 4), (1, 1), 1, 1, 1, 1),  # pixels of the padding alone
+    # Enough pixels for tables of pixels on AVX-512 too.
+    *((9, channels, 50, (9, 8), (3, 3), 1, 1, 1, 1) for channels in (2, 3, 31, 64)),
+    (9, 12, 40, (13, 15), (5, 5), 1, 2, 1, 2),  # lines of taps in three passes
+    (5, 6, 35, (16, 21), (1, 9), 1, (0, 4), 1, 1),  # columns of taps in two passes
+    (9, 10, 33, (12, 11), (3, 3), 1, 2, 2, 1),  # dilated: a ring with holes
+    (9, 48, 130, (7, 17), (1, 1), (2, 1), 0, 1, 1),
 ]
 
 
@@ -103,7 +110,9 @@ LAYERS = [
     ((256, 32, 3, 3), (2, 64, 15, 14), 2, 2),
     ((64, 3, 7, 7), (2, 3, 30, 29), 2, 1),
     ((200, 170, 1, 1), (2, 170, 9, 8), 1, 1),
+    ((96, 40, 3, 3), (2, 40, 9, 8), 1, 1),
 ]
+PIXEL_LAYERS = (0, 3)  # by tables of pixels on AVX-512, the others by lookups
 
 
 def convolve(f, x, stride, groups, residency="planes"):
@@ -115,14 +124,18 @@ def torch_convolve(f, x, stride, groups, dtype):
     return F.conv2d(x.to(dtype), f.weight.to(dtype), None, stride, f.shape[2] // 2, 1, groups)
 
 
-def test_the_kernel_is_reached():
-    """Panels add one column after another on AVX2 and AVX-512 alike: only tables differ in the last bits."""
-    for shape, size, stride, groups in [*LAYERS, ((64, 170, 1, 1), (2, 170, 9, 8), 1, 1)]:
+def test_the_kernels_are_reached():
+    """Panels and tables of pixels are added in the same order on AVX2 and AVX-512: only lookups differ in last bits."""
+    if "avx512" not in ISAS:
+        pytest.skip("the processor has no AVX-512")
+    dense = ((64, 170, 1, 1), (2, 170, 9, 8), 1, 1)
+    for number, (shape, size, stride, groups) in enumerate([*LAYERS, dense]):
         f, x, found = Frozen(shape), seeded(*size), []
-        for isa in ("avx2", "avx512"):
-            extension.set_isa(isa)
+        for level in ("portable", "avx2", "avx512"):
+            extension.set_isa(level)
             found.append(convolve(f, x, stride, groups))
-        assert torch.equal(*found) == (shape == (64, 170, 1, 1)), shape
+        assert torch.equal(found[0], found[1]) == (shape == dense[0]), shape
+        assert torch.equal(found[1], found[2]) == (number in PIXEL_LAYERS or shape == dense[0]), shape
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -4,6 +4,7 @@
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
 #include "cpu/lookup/lookup.h"
+#include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"
 #include "cpu/stored/stored.h"
 
@@ -45,6 +46,12 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"depthwise", "one channel per group, more than one group"}, depthwise_serves, always<depthwise, Call>},
 #if FK_HAS_TILES
     {{"amx", "at least 8 rows per group, more than one pixel"}, tiles_serve, always<convolve_tiles, Call>},
+#endif
+#if FK_USES_PIXEL_TABLES
+    {{"pixel_tables",
+      "sign and constant codes, at least 16 rows per group and a vector of pixels, enough reads of each table"},
+     pixel_tables_serve,
+     always<convolve_pixel_tables, Call>},
 #endif
 #if FK_USES_LOOKUP
     {{"lookup", "sign and constant codes, at least 16 rows per group and 5 pixels, enough reads of each table"},

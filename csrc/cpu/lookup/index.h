@@ -2,6 +2,7 @@
 #pragma once
 #include "cpu/core/scratch.h"
 #include "cpu/lookup/micro.h"
+#include "cpu/words/natural_order.h"
 #include "cpu/words/row_block.h"
 
 #if FK_USES_LOOKUP
@@ -36,19 +37,6 @@ struct LookupPanel {
     return indices + 64 * before * shape.entries * vectors;
   }
 };
-
-// Bit k = column k in each lane.
-FK_INLINE vu32 natural_order(vu32 x) {
-  const auto swap = [&](auto shift, uint32_t mask) {
-    const vu32 t = (x ^ shr<shift>(x)) & vu32::set(mask);
-    x = xor3(x, t, shl<shift>(t));
-  };
-  swap(std::integral_constant<int, 8>(), 0x0000FF00u);
-  swap(std::integral_constant<int, 4>(), 0x00F000F0u);
-  swap(std::integral_constant<int, 2>(), 0x0C0C0C0Cu);
-  swap(std::integral_constant<int, 1>(), 0x22222222u);
-  return x;
-}
 
 // Keep and negative bits of 16 rows in column order, and the indices of groups of three columns.
 class IndexPacker {

@@ -31,19 +31,44 @@ FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, i
     _mm512_storeu_si512(out + 3 * stride_to, _mm512_unpackhi_epi64(high0, high1));
   }
 }
-#elif FK_HAS_AVX2
-inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
-  const auto row = [&](int i) {
-    return reinterpret_cast<const float*>(static_cast<const char*>(from) + i * stride_from);
-  };
-  const auto column = [&](int j) { return reinterpret_cast<float*>(static_cast<char*>(to) + j * stride_to); };
-  __m256 a[8], b[8];
+
+// rows[j] lane i = rows[i] lane j, for VL vectors that are in registers already.
+FK_INLINE void transpose_vectors(vf32 (&rows)[VL]) {
+  __m512 a[16], b[16];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(row(i));
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  // Quarter q of b[4 * i + j] holds column 4 * q + j of rows 4 * i to 4 * i + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low0 = _mm512_castps_pd(a[i]), high0 = _mm512_castps_pd(a[i + 1]);
+    const __m512d low1 = _mm512_castps_pd(a[i + 2]), high1 = _mm512_castps_pd(a[i + 3]);
+    b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low0, low1));
+    b[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low0, low1));
+    b[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high0, high1));
+    b[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high0, high1));
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xDD);
+    const __m512 even1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+    const __m512 odd1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xDD);
+    rows[j].v = _mm512_shuffle_f32x4(even0, even1, 0x88);
+    rows[8 + j].v = _mm512_shuffle_f32x4(even0, even1, 0xDD);
+    rows[4 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+    rows[12 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0xDD);
+  }
+}
+#elif FK_HAS_AVX2
+// rows[j] lane i = rows[i] lane j, for VL vectors that are in registers already.
+FK_INLINE void transpose_vectors(vf32 (&rows)[VL]) {
+  __m256 a[8], b[8];
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
-    b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-    b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    b[i] = _mm256_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    b[i + 1] = _mm256_unpackhi_ps(rows[i].v, rows[i + 1].v);
   }
   // Half h of a[4 * i + j] becomes column 4 * h + j of rows 4 * i to 4 * i + 3.
 #pragma GCC unroll 2
@@ -57,9 +82,20 @@ inline void transpose_tile(const void* from, int64_t stride_from, void* to, int6
   }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    _mm256_storeu_ps(column(j), _mm256_permute2f128_ps(a[j], a[4 + j], 0x20));
-    _mm256_storeu_ps(column(4 + j), _mm256_permute2f128_ps(a[j], a[4 + j], 0x31));
+    rows[j].v = _mm256_permute2f128_ps(a[j], a[4 + j], 0x20);
+    rows[4 + j].v = _mm256_permute2f128_ps(a[j], a[4 + j], 0x31);
   }
+}
+
+inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  vf32 rows[VL];
+#pragma GCC unroll 8
+  for (int i = 0; i < VL; ++i) {
+    rows[i] = vf32::load(reinterpret_cast<const float*>(static_cast<const char*>(from) + i * stride_from));
+  }
+  transpose_vectors(rows);
+#pragma GCC unroll 8
+  for (int i = 0; i < VL; ++i) rows[i].store(reinterpret_cast<float*>(static_cast<char*>(to) + i * stride_to));
 }
 #else
 inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {

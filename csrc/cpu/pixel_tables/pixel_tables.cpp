@@ -1,0 +1,314 @@
+#include "cpu/pixel_tables/pixel_tables.h"
+
+#if FK_USES_PIXEL_TABLES
+#include "cpu/core/parallel.h"
+#include "cpu/lookup/lookup.h"
+#include "cpu/pixel_tables/micro.h"
+#include "cpu/pixel_tables/offsets.h"
+#include "cpu/pixel_tables/plan.h"
+#include "cpu/pixel_tables/window.h"
+
+namespace fk::FK_ISA_NS {
+
+namespace {
+
+constexpr int SHARED_SLOT = 1;  // of the calling thread's scratch, whose own tasks use slot 0
+constexpr int64_t TURNED_ROWS = 32;
+constexpr int64_t LEAST_ROWS = 16;  // of a group, for tables to be read often enough
+
+// One layer's call. Every sum is a sum over passes, in order, of one chain over the offsets of each.
+struct Job {
+  const Frozen& f;
+  const Geometry& g;
+  const Layer layer;
+  const Activations& wide;
+  const Result result;
+  const TablePlan plan;
+  const TableColumn column;
+  const OffsetLayout offsets;
+
+  void run(int threads) const;
+};
+
+// to[lane][i] = from[i][lane] for `count` <= VL vectors; the rest of each lane's vector is zero.
+void turn_lanes(const float* from, int64_t ld_from, int64_t count, float* to, int64_t ld_to) {
+  vf32 rows[VL];
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) rows[i] = i < count ? vf32::load(from + i * ld_from) : vf32::zero();
+  transpose_vectors(rows);
+#pragma GCC unroll 16
+  for (int l = 0; l < VL; ++l) rows[l].store(to + l * ld_to);
+}
+
+// Some rows of a panel and the sums of a task of pixels.
+class TableTask {
+ public:
+  TableTask(const Job& job, const OffsetPanel& panel, int64_t row0, int64_t rows)
+      : job_(job), panel_(panel), row0_(row0), rows_(rows) {}
+
+  // Inputs come from `wide_channel` of the source on, results go to `channel` on.
+  void run(int64_t task, int64_t wide_channel, int64_t channel) const;
+
+ private:
+  struct Buffers {
+    int64_t* held;  // the column of each place of the ring
+    float *tables, *sums, *turned;
+  };
+
+  template <class Inputs>
+  void add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const;
+  void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, const Buffers& buffers) const;
+  void build_column(const Pass& pass, const Window& window, int64_t packed_triple, int64_t column, float* tables) const;
+  void store(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const;
+  void store(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const;
+  void store_tile_lines(const TileWindow& pixels, int64_t p, int64_t channel, const Buffers& buffers) const;
+  // The sums of one vector of pixels, channel by channel.
+  void store_channels(const float* sums, const Run* runs, int64_t count, int64_t channel, float* turned) const;
+
+  bool by_channel() const { return job_.result.side.stride[CHANNEL] == 1; }
+  // Sums lie [column][row][vector][lane].
+  int64_t row_floats() const { return job_.plan.vectors * VL; }
+  int64_t column_floats() const { return rows_ * row_floats(); }
+
+  const Job& job_;
+  const OffsetPanel& panel_;
+  const int64_t row0_, rows_;
+};
+
+void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
+  const TablePlan& plan = job_.plan;
+  const TableShape& shape = plan.shape;
+  const int64_t ring = (shape.columns - 1) * job_.g.dilation[2] + 1;
+  const int64_t table_floats = ring * shape.chunk * job_.column.triple_floats();
+  const int64_t packed_floats = Window::packed_floats(job_.g, plan);
+  const int64_t staged_floats = Window::staged_floats(job_.g, plan);
+  const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
+  const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
+  Scratch scratch(8 * ring + 4 * (table_floats + packed_floats + staged_floats + sum_floats + turned_floats) + 1024);
+  const Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
+                        scratch.take<float>(turned_floats)};
+  float* const packed = scratch.take<float>(packed_floats);
+  float* const staged = scratch.take<float>(staged_floats);
+  const auto run = [&](const auto& window) {
+    add_passes(window, wide_channel, buffers);
+    store(window, channel, buffers);
+  };
+  if (has_one_tap(job_.g)) {
+    run(PointWindow(job_.g, job_.wide, plan, task, packed, staged));
+  } else {
+    run(TileWindow(job_.g, job_.wide, plan, task, packed, staged));
+  }
+}
+
+// Channels of a pass are packed together, and those of many passes where channels are neighbours, to be read as
+// vectors.
+template <class Inputs>
+void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const {
+  const TableShape& shape = job_.plan.shape;
+  const int64_t passes = job_.wide.stride[CHANNEL] == 1 ? PACKED_CHANNELS / (TRIPLE_CHANNELS * shape.chunk) : 1;
+  const int64_t block = passes * shape.chunk;
+  int64_t packed_from = -block;
+  for (const Pass& pass : shape.passes) {
+    if (pass.first_triple >= packed_from + block) {
+      packed_from = pass.first_triple;
+      const int64_t first = TRIPLE_CHANNELS * packed_from;
+      const int64_t padded = TRIPLE_CHANNELS * std::min(block, shape.triples - packed_from);
+      inputs.pack(wide_channel + first, std::min(padded, shape.channels - first), padded);
+    }
+    add_pass(pass, inputs, pass.first_triple - packed_from, buffers);
+  }
+}
+
+// Columns of tables lie in a ring just large enough for the taps of one pixel: they stay in the first-level cache.
+void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_triple, const Buffers& buffers) const {
+  alignas(64) static constexpr float zeros[MOST_VECTORS * VL] = {};
+  const Geometry& g = job_.g;
+  const bool first = &pass == job_.plan.shape.passes.data();
+  const int64_t stride = has_one_tap(g) ? 1 : g.stride[2], dilation = g.dilation[2];
+  const int64_t ring = (pass.columns - 1) * dilation + 1, table_floats = pass.triples * job_.column.triple_floats();
+  const AddEntries add = find_add_entries(pass.columns, pass.offsets(), job_.plan.vectors);
+  std::fill_n(buffers.held, ring, -1);
+  for (int64_t x = 0; x < job_.plan.width; ++x) {
+    const char* bases[MOST_BASES];
+    for (int64_t k = 0; k < pass.columns; ++k) {
+      const int64_t column = x * stride + k * dilation, place = column % ring;
+      float* const tables = buffers.tables + place * table_floats;
+      if (buffers.held[place] != column) {
+        build_column(pass, window, packed_triple, pass.column * dilation + column, tables);
+        buffers.held[place] = column;
+      }
+      bases[k] = reinterpret_cast<const char*>(tables);
+    }
+    float* const sums = buffers.sums + x * column_floats();
+    add(panel_.at(pass) + row0_, panel_.rows, bases, {rows_, first ? zeros : sums, first ? 0 : row_floats(), sums});
+  }
+}
+
+void TableTask::build_column(const Pass& pass, const Window& window, int64_t packed_triple, int64_t column,
+                             float* tables) const {
+  const TableColumn& places = job_.column;
+  const int64_t step = window.channel_step(), first = pass.line * job_.g.dilation[1];
+  const int64_t lines = (job_.plan.vectors - 1) * places.stride + pass.lines;
+  for (int64_t t = 0; t < pass.triples; ++t, tables += places.triple_floats()) {
+    const float* const inputs = window.at(TRIPLE_CHANNELS * (packed_triple + t), pass.plane, first, column);
+    // Residues of a stride that no tap reads have no tables.
+    for (int64_t residue = 0; residue < std::min(places.stride, pass.lines); ++residue) {
+      float* out = tables + residue * places.per_residue * VL;
+      for (int64_t line = residue; line < lines; line += places.stride, out += VL) {
+        const float* const x = inputs + line * window.line_step();
+        build_table(vf32::load(x), vf32::load(x + step), vf32::load(x + 2 * step), out, places.entry_floats());
+      }
+    }
+  }
+}
+
+void TableTask::store(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const {
+  std::vector<Run> runs;
+  for (int64_t p = 0; p < job_.plan.vectors; ++p) {
+    const float* const sums = buffers.sums + p * VL;
+    runs.clear();
+    // Sums of neighbouring places do not lie side by side.
+    for (Run run : pixels.runs(p)) {
+      while (run.count) {
+        const int64_t place = run.lane / VL, lane = run.lane % VL, count = std::min(VL - lane, run.count);
+        runs.push_back({by_channel() ? run.lane : place * column_floats() + lane, count, run.batch, run.q});
+        run.lane += count, run.count -= count, run.q.x[2] += count;
+      }
+    }
+    if (!by_channel()) {
+      job_.result.store_lanes(sums, row_floats(), channel, rows_, runs.data(), static_cast<int64_t>(runs.size()));
+      continue;
+    }
+    for (size_t i = 0, next; i < runs.size(); i = next) {
+      const int64_t place = runs[i].lane / VL;
+      for (next = i; next < runs.size() && runs[next].lane / VL == place; ++next) runs[next].lane %= VL;
+      store_channels(sums + place * column_floats(), runs.data() + i, static_cast<int64_t>(next - i), channel,
+                     buffers.turned);
+    }
+  }
+}
+
+void TableTask::store(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const {
+  for (int64_t p = 0; p < job_.plan.vectors; ++p) {
+    if (!by_channel()) {
+      store_tile_lines(pixels, p, channel, buffers);
+      continue;
+    }
+    for (int64_t x = 0; x < job_.plan.width; ++x) {
+      Run runs[VL];
+      int64_t count = 0;
+      for (int64_t l = 0; l < VL; ++l) {
+        const Run run = pixels.run(p, l);
+        if (x < run.count) runs[count++] = {l, 1, run.batch, {{run.q.x[0], run.q.x[1], run.q.x[2] + x}}};
+      }
+      store_channels(buffers.sums + x * column_floats() + p * VL, runs, count, channel, buffers.turned);
+    }
+  }
+}
+
+void TableTask::store_tile_lines(const TileWindow& pixels, int64_t p, int64_t channel, const Buffers& buffers) const {
+  const int64_t width = job_.plan.width, ld = round_up(width, VL);
+  Run runs[VL];
+  int64_t count = 0;
+  for (int64_t l = 0; l < VL; ++l) {
+    const Run run = pixels.run(p, l);
+    if (run.count) runs[count++] = {l * ld, run.count, run.batch, run.q};
+  }
+  for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
+    const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = buffers.sums + (row + r) * row_floats() + p * VL;
+      for (int64_t x = 0; x < width; x += VL, from += VL * column_floats()) {
+        turn_lanes(from, column_floats(), std::min<int64_t>(VL, width - x), buffers.turned + r * VL * ld + x, ld);
+      }
+    }
+    job_.result.store_lanes(buffers.turned, VL * ld, channel + row, rows, runs, count);
+  }
+}
+
+void TableTask::store_channels(const float* sums, const Run* runs, int64_t count, int64_t channel,
+                               float* turned) const {
+  for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
+    const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
+    transpose(sums + row * row_floats(), row_floats(), rows, VL, turned, TURNED_ROWS);
+    job_.result.store_channels(turned, TURNED_ROWS, channel + row, rows, runs, count);
+  }
+}
+
+// Panel by panel: all offsets are made once, then used by every task of pixels.
+void Job::run(int threads) const {
+  const TableShape& shape = plan.shape;
+  const int64_t held = plan.panel_groups * OffsetPanel::words_of(shape, plan.panel_rows);
+  Scratch shared(8 * held + 64, SHARED_SLOT);
+  uint64_t* const words = shared.take<uint64_t>(held);
+  for (int64_t group0 = 0; group0 < layer.groups; group0 += plan.panel_groups) {
+    const int64_t groups = std::min(plan.panel_groups, layer.groups - group0);
+    for (int64_t row0 = 0; row0 < layer.rows; row0 += plan.panel_rows) {
+      const int64_t rows = std::min(plan.panel_rows, layer.rows - row0), vectors = divide_up(rows, VL);
+      const auto panel_of = [&](int64_t group) {
+        return OffsetPanel{vectors * VL, words + group * OffsetPanel::words_of(shape, rows)};
+      };
+      parallel_for(threads, groups * vectors, [&](int64_t i) {
+        const int64_t group = i / vectors, first = i % vectors * VL;
+        Scratch scratch(OffsetPacker::scratch_bytes(f, g, shape));
+        OffsetPacker packer(f, g, shape, offsets, scratch);
+        packer.read_rows((group0 + group) * layer.rows + row0 + first, std::min<int64_t>(VL, rows - first));
+        const OffsetPanel panel = panel_of(group);
+        for (const Pass& pass : shape.passes) packer.pack(pass, panel.at(pass) + first, panel.rows);
+      });
+      const int64_t parts = divide_up(rows, plan.task_rows);
+      parallel_for(threads, groups * parts * plan.pixel_tasks, [&](int64_t i) {
+        const int64_t part = i / plan.pixel_tasks % parts, group = i / plan.pixel_tasks / parts;
+        const int64_t first = part * plan.task_rows, count = std::min(plan.task_rows, rows - first);
+        const OffsetPanel panel = panel_of(group);
+        TableTask(*this, panel, first, count)
+            .run(i % plan.pixel_tasks, (group0 + group) * layer.channels, (group0 + group) * layer.rows + row0 + first);
+      });
+    }
+  }
+}
+
+}  // namespace
+
+namespace {
+
+// Where `lookup` serves too it is faster with few pixels, for its lanes are rows, and where strided taps share few
+// tables.
+bool suits_lookup([[maybe_unused]] const Call& c) {
+#if FK_USES_LOOKUP
+  if (has_one_tap(c.g)) return c.pixels < 48 && lookup_serves(c);
+  return (c.pixels < 512 || c.g.stride[1] * c.g.stride[2] > 1) && lookup_serves(c);
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+// Steps of a vector of pixels on tables, building them included, against those of FMA panels.
+bool pixel_tables_serve(const Call& c) {
+  if (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) return false;
+  const Layer& layer = c.layer;
+  const Geometry& g = c.g;
+  if (layer.rows < LEAST_ROWS || !layer.channels || c.pixels < VL || suits_lookup(c)) return false;
+  const TableShape shape(g, layer);
+  const bool one_tap = has_one_tap(g);
+  const int64_t lines = one_tap ? 1 : std::min(shape.lines, g.stride[1]) + (shape.lines - 1) / 2;
+  const int64_t columns = one_tap ? 1 : std::min(shape.columns, g.stride[2]);
+  double tables = 0, entries = 0;
+  for (const Pass& pass : shape.passes) {
+    tables += static_cast<double>(pass.triples * lines * columns);
+    entries += static_cast<double>(pass.columns * pass.offsets()) + 2;
+  }
+  const double by_tables = 0.8 * entries + 50 * tables / static_cast<double>(layer.rows);
+  return by_tables < 0.55 * static_cast<double>(layer.taps * layer.channels);
+}
+
+void convolve_pixel_tables(const Call& c) {
+  const TablePlan plan(c.g, c.layer, c.pixels, c.threads);
+  const TableColumn column(c.g, plan.shape, plan.vectors);
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), plan, column, OffsetLayout(c.g, plan.shape, column)}.run(c.threads);
+}
+
+}  // namespace fk::FK_ISA_NS
+#endif

@@ -1,0 +1,106 @@
+#include "cpu/pixel_tables/plan.h"
+
+#include "cpu/pixel_tables/pixel_tables.h"
+
+#if FK_USES_PIXEL_TABLES
+namespace fk::FK_ISA_NS {
+
+namespace {
+
+// Costs in entries added to a vector of sums.
+constexpr double ALONE_COST = 1.25;  // of an entry whose offset serves one vector
+constexpr double SUM_COST = 2, CALL_COST = 40, BUILD_COST = 45, CROWDED_COST = 90, TASK_COST = 4000;
+constexpr double TURN_COST = 100;                 // VL lanes of VL places turned
+constexpr double POINT_COST = 3, LINE_COST = 30;  // a vector of one tap read or written, a line of them begun
+constexpr double STORE_COST = 8;                  // a lane of a turned tile written
+constexpr int64_t NEAR_BYTES = 40 << 10;          // a first-level cache
+constexpr int64_t MOST_POINTS = 8;                // vectors of a line with one tap
+constexpr int64_t TABLE_BYTES = 34 << 10;         // tables that one call reads: most of a first-level cache
+constexpr int64_t OFFSET_BYTES = 1 << 16;         // what 16 bits reach
+constexpr int64_t SUM_BYTES = 384 << 10;          // sums of a task: a second-level cache has 1 MB
+constexpr int64_t PACKED_BYTES = 384 << 10;
+constexpr int64_t MOST_PANEL_BYTES = 2 << 20, LEAST_PANEL_BYTES = 512 << 10;
+
+}  // namespace
+
+struct TablePlan::Cut {
+  int64_t vectors, width, rows;
+};
+
+TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int threads) : shape(g, layer) {
+  cut_rows(layer);
+  const bool one_tap = has_one_tap(g);
+  planes = g.batch * g.narrow[0];
+  double least = 0;
+  const auto try_cut = [&](const Cut& cut) {
+    if (!fits(g, cut)) return;
+    const int64_t down = divide_up(g.narrow[1], cut.vectors), along = divide_up(g.narrow[2], cut.width);
+    const int64_t tasks =
+        one_tap ? divide_up(pixels, VL * cut.vectors * cut.width) : divide_up(planes * down * along, VL);
+    const int64_t parts = panel_groups * divide_up(panel_rows, cut.rows);
+    const double total = static_cast<double>(divide_up(tasks * parts, threads)) * work(g, cut);
+    if (least != 0 && total >= least) return;
+    least = total;
+    vectors = cut.vectors, width = cut.width, task_rows = cut.rows;
+    tiles_down = down, tiles_along = along, pixel_tasks = tasks;
+  };
+  for (int64_t rows = panel_rows;; rows = divide_up(rows, 2)) {
+    for (int64_t v = 1; v <= MOST_VECTORS; ++v) {
+      for (int64_t along = 1;; along += 1 + along / 4) {
+        const int64_t w = one_tap ? divide_up(MOST_POINTS, along) : divide_up(g.narrow[2], along);
+        try_cut({v, w, rows});
+        if (w == 1) break;
+      }
+    }
+    if (rows <= 32) break;
+  }
+}
+
+void TablePlan::cut_rows(const Layer& layer) {
+  const int64_t dense_bytes = 4 * layer.groups * layer.rows * layer.channels * layer.taps;
+  const int64_t most = std::clamp(dense_bytes / 16, LEAST_PANEL_BYTES, MOST_PANEL_BYTES);
+  const int64_t fit = std::max<int64_t>(VL, most / (8 * shape.quads) / VL * VL);
+  panel_rows = divide_up(layer.rows, divide_up(layer.rows, fit));
+  panel_groups = std::clamp<int64_t>(fit / layer.rows, 1, layer.groups);
+  task_rows = panel_rows;
+}
+
+bool TablePlan::fits(const Geometry& g, const Cut& cut) const {
+  const TableColumn column(g, shape, cut.vectors);
+  const int64_t lines = lines_under(g, cut.vectors), columns = columns_under(g, cut.width);
+  if (!has_one_tap(g) && columns > MOST_COLUMNS) return false;
+  const int64_t used = std::min(column.places, cut.vectors * shape.lines);
+  const int64_t packed = std::min(PACKED_CHANNELS, TRIPLE_CHANNELS * shape.triples);
+  return 4 * shape.chunk * shape.columns * used * TABLE_ENTRIES * VL <= TABLE_BYTES &&
+         4 * shape.chunk * column.triple_floats() <= OFFSET_BYTES &&
+         4 * cut.rows * cut.width * cut.vectors * VL <= SUM_BYTES &&
+         4 * packed * g.taps[0] * lines * columns * VL <= PACKED_BYTES;
+}
+
+double TablePlan::work(const Geometry& g, const Cut& cut) const {
+  const bool one_tap = has_one_tap(g);
+  const TableColumn column(g, shape, cut.vectors);
+  const int64_t stride = one_tap ? 1 : g.stride[2], sums = cut.rows * cut.vectors;
+  const int64_t lines = std::min(cut.vectors * shape.lines, column.places);
+  const int64_t table_bytes = 4 * shape.chunk * shape.columns * lines * TABLE_ENTRIES * VL;
+  const double build = table_bytes + 4 * VL * sums <= NEAR_BYTES ? BUILD_COST : CROWDED_COST;
+  const double entry = cut.vectors == 1 ? ALONE_COST : 1;
+  double total = TASK_COST;
+  for (const Pass& pass : shape.passes) {
+    const int64_t columns =
+        std::min(cut.width * pass.columns, (cut.width - 1) * stride + (pass.columns - 1) * g.dilation[2] + 1);
+    total += static_cast<double>(columns * lines * pass.triples) * build;
+    total += static_cast<double>(cut.width) *
+             (CALL_COST +
+              static_cast<double>(sums) * (static_cast<double>(pass.columns * pass.offsets()) * entry + SUM_COST));
+  }
+  const int64_t inputs = shape.channels * g.taps[0] * lines_under(g, cut.vectors);
+  if (one_tap) {
+    return total + static_cast<double>(inputs + sums) * (LINE_COST + POINT_COST * static_cast<double>(cut.width));
+  }
+  total += static_cast<double>(inputs * divide_up(columns_under(g, cut.width), VL)) * TURN_COST;
+  return total + static_cast<double>(sums * divide_up(cut.width, VL)) * (TURN_COST + VL * STORE_COST);
+}
+
+}  // namespace fk::FK_ISA_NS
+#endif
