@@ -1,5 +1,7 @@
 #include "cpu/conv/layer.h"
 
+#include <vector>
+
 namespace fk::FK_ISA_NS {
 
 void merge_pixels(Geometry& g, Activations& a, Activations& b) {
@@ -64,12 +66,14 @@ Finish Result::finish_of(int64_t channel, int64_t lanes) const {
 void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                          int64_t count) const {
   const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
+  std::vector<int64_t> offsets(static_cast<size_t>(count));  // found once, not again for each channel
+  for (int64_t i = 0; i < count; ++i) offsets[static_cast<size_t>(i)] = offset(runs[i]);
   with_dtype(side.dtype, [&](auto dtype) {
     auto* to = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
     for (int64_t c = 0; c < channels; ++c, to += side.stride[CHANNEL], sums += ld) {
       const Finish finish{vf32::set(factor_of(channel + c)), vf32::set(bias_of(channel + c)), epilogue.relu};
       for (int64_t i = 0; i < count; ++i) {
-        write<dtype>(sums + runs[i].lane, runs[i].count, to + offset(runs[i]), step, finish);
+        write<dtype>(sums + runs[i].lane, runs[i].count, to + offsets[static_cast<size_t>(i)], step, finish);
       }
     }
   });

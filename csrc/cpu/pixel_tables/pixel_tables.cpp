@@ -276,7 +276,7 @@ namespace {
 // tables.
 bool suits_lookup([[maybe_unused]] const Call& c) {
 #if FK_USES_LOOKUP
-  if (has_one_tap(c.g)) return c.pixels < 48 && lookup_serves(c);
+  if (has_one_tap(c.g)) return c.pixels < 64 && lookup_serves(c);
   return (c.pixels < 512 || c.g.stride[1] * c.g.stride[2] > 1) && lookup_serves(c);
 #else
   return false;

@@ -46,8 +46,8 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
   };
   for (int64_t rows = panel_rows;; rows = divide_up(rows, 2)) {
     for (int64_t v = 1; v <= MOST_VECTORS; ++v) {
-      for (int64_t along = 1;; along += 1 + along / 4) {
-        const int64_t w = one_tap ? divide_up(MOST_POINTS, along) : divide_up(g.narrow[2], along);
+      for (int64_t along = 1;; along += one_tap ? 1 : 1 + along / 4) {
+        const int64_t w = one_tap ? std::max<int64_t>(MOST_POINTS - along + 1, 1) : divide_up(g.narrow[2], along);
         try_cut({v, w, rows});
         if (w == 1) break;
       }
@@ -85,15 +85,15 @@ double TablePlan::work(const Geometry& g, const Cut& cut) const {
   const int64_t table_bytes = 4 * shape.chunk * shape.columns * lines * TABLE_ENTRIES * VL;
   const double build = table_bytes + 4 * VL * sums <= NEAR_BYTES ? BUILD_COST : CROWDED_COST;
   const double entry = cut.vectors == 1 ? ALONE_COST : 1;
-  double total = TASK_COST;
-  for (const Pass& pass : shape.passes) {
-    const int64_t columns =
-        std::min(cut.width * pass.columns, (cut.width - 1) * stride + (pass.columns - 1) * g.dilation[2] + 1);
-    total += static_cast<double>(columns * lines * pass.triples) * build;
-    total += static_cast<double>(cut.width) *
-             (CALL_COST +
-              static_cast<double>(sums) * (static_cast<double>(pass.columns * pass.offsets()) * entry + SUM_COST));
+  const int64_t passes = static_cast<int64_t>(shape.passes.size());
+  double total = TASK_COST + static_cast<double>(passes * cut.width) * CALL_COST;
+  // Tables of one column of each pass, by the taps that share them.
+  for (int64_t taps = 1; taps <= shape.columns; ++taps) {
+    const int64_t columns = std::min(cut.width * taps, (cut.width - 1) * stride + (taps - 1) * g.dilation[2] + 1);
+    total += static_cast<double>(columns * lines * shape.triples_by_columns[taps - 1]) * build;
   }
+  const double entries = static_cast<double>(g.tap_count() * shape.triples) * entry;
+  total += static_cast<double>(cut.width * sums) * (entries + static_cast<double>(passes) * SUM_COST);
   const int64_t inputs = shape.channels * g.taps[0] * lines_under(g, cut.vectors);
   if (one_tap) {
     return total + static_cast<double>(inputs + sums) * (LINE_COST + POINT_COST * static_cast<double>(cut.width));

@@ -34,6 +34,7 @@ struct TableShape {
   int64_t chunk, lines, columns;  // most triples and taps of a pass
   int64_t quads;                  // of a row, all passes together
   std::vector<Pass> passes;
+  int64_t triples_by_columns[MOST_BASES] = {};  // triples of all passes of so many columns
 
   TableShape(const Geometry& g, const Layer& layer)
       : channels(layer.channels), triples(divide_up(layer.channels, TRIPLE_CHANNELS)), quads(0) {
@@ -57,6 +58,7 @@ struct TableShape {
     Pass pass{triple, std::min(chunk, triples - triple),     plane, line, std::min(lines, g.taps[1] - line),
               column, std::min(columns, g.taps[2] - column), quads};
     quads += pass.quads();
+    triples_by_columns[pass.columns - 1] += pass.triples;
     passes.push_back(pass);
   }
 };
