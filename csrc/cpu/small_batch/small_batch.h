@@ -7,8 +7,14 @@ namespace fk::FK_ISA_NS {
 
 #if FK_HAS_TILES
 constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
+#elif FK_HAS_VNNI
+constexpr const char* SMALL_BATCH_SERVES =
+    "one group, 1 pixel, or 1 to 16 of uniform and normal codes, inputs of a common range";
+#elif FK_HAS_AVX512
+constexpr const char* SMALL_BATCH_SERVES =
+    "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";
 #else
-constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, or 1 to 16 of byte codes, inputs of a common range";
+constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, or 1 to 4 of uniform codes, inputs of a common range";
 #endif
 
 // What decides is the shape, the code and the inputs, never residency or threads.
