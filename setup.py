@@ -26,13 +26,15 @@ AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
-AMX = [*AVX512, "-mavx512vbmi", "-mavx512vnni", "-mavx512bf16", "-mgfni"]
-AMX += ["-mamx-tile", "-mamx-int8", "-mamx-bf16"]
+VNNI = [*AVX512, "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni", "-mgfni"]
+AMX = [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 # Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
-VARIANTS = {"portable": [], "avx2": AVX2, "avx512": AVX512, "amx": AMX} if X86_64 else {"portable": []}
+VARIANTS = {"portable": []}
+if X86_64:
+    VARIANTS |= {"avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "amx": AMX}
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90

@@ -18,6 +18,11 @@ FUSED = RESIDENCIES[:3]
 CODES = ("sign", "uniform", "normal", "constant")
 
 
+def distinct_levels(available: list[str]) -> list[str]:
+    """Instruction sets without `avx512` where `vnni` runs: for what both compile from the same lines."""
+    return [level for level in available if level != "avx512" or "vnni" not in available]
+
+
 def pairwise(*axes: Iterable) -> list[tuple]:
     """Rows, one value of each axis, that hold every pair of values of any two axes: far fewer than all products."""
     rows = list(itertools.product(*axes))

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import pairwise
+from helpers import distinct_levels, pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format as fmt
@@ -18,7 +18,7 @@ from test_gemm_kernels import RESIDENCIES, THREADS, Frozen, assert_close, intege
 
 from frozen_kernels.backends import cpu  # noqa: E402
 
-ISAS = extension.isa_available()
+ISAS = distinct_levels(extension.isa_available())
 CHANNELS = (3, 16, 17, 37, 64, 160)
 # size, kernel, stride, padding, dilation
 SHAPES = [

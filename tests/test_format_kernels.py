@@ -14,6 +14,7 @@ import format_numpy as ref
 import numpy as np
 import pytest
 import torch
+from helpers import distinct_levels
 
 from frozen_kernels import format as fmt
 from frozen_kernels.backends import Unsupported, cpu
@@ -27,7 +28,7 @@ CASES = ref.VECTORS["cases"]
 NAN = math.nan
 
 
-@pytest.fixture(params=_C.isa_available(), autouse=True)
+@pytest.fixture(params=distinct_levels(_C.isa_available()), autouse=True)
 def isa(request):
     before = _C.isa()
     _C.set_isa(request.param)

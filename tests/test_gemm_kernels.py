@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import pairwise
+from helpers import distinct_levels, pairwise
 from torch.nn import functional as F
 
 from frozen_kernels import format as fmt
@@ -16,7 +16,7 @@ extension = pytest.importorskip("frozen_kernels._C", reason="the extension is no
 
 from frozen_kernels.backends import Unsupported, cpu  # noqa: E402
 
-ISAS = extension.isa_available()
+ISAS = distinct_levels(extension.isa_available())
 THREADS = (1, 2, 7)
 RESIDENCIES = ("seed", "mask", "planes")
 

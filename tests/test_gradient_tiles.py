@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import distinct_levels
 from torch.nn import functional as F
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
@@ -15,7 +16,7 @@ from test_gemm_kernels import THREADS, Frozen, assert_close, integers, restore  
 
 from frozen_kernels.backends import cpu  # noqa: E402
 
-ISAS = extension.isa_available()
+ISAS = distinct_levels(extension.isa_available())
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [
     # batch, wide channels, rows, size, kernel, stride, padding, dilation, groups

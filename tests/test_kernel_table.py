@@ -44,42 +44,45 @@ def test_every_operation_ends_with_a_kernel_that_serves_the_rest(isa):
         assert own[-1] == ("fma", "everything else") and all(serves for _, serves in own)
 
 
-CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, avx2, avx512 and amx
-    ("convolve", 64, 96, 1, {}, ("fma", "small_batch", "small_batch", "small_batch")),
-    ("convolve", 64, 96, 1, {"code": "uniform"}, ("fma", "fma", "fma", "small_batch")),
-    ("convolve", 64, 96, 4, {}, ("fma", "fma", "fma", "small_batch")),
-    ("convolve", 64, 70000, 1, {}, ("fma", "small_batch", "small_batch", "fma")),
-    ("convolve", 128, 96, 5, {}, ("fma", "fma", "lookup", "amx")),
-    ("convolve", 112, 96, 5, {}, ("fma", "fma", "fma", "amx")),
-    ("convolve", 112, 96, 64, {}, ("fma", "pixel_tables", "pixel_tables", "amx")),
-    ("convolve", 128, 96, 63, {}, ("fma", "pixel_tables", "lookup", "amx")),
-    ("convolve", 64, 96, 64, {}, ("fma", "fma", "fma", "amx")),
-    ("convolve", 112, 96, 64, {"code": "normal"}, ("fma", "fma", "fma", "amx")),
-    ("convolve", 64, 96, 512, {"taps": 3}, ("fma", "pixel_tables", "pixel_tables", "amx")),
-    ("convolve", 128, 96, 5, {"code": "normal"}, ("fma", "fma", "fma", "amx")),
-    ("convolve", 7, 96, 64, {}, ("fma", "fma", "fma", "fma")),
-    ("convolve", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise", "depthwise")),
-    ("convolve", 32, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise", "depthwise")),
-    ("convolve_transposed", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise", "depthwise", "depthwise", "depthwise")),
-    ("convolve_transposed", 32, 3, 64, {"groups": 16, "taps": 3}, ("fma", "fma", "fma", "fma")),
-    ("convolve_transposed", 64, 96, 4, {}, ("fma", "fma", "fma", "amx")),
-    ("convolve_transposed", 64, 96, 1, {}, ("fma", "fma", "fma", "fma")),
-    ("convolve", 64, 96, 1, {"code": "stored"}, ("stored_vector",) * 4),
-    ("convolve", 64, 96, 4, {"code": "stored"}, ("stored", "stored", "stored_vector", "stored_vector")),
-    ("convolve", 64, 96, 5, {"code": "stored"}, ("stored",) * 4),
-    ("convolve", 64, 96, 2, {"code": "stored", "groups": 2}, ("stored",) * 4),
-    ("convolve", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 4),
-    ("convolve_transposed", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 4),
-    ("convolve_transposed", 64, 96, 1, {"code": "stored"}, ("stored_scatter",) * 4),
-    ("score_gradient", 96, 96, 64, {}, ("fma", "fma", "fma", "amx")),
-    ("score_gradient", 95, 96, 64, {}, ("fma", "fma", "fma", "fma")),
-    ("score_gradient", 16, 96, 64, {"dtype": 1}, ("fma", "fma", "fma", "amx")),
-    ("score_gradient", 1, 96, 64, {}, ("along_pixels", "along_pixels", "along_pixels", "along_pixels")),
+CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, avx2, avx512, vnni and amx
+    ("convolve", 64, 96, 1, {}, ("fma", "small_batch", "small_batch", "small_batch", "small_batch")),
+    ("convolve", 64, 96, 4, {"code": "uniform"}, ("fma",) + ("small_batch",) * 4),
+    ("convolve", 64, 96, 5, {"code": "uniform"}, ("fma", "fma", "fma", "small_batch", "amx")),
+    ("convolve", 64, 96, 1, {"code": "normal"}, ("fma", "fma") + ("small_batch",) * 3),
+    ("convolve", 64, 96, 16, {"code": "normal"}, ("fma", "fma", "fma", "small_batch", "amx")),
+    ("convolve", 64, 96, 17, {"code": "normal"}, ("fma", "fma", "fma", "fma", "amx")),
+    ("convolve", 64, 96, 4, {}, ("fma", "fma", "fma", "fma", "small_batch")),
+    ("convolve", 64, 70000, 1, {}, ("fma", "small_batch", "small_batch", "small_batch", "fma")),
+    ("convolve", 128, 96, 5, {}, ("fma", "fma", "lookup", "lookup", "amx")),
+    ("convolve", 112, 96, 5, {}, ("fma", "fma", "fma", "fma", "amx")),
+    ("convolve", 112, 96, 64, {}, ("fma", *("pixel_tables",) * 3, "amx")),
+    ("convolve", 128, 96, 63, {}, ("fma", "pixel_tables", "lookup", "lookup", "amx")),
+    ("convolve", 64, 96, 64, {}, ("fma", "fma", "fma", "fma", "amx")),
+    ("convolve", 112, 96, 64, {"code": "normal"}, ("fma", "fma", "fma", "fma", "amx")),
+    ("convolve", 64, 96, 512, {"taps": 3}, ("fma", *("pixel_tables",) * 3, "amx")),
+    ("convolve", 7, 96, 64, {}, ("fma",) * 5),
+    ("convolve", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise",) * 5),
+    ("convolve", 32, 3, 64, {"groups": 16, "taps": 3}, ("depthwise",) * 5),
+    ("convolve_transposed", 16, 3, 64, {"groups": 16, "taps": 3}, ("depthwise",) * 5),
+    ("convolve_transposed", 32, 3, 64, {"groups": 16, "taps": 3}, ("fma",) * 5),
+    ("convolve_transposed", 64, 96, 4, {}, ("fma", "fma", "fma", "fma", "amx")),
+    ("convolve_transposed", 64, 96, 1, {}, ("fma",) * 5),
+    ("convolve", 64, 96, 1, {"code": "stored"}, ("stored_vector",) * 5),
+    ("convolve", 64, 96, 4, {"code": "stored"}, ("stored",) * 2 + ("stored_vector",) * 3),
+    ("convolve", 64, 96, 5, {"code": "stored"}, ("stored",) * 5),
+    ("convolve", 64, 96, 2, {"code": "stored", "groups": 2}, ("stored",) * 5),
+    ("convolve", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 5),
+    ("convolve_transposed", 16, 3, 64, {"code": "stored", "groups": 16, "taps": 3}, ("stored",) * 5),
+    ("convolve_transposed", 64, 96, 1, {"code": "stored"}, ("stored_scatter",) * 5),
+    ("score_gradient", 96, 96, 64, {}, ("fma", "fma", "fma", "fma", "amx")),
+    ("score_gradient", 95, 96, 64, {}, ("fma",) * 5),
+    ("score_gradient", 16, 96, 64, {"dtype": 1}, ("fma", "fma", "fma", "fma", "amx")),
+    ("score_gradient", 1, 96, 64, {}, ("along_pixels",) * 5),
 ]
 
 
 def test_the_first_kernel_that_serves_a_shape(isa):
-    level = ("portable", "avx2", "avx512", "amx").index(isa)
+    level = ("portable", "avx2", "avx512", "vnni", "amx").index(isa)
     found = [choose(*shape, **options) for *shape, options, _ in CHOICES]
     assert found == [kernels[level] for *_, kernels in CHOICES]
 

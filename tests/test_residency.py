@@ -224,12 +224,12 @@ def test_bfloat16_has_cells_of_its_own(own_table):
 
 def test_the_shipped_table_has_every_instruction_set_code_and_kind():
     table = crossover.read(crossover.SHIPPED)
-    assert set(table.levels) == {"portable", "avx2", "avx512", "amx"}
+    assert set(table.levels) == {"portable", "avx2", "avx512", "vnni", "amx"}
     assert {"machine", "torch", "threads", "frozen_kernels"} <= set(table.made)
     for level, dtypes in table.levels.items():
         assert set(dtypes) == ({"float32", "bfloat16"} if level in tune.HALF_LEVELS else {"float32"})
         for codes in dtypes.values():
-            # tiles serve no stored weight: the figures of AVX-512 are asked for
+            # tiles serve no stored weight: the figures of the level below are asked for
             assert set(codes) == {*tune.CODES, *(tune.STORED_CODES if level != "amx" else ())}
             for cells in codes.values():
                 assert {cell.kind for cell in cells} >= {"linear", "conv", "depthwise", "transposed"}

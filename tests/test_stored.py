@@ -345,7 +345,7 @@ def test_auto_goes_by_the_table(monkeypatch, tmp_path):
 
     def write(**factors: float) -> None:
         codes = {f"stored {s}": [Cell("linear", 64, 32, 1, f, f, None, 0.0)] for s, f in factors.items()}
-        crossover.write(Table({}, {name: {"float32": codes} for name in (level, "avx512")}), table)
+        crossover.write(Table({}, {name: {"float32": codes} for name in (level, "vnni")}), table)
 
     def chosen(sparsity: float, **options) -> tuple[str, str]:
         model = nn.Sequential(frozen(nn.Linear(32, 64), sparsity))

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import pairwise
+from helpers import distinct_levels, pairwise
 from torch.nn import functional as F
 
 import frozen_kernels as fk
@@ -17,7 +17,7 @@ extension = pytest.importorskip("frozen_kernels._C", reason="the extension is no
 
 from frozen_kernels.backends import Unsupported, cpu  # noqa: E402
 
-ISAS = extension.isa_available()
+ISAS = distinct_levels(extension.isa_available())
 THREADS = (1, 2, 3, 7)
 VALUES = tuple(fmt.VALUE_DTYPES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

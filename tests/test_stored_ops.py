@@ -8,7 +8,7 @@ import mmap
 
 import pytest
 import torch
-from helpers import pairwise
+from helpers import distinct_levels, pairwise
 from torch import Tensor
 
 import frozen_kernels as fk
@@ -28,7 +28,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=_C.isa_available())
+@pytest.fixture(params=distinct_levels(_C.isa_available()))
 def isa(request):
     before = _C.isa()
     _C.set_isa(request.param)
@@ -85,7 +85,8 @@ def check_swap(scores: Tensor, keep: Tensor, rate: float) -> None:
     """On every instruction set, and for many scores with several numbers of threads."""
     mask, kept = mask_of(keep), int(keep.sum())
     wanted, before = reference.swap(scores, mask, kept, rate), (_C.isa(), torch.get_num_threads())
-    for isa, threads in itertools.product(_C.isa_available(), (1, 2, 3) if scores.numel() > 1000 else (1,)):
+    levels = distinct_levels(_C.isa_available())
+    for isa, threads in itertools.product(levels, (1, 2, 3) if scores.numel() > 1000 else (1,)):
         _C.set_isa(isa)
         torch.set_num_threads(threads)
         assert same(cpu.swap(scores, mask, kept, rate), wanted), (isa, threads, scores.numel(), kept, rate)

@@ -89,8 +89,8 @@ def auto_residency(
         if measured is None:
             return Choice("dense", f"fewer than {STORED_SPARSITIES[0]:.0%} of its weights are dropped")
         code = stored_code(measured)
-        # tiles serve no stored weight: the kernels are those of AVX-512
-        level = "avx512" if level == "amx" else level
+        # tiles serve no stored weight: the kernels are those of the level below
+        level = "vnni" if level == "amx" else level
     table = crossover.in_use(level)[1] if table is None else table
     cells = [cell for cell in table.cells(level, dtype, code) if cell.kind == kind_of(layer)]
     if not cells:

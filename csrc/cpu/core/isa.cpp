@@ -32,14 +32,18 @@ bool portable() { return true; }
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
 }
 
+[[maybe_unused]] bool vnni() {
+  return avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
+}
+
 // Tiles need the processor, the kernel's save area, and a permission that a process asks for once.
 bool tiles() {
 #ifdef __linux__
   unsigned a, b, c, d, low, high;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  constexpr unsigned AMX_BITS = 1u << 22 | 1u << 24 | 1u << 25;   // bf16, tile, int8
-  constexpr unsigned AVX512_BITS = 1u << 1 | 1u << 8 | 1u << 11;  // VBMI, GFNI, VNNI
-  if ((d & AMX_BITS) != AMX_BITS || (c & AVX512_BITS) != AVX512_BITS) return false;
+  constexpr unsigned AMX_BITS = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tile, int8
+  if ((d & AMX_BITS) != AMX_BITS) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;  // AVX512_BF16
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
@@ -51,7 +55,7 @@ bool tiles() {
 
 [[maybe_unused]] bool amx() {
   static const bool works = tiles();
-  return works && avx512();
+  return works && vnni();
 }
 #endif
 

@@ -47,10 +47,12 @@ FK_INLINE vu32 shr_signed(vu32 a) {
   return {_mm256_srai_epi32(a.v, N)};
 }
 
-// 64-bit products of the even lanes; the high half of each 64 bits moved low; even lanes of e beside those of o.
+// 64-bit products of the even lanes; the high half of each 64 bits moved low; the low, or the high, halves of each 64
+// bits of e beside those of o.
 FK_INLINE vu32 mul_even(vu32 a, vu32 b) { return {_mm256_mul_epu32(a.v, b.v)}; }
 FK_INLINE vu32 odd_to_even(vu32 a) { return {_mm256_srli_epi64(a.v, 32)}; }
 FK_INLINE vu32 merge_even(vu32 e, vu32 o) { return {_mm256_blend_epi32(e.v, _mm256_slli_epi64(o.v, 32), 0xAA)}; }
+FK_INLINE vu32 merge_odd(vu32 e, vu32 o) { return {_mm256_blend_epi32(_mm256_srli_epi64(e.v, 32), o.v, 0xAA)}; }
 
 FK_INLINE vu32 min(vu32 a, vu32 b) { return {_mm256_min_epu32(a.v, b.v)}; }
 

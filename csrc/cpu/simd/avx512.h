@@ -50,10 +50,16 @@ FK_INLINE vu32 shr_signed(vu32 a) {
   return {_mm512_srai_epi32(a.v, N)};
 }
 
-// 64-bit products of the even lanes; the high half of each 64 bits moved low; even lanes of e beside those of o.
+// 64-bit products of the even lanes; the high half of each 64 bits moved low; the low, or the high, halves of each 64
+// bits of e beside those of o.
 FK_INLINE vu32 mul_even(vu32 a, vu32 b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 FK_INLINE vu32 odd_to_even(vu32 a) { return {_mm512_srli_epi64(a.v, 32)}; }
-FK_INLINE vu32 merge_even(vu32 e, vu32 o) { return {_mm512_mask_blend_epi32(0xAAAA, e.v, _mm512_slli_epi64(o.v, 32))}; }
+FK_INLINE vu32 merge_even(vu32 e, vu32 o) {
+  return {_mm512_castps_si512(_mm512_mask_moveldup_ps(_mm512_castsi512_ps(e.v), 0xAAAA, _mm512_castsi512_ps(o.v)))};
+}
+FK_INLINE vu32 merge_odd(vu32 e, vu32 o) {
+  return {_mm512_castps_si512(_mm512_mask_movehdup_ps(_mm512_castsi512_ps(o.v), 0x5555, _mm512_castsi512_ps(e.v)))};
+}
 
 FK_INLINE vu32 min(vu32 a, vu32 b) { return {_mm512_min_epu32(a.v, b.v)}; }
 

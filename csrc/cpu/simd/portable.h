@@ -59,7 +59,8 @@ FK_INLINE vu32 shr_signed(vu32 a) {
   return {(lanes_u32)((lanes_i32)a.v >> N)};
 }
 
-// 64-bit products of the even lanes; the high half of each 64 bits moved low; even lanes of e beside those of o.
+// 64-bit products of the even lanes; the high half of each 64 bits moved low; the low, or the high, halves of each 64
+// bits of e beside those of o.
 FK_INLINE vu32 mul_even(vu32 a, vu32 b) {
   const lanes_u64 low = {0xFFFFFFFFu, 0xFFFFFFFFu};
   return {(lanes_u32)(((lanes_u64)a.v & low) * ((lanes_u64)b.v & low))};
@@ -68,6 +69,10 @@ FK_INLINE vu32 odd_to_even(vu32 a) { return {(lanes_u32)((lanes_u64)a.v >> 32)};
 FK_INLINE vu32 merge_even(vu32 e, vu32 o) {
   const lanes_u64 low = {0xFFFFFFFFu, 0xFFFFFFFFu};
   return {(lanes_u32)(((lanes_u64)e.v & low) | ((lanes_u64)o.v << 32))};
+}
+FK_INLINE vu32 merge_odd(vu32 e, vu32 o) {
+  const lanes_u64 high = {0xFFFFFFFFull << 32, 0xFFFFFFFFull << 32};
+  return {(lanes_u32)(((lanes_u64)e.v >> 32) | ((lanes_u64)o.v & high))};
 }
 
 FK_INLINE vu32 min(vu32 a, vu32 b) {

@@ -1,4 +1,4 @@
-// Few pixels on integer tiles: inputs become four signed digits of base 256, weights bytes -1, 0 and 1 (or half codes).
+// Few pixels on integer tiles: inputs become four signed digits of base 256, weights bytes -1, 0 and 1.
 // Sums of digits are exact in int32, so their order is free. One tile product takes 64 columns of 16 rows.
 #pragma once
 #include <immintrin.h>
@@ -18,7 +18,7 @@ constexpr int64_t TILE_STEP = TILE_BYTES + 64;  // tiles of a chunk do not meet 
 constexpr int64_t BLOCK_ROWS = 2 * TILE_ROWS;
 constexpr int64_t TILES = 8;                       // of a chunk of 512 columns
 constexpr int64_t GROUP_STEP = TILES * TILE_STEP;  // weights of 16 rows
-constexpr int64_t MOST_COLS = int64_t{1} << 16;    // longest sum of digits times half codes that stays in int32
+constexpr int64_t MOST_COLS = int64_t{1} << 16;    // far from where a sum of digits leaves int32
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -69,83 +69,37 @@ FK_INLINE void put_ones(vu32 keep, char* out) {
   }
 }
 
-// (code - 1) / 2 of a normal draw, in eight bits; the table's lower half mirrors the upper.
-struct HalfCodes {
-  alignas(64) int8_t upper[128];
-  constexpr HalfCodes() : upper() {
-    for (uint32_t i = 0; i < 128; ++i) upper[i] = static_cast<int8_t>((normal_code(128 + i) - 1) / 2);
-  }
-};
-inline constexpr HalfCodes HALF_CODES{};
-
-template <int CODE>
-FK_INLINE __m512i half_code(__m512i draw) {
-  if constexpr (CODE == UNIFORM_CODE) return _mm512_xor_si512(draw, _mm512_set1_epi8(-128));
-  const __m512i ones = _mm512_set1_epi8(-1), none = _mm512_setzero_si512();
-  const __mmask64 lower = ~_mm512_movepi8_mask(draw);
-  const __m512i mirror = _mm512_mask_blend_epi8(lower, none, ones), index = _mm512_xor_si512(draw, mirror);
-  const __m512i value =
-      _mm512_permutex2var_epi8(_mm512_load_si512(HALF_CODES.upper), index, _mm512_load_si512(HALF_CODES.upper + 64));
-  return _mm512_xor_si512(value, mirror);
-}
-
-// Bit k = column k of 64.
-FK_INLINE __mmask64 natural_mask(const char* words) {
-  uint64_t two;
-  memcpy(&two, words, 8);
-  const uint64_t even = (two & 0xFFFFu) | (two >> 16 & 0xFFFF0000u),
-                 odd = (two >> 16 & 0xFFFFu) | (two >> 32 & 0xFFFF0000u);
-  return _pdep_u64(even, 0x5555555555555555u) | _pdep_u64(odd, 0xAAAAAAAAAAAAAAAAu);
-}
-
-// 64 columns of a row: the kept half codes, and ones to count the kept.
-template <int CODE>
-FK_INLINE void put_halves(const char* keep, const char* draw, char* halves, char* ones) {
-  const __mmask64 kept = natural_mask(keep);
-  _mm512_store_si512(halves, _mm512_maskz_mov_epi8(kept, half_code<CODE>(_mm512_loadu_si512(draw))));
-  _mm512_store_si512(ones, _mm512_maskz_set1_epi8(kept, 1));
-}
-
-// Where the digits of a word's columns go: dword n of its bytes is digit n % 4 of four columns, either bits i, 8 + i,
-// 16 + i and 24 + i for i = n / 4, or columns 4 * i and on.
+// Where the digits of a word's columns go: dword n of its bytes is digit n % 4 of the columns of bits i, 8 + i, 16 + i
+// and 24 + i for i = n / 4.
 struct DigitOrder {
   alignas(64) uint8_t index[2][64];
-  constexpr explicit DigitOrder(bool natural) : index() {
+  constexpr DigitOrder() : index() {
     for (int n = 0; n < 128; ++n) {
       const int i = n / 16, digit = n / 4 % 4, byte = n % 4;
-      const int column = natural ? 4 * i + byte : column_of_bit(8 * byte + i);
-      index[n / 64][n % 64] = static_cast<uint8_t>(4 * column + digit);
+      index[n / 64][n % 64] = static_cast<uint8_t>(4 * column_of_bit(8 * byte + i) + digit);
     }
   }
 };
-inline constexpr DigitOrder NATURAL_ORDER(true), BIT_ORDER(false);
+inline constexpr DigitOrder DIGIT_ORDER;
 
 }  // namespace digits_detail
 
 // The digits of all inputs: tiles [chunk][tile][4 columns][pixel, digit][column], columns in the order of the weights.
 class DigitInput {
  public:
-  // Whether fixed point keeps what the inputs say: finite, and few of them lost far below the largest.
   static bool serves(const VectorInput& input, const Frozen& f) {
-    using namespace digits_detail;
-    for (int64_t p = 0; p < input.pixels; ++p) {
-      const uint32_t largest = input.largest(p), lost = LOST_EXPONENT << 23;
-      if (largest >= 0x7F800000u) return false;
-      if (largest > lost && 4 * input.count_below(p, largest - lost) > f.cols) return false;
-    }
-    return true;
+    return in_common_range(input, f.cols, digits_detail::LOST_EXPONENT);
   }
 
-  DigitInput(const VectorInput& input, const Frozen& f)
+  DigitInput(const VectorInput& input, const Frozen&)
       : pixels_(input.pixels), memory_(static_cast<size_t>(input.ld * digits() + 64)) {
     using namespace digits_detail;
     char* const start = memory_.data();
     tiles_ = start + (64 - reinterpret_cast<uintptr_t>(start) % 64);
-    const bool natural_order = f.code == UNIFORM_CODE || f.code == NORMAL_CODE;
     for (int64_t p = 0; p < pixels_; ++p) {
       const uint32_t largest = input.largest(p);
       exponent_[p] = TOP_EXPONENT + 126 - static_cast<int>(std::max<uint32_t>(largest >> 23, 1));
-      for (int64_t word = 0; word < input.ld / 32; ++word) put_word(input.of(p) + 32 * word, p, word, natural_order);
+      for (int64_t word = 0; word < input.ld / 32; ++word) put_word(input.of(p) + 32 * word, p, word);
     }
   }
 
@@ -173,7 +127,7 @@ class DigitInput {
   }
 
  private:
-  void put_word(const float* x, int64_t pixel, int64_t word, bool natural_order) {
+  void put_word(const float* x, int64_t pixel, int64_t word) {
     using namespace digits_detail;
     const __m512i carry = _mm512_set1_epi32(0x00808080);
     __m512i fixed[2];
@@ -183,16 +137,14 @@ class DigitInput {
       // Each lower byte b of the sum stands for the digit b - 128, and its top byte for itself.
       fixed[i] = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(scaled), carry), carry);
     }
-    const DigitOrder& order = natural_order ? NATURAL_ORDER : BIT_ORDER;
     alignas(64) char bytes[128];
     for (int i = 0; i < 2; ++i) {
-      const __m512i at = _mm512_load_si512(order.index[i]);
+      const __m512i at = _mm512_load_si512(DIGIT_ORDER.index[i]);
       _mm512_store_si512(bytes + 64 * i, _mm512_permutex2var_epi8(fixed[0], at, fixed[1]));
     }
     const int64_t chunk = word / 16, place = word % 16;
     for (int four = 0; four < 8; ++four) {
-      const int64_t in_chunk = natural_order ? place / 2 : four, row = natural_order ? place % 2 * 8 + four : place;
-      char* const to = tiles_ + ((chunk * TILES + in_chunk) * TILE_ROWS + row) * 4 * digits() + 4 * DIGITS * pixel;
+      char* const to = tiles_ + ((chunk * TILES + four) * TILE_ROWS + place) * 4 * digits() + 4 * DIGITS * pixel;
       memcpy(to, bytes + 16 * four, 16);
     }
   }
@@ -210,7 +162,9 @@ class DigitSums {
   static constexpr int64_t ROWS = digits_detail::BLOCK_ROWS, PIXELS = digits_detail::MOST_PIXELS;
   static constexpr int64_t SCRATCH_BYTES = RowWords::SCRATCH_BYTES + 2 * digits_detail::GROUP_STEP;
 
-  static bool serves(const Frozen& f) { return f.cols <= digits_detail::MOST_COLS; }
+  static bool serves(const Frozen& f) {
+    return (f.code == SIGN_CODE || f.code == CONSTANT_CODE) && f.cols <= digits_detail::MOST_COLS;
+  }
 
   DigitSums(const Frozen& f, const DigitInput& input, Scratch& scratch)
       : f_(f),
@@ -223,20 +177,12 @@ class DigitSums {
   void operator()(int64_t row0, int64_t rows, float* out) {
     words_.start(row0, rows);
     clear_sums();
-    switch (f_.code) {
-      case SIGN_CODE:
-        add_ternary<true>();
-        break;
-      case CONSTANT_CODE:
-        add_ternary<false>();
-        break;
-      case UNIFORM_CODE:
-        add_halves<UNIFORM_CODE>();
-        break;
-      default:
-        add_halves<NORMAL_CODE>();
+    if (f_.code == SIGN_CODE) {
+      add_ternary<true>();
+    } else {
+      add_ternary<false>();
     }
-    finish(f_.code == UNIFORM_CODE || f_.code == NORMAL_CODE, out);
+    finish(out);
   }
 
  private:
@@ -286,24 +232,6 @@ class DigitSums {
     }
   }
 
-  // Halves and ones of a group, in place of two groups.
-  template <int CODE>
-  void add_halves() {
-    using namespace digits_detail;
-    for (int64_t chunk = 0; chunk < chunks(); ++chunk) {
-      const RowView keep = words_.keep(chunk), draw = words_.draw(chunk);
-      for (int64_t i = 0; i < TILES; ++i) {
-        for (int64_t r = 0; r < ROWS; ++r) {
-          char* const to = weights_ + r / TILE_ROWS * 2 * TILE_STEP + r % TILE_ROWS * 64;
-          _mm_prefetch(draw.row(r + ROWS) + 64 * i, _MM_HINT_T1);
-          put_halves<CODE>(keep.row(r) + 8 * i, draw.row(r) + 64 * i, to, to + TILE_STEP);
-        }
-        multiply<false>(weights_, TILE_STEP, chunk * TILES + i);
-        multiply<true>(weights_ + 2 * TILE_STEP, TILE_STEP, chunk * TILES + i);
-      }
-    }
-  }
-
   static void clear_sums() {
     _tile_zero(0);
     _tile_zero(1);
@@ -311,9 +239,8 @@ class DigitSums {
     _tile_zero(3);
   }
 
-  // Sums 0 to 3 are those of even tiles of both groups, then of odd ones; or halves and ones of a group, then of the
-  // other.
-  void finish(bool halves, float* out) const {
+  // Sums 0 and 1 are those of even tiles of both groups, 2 and 3 of odd ones.
+  void finish(float* out) const {
     using namespace digits_detail;
     alignas(64) int32_t sums[4][TILE_BYTES / 4];
     const int64_t stride = 4 * input_.digits();
@@ -322,13 +249,10 @@ class DigitSums {
     _tile_stored(2, sums[2], stride);
     _tile_stored(3, sums[3], stride);
     for (int g = 0; g < 2; ++g) {
-      int32_t* const first = sums[halves ? 2 * g : g];
-      const int32_t* const second = sums[halves ? 2 * g + 1 : 2 + g];
       for (int64_t i = 0; i < TILE_ROWS * input_.digits(); i += VL) {
-        const vu32 a = vu32::load(first + i), b = vu32::load(second + i);
-        (halves ? a + a + b : a + b).store(first + i);  // a code is twice its half plus one
+        (vu32::load(sums[g] + i) + vu32::load(sums[2 + g] + i)).store(sums[g] + i);
       }
-      input_.finish(first, out + g * TILE_ROWS);
+      input_.finish(sums[g], out + g * TILE_ROWS);
     }
   }
 
@@ -339,6 +263,6 @@ class DigitSums {
   digits_detail::Tiles tiles_;
 };
 
-using VectorSums = DigitSums;
+using TernarySums = DigitSums;
 
 }  // namespace fk::FK_ISA_NS

@@ -10,11 +10,12 @@ namespace fk::FK_ISA_NS {
 // x[pixel][column] with zeros for padding, and past the last column up to a multiple of 512.
 struct VectorInput {
   int64_t pixels, ld;
+  int dtype;
   std::vector<float> x;
 
   VectorInput(const Frozen& f, const Geometry& g, const Activations& wide, const Grid& grid, const Run* runs,
               int64_t run_count)
-      : pixels(grid.pixels()), ld(round_up(f.cols, 512)), x(static_cast<size_t>(pixels * ld)) {
+      : pixels(grid.pixels()), ld(round_up(f.cols, 512)), dtype(wide.dtype), x(static_cast<size_t>(pixels * ld)) {
     const Layer layer(f, g);
     const int64_t next = wide.stride[CHANNEL], step = grid.step[2] * wide.stride[SPATIAL + 2];
     std::vector<Span> spans(static_cast<size_t>(pixels));
@@ -60,5 +61,16 @@ struct VectorInput {
     return count;
   }
 };
+
+// Whether fixed point keeps what the inputs say: all finite, and in each pixel at most a quarter of the columns are
+// inputs that are 2^lost times smaller than the largest, or more.
+inline bool in_common_range(const VectorInput& input, int64_t cols, int lost) {
+  for (int64_t p = 0; p < input.pixels; ++p) {
+    const uint32_t largest = input.largest(p), step = static_cast<uint32_t>(lost) << 23;
+    if (largest >= 0x7F800000u) return false;
+    if (largest > step && 4 * input.count_below(p, largest - step) > cols) return false;
+  }
+  return true;
+}
 
 }  // namespace fk::FK_ISA_NS

@@ -2,13 +2,14 @@
 
 #include "cpu/core/parallel.h"
 
+#if FK_HAS_AVX2
+
+#include "cpu/small_batch/integers.h"
 #if FK_HAS_TILES
 #include "cpu/small_batch/digits.h"
-#elif FK_HAS_AVX2
+#else
 #include "cpu/small_batch/tables.h"
 #endif
-
-#if FK_HAS_AVX2
 
 namespace fk::FK_ISA_NS {
 
@@ -34,21 +35,29 @@ void run_blocks(const Frozen& f, const Input& input, const Result& result, const
   });
 }
 
+template <class Sums>
+bool serves(const Call& c) {
+  return c.pixels <= Sums::PIXELS && Sums::serves(c.f);
+}
+
+template <class Sums>
+bool run(const Call& c) {
+  const Grid grid = narrow_grid(c.g);
+  Run runs[Sums::PIXELS];
+  const int64_t run_count = find_runs(grid, 0, c.pixels, runs);
+  const VectorInput input(c.f, c.g, c.wide, grid, runs, run_count);
+  if (!Sums::Input::serves(input, c.f)) return false;
+  run_blocks<Sums>(c.f, typename Sums::Input(input, c.f), narrow_result(c), runs, run_count, c.threads);
+  return true;
+}
+
 }  // namespace
 
 bool small_batch_serves(const Call& c) {
-  return c.layer.groups == 1 && c.pixels <= VectorSums::PIXELS && VectorSums::serves(c.f);
+  return c.layer.groups == 1 && (serves<TernarySums>(c) || serves<IntegerSums>(c));
 }
 
-bool convolve_small_batch(const Call& call) {
-  const Grid grid = narrow_grid(call.g);
-  Run runs[VectorSums::PIXELS];
-  const int64_t run_count = find_runs(grid, 0, call.pixels, runs);
-  const VectorInput input(call.f, call.g, call.wide, grid, runs, run_count);
-  if (!VectorSums::Input::serves(input, call.f)) return false;
-  run_blocks<VectorSums>(call.f, VectorSums::Input(input, call.f), narrow_result(call), runs, run_count, call.threads);
-  return true;
-}
+bool convolve_small_batch(const Call& c) { return serves<TernarySums>(c) ? run<TernarySums>(c) : run<IntegerSums>(c); }
 
 }  // namespace fk::FK_ISA_NS
 

@@ -6,9 +6,15 @@
 namespace fk::FK_ISA_NS {
 
 #if FK_HAS_TILES
-constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, at most 65536 columns, inputs of a common range";
+constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
+#elif FK_HAS_VNNI
+constexpr const char* SMALL_BATCH_SERVES =
+    "one group, 1 pixel, or 1 to 16 of uniform and normal codes, inputs of a common range";
+#elif FK_HAS_AVX512
+constexpr const char* SMALL_BATCH_SERVES =
+    "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";
 #else
-constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, sign and constant codes, inputs far from overflow";
+constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, or 1 to 4 of uniform codes, inputs of a common range";
 #endif
 
 // What decides is the shape, the code and the inputs, never residency or threads.

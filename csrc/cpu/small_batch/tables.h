@@ -159,6 +159,6 @@ class TableSums {
   uint32_t *plus_, *minus_;
 };
 
-using VectorSums = TableSums;
+using TernarySums = TableSums;
 
 }  // namespace fk::FK_ISA_NS

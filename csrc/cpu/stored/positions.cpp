@@ -7,7 +7,7 @@
 
 namespace fk::FK_ISA_NS {
 
-#if FK_HAS_AVX512
+#if FK_HAS_VBMI
 
 namespace {
 
@@ -15,16 +15,10 @@ constexpr int64_t POSITION_COLUMNS = 1 << 16;  // a position takes two bytes
 constexpr int64_t SLACK = 64;                  // positions past the last that are written
 constexpr int64_t FETCH_VALUES = 1 << 10;      // ahead
 
-// An option of functions, because variants are built without VBMI2. Lambdas do not inherit it.
-#define FK_VBMI2 __attribute__((target("avx512vbmi2")))
-
 // On other makers' processors a gather costs more than the expansions that it saves, or it was not measured.
 bool gathers_fast() {
-  static const bool fast = [] {
-    __builtin_cpu_init();
-    return __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512vbmi2");
-  }();
-  return fast;
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") != 0;
 }
 
 struct Places {
@@ -40,7 +34,7 @@ struct Search {
   uint16_t* next;
   __m512i places, base;  // 0 to 63, and the position of the next bit
 
-  FK_VBMI2 FK_INLINE void find(uint64_t bits) {
+  FK_INLINE void find(uint64_t bits) {
     const int found = __builtin_popcountll(bits);
     const __m512i place = _mm512_maskz_compress_epi8(bits, places);
     _mm512_storeu_si512(next, _mm512_add_epi16(base, _mm512_cvtepu8_epi16(_mm512_castsi512_si256(place))));
@@ -51,18 +45,18 @@ struct Search {
     next += found;
     base = _mm512_add_epi16(base, _mm512_set1_epi16(64));
   }
-  FK_VBMI2 FK_INLINE void find_pair(const uint32_t* words, int pair) {
+  FK_INLINE void find_pair(const uint32_t* words, int pair) {
     uint64_t bits;
     memcpy(&bits, words + 2 * pair, 8);
     find(bits);
   }
 };
 
-FK_VBMI2 FK_INLINE Search search(uint16_t* positions) {
+FK_INLINE Search search(uint16_t* positions) {
   return {positions, _mm512_load_si512(PLACES.place), _mm512_setzero_si512()};
 }
 
-FK_VBMI2 inline void find_all(const uint32_t* words, int64_t count, uint16_t* positions) {
+inline void find_all(const uint32_t* words, int64_t count, uint16_t* positions) {
   Search all = search(positions);
   for (int pair = 0; pair < count / 2; ++pair) all.find_pair(words, pair);
   if (count % 2) all.find(words[count - 1]);
@@ -91,9 +85,8 @@ inline __m512i load_positions(const uint16_t* from) {
 // out[p] = the sum of the values `first` and on times the inputs at `positions`, for P pixels whose inputs lie `ld`
 // apart. Meanwhile the positions of another row are found, since one waits for loads and the other for shuffles.
 template <int DTYPE, int P>
-FK_VBMI2 FK_INLINE void gathered_dots(const Frozen& f, int64_t first, int64_t count, const uint16_t* positions,
-                                      const float* x, int64_t ld, const uint32_t* other, int64_t other_words,
-                                      uint16_t* found, float* out) {
+FK_INLINE void gathered_dots(const Frozen& f, int64_t first, int64_t count, const uint16_t* positions, const float* x,
+                             int64_t ld, const uint32_t* other, int64_t other_words, uint16_t* found, float* out) {
   constexpr int64_t VALUE_BYTES = DTYPE == FLOAT32 ? 4 : DTYPE == INT8 ? 1 : 2;
   const char* values = static_cast<const char*>(f.values) + first * VALUE_BYTES;
   Search ahead = search(found);
@@ -137,7 +130,7 @@ constexpr int64_t PAGE = 4096;
 int64_t positions_apart(int64_t words) { return round_up(32 * words + SLACK, 2048) + 1024; }
 
 template <int DTYPE, int P>
-FK_VBMI2 void gathered_rows(const Frozen& f, int64_t row0, int64_t rows, const float* x, uint16_t* room, float* sums) {
+void gathered_rows(const Frozen& f, int64_t row0, int64_t rows, const float* x, uint16_t* room, float* sums) {
   uint16_t* here = room;
   uint16_t* there = here + positions_apart(f.words);
   find_all(f.keep + row0 * f.words, f.words, here);

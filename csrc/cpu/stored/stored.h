@@ -12,7 +12,7 @@ constexpr int64_t STORED_VECTOR_PIXELS = 4;
 bool stored_vector_serves(const Call& c);
 // narrow = W wide, lanes along the columns
 void convolve_stored_vector(const Call& call);
-#if FK_HAS_AVX512
+#if FK_HAS_VBMI
 // For the kernel above, where few weights are kept: sums[i * pixels + p] of row `row0 + i` and pixel p, whose inputs
 // are x[p * 32 * words] on, in the order of the bits. `room` is for `position_floats` floats.
 constexpr int64_t GATHERED_PIXELS = 2;

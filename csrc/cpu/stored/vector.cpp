@@ -133,7 +133,7 @@ float row_sum(const Frozen& f, int64_t first, int64_t count, float* x) {
 // sums[i * pixels + p] of row `row0 + i` and pixel p, whose inputs lie in the order of the bits; `room` is for as many
 // floats as `room_of` says.
 void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const float* x, float* room, float* sums) {
-#if FK_HAS_AVX512
+#if FK_HAS_VBMI
   if (gathers_positions(f, pixels)) return position_sums(f, row0, rows, pixels, x, room, sums);
 #endif
   for (int64_t row = row0; row < row0 + rows; ++row, sums += pixels) {
@@ -154,7 +154,7 @@ void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const
 }
 
 int64_t room_of(const Frozen& f) {
-#if FK_HAS_AVX512
+#if FK_HAS_VBMI
   return std::max(position_floats(f.words), 32 * f.words + LIST_SLACK);
 #else
   return 32 * f.words + LIST_SLACK;

@@ -1,5 +1,7 @@
 // The generator with one row per lane, and the partition masks made from it.
 #pragma once
+#include <initializer_list>
+
 #include "frozen/weight.h"
 #include "cpu/simd/simd.h"
 
@@ -9,8 +11,9 @@ struct Four {
   vu32 x[4];
 };
 
-// Philox for VL rows that share c0, c2 and c3. The counter differs between lanes in c1 alone, so the first three rounds
-// are partly scalar; products live in 64-bit lanes, even and odd rows apart, and their garbage high halves are ignored.
+// Philox for VL rows that share c0, c2 and c3. Lanes differ in c1 alone, so the first three rounds are partly scalar
+// and partly the same for every c0; products live in 64-bit lanes, even and odd rows apart, and their garbage high
+// halves are ignored.
 class Generator {
  public:
   Generator(uint32_t key0, uint32_t key1, uint32_t stream) : stream_(stream) {
@@ -18,42 +21,87 @@ class Generator {
   }
   explicit Generator(const Frozen& f) : Generator(f.key0, f.key1, f.stream) {}
 
-  FK_INLINE Four operator()(uint32_t c0, vu32 rows, uint32_t c2) const {
-    const uint64_t a0 = static_cast<uint64_t>(PHILOX_M0) * c0, a1 = static_cast<uint64_t>(PHILOX_M1) * c2;
-    const uint32_t x2 = high(a0) ^ stream_ ^ key_[0][1];
-    const uint64_t b1 = static_cast<uint64_t>(PHILOX_M1) * x2;
-    const uint32_t x0 = high(b1) ^ low(a1) ^ key_[1][0];
-    const uint64_t d0 = static_cast<uint64_t>(PHILOX_M0) * x0;
-    const vu32 first = rows ^ vu32::set(high(a1) ^ key_[0][0]);
-    Half half[2] = {half_start(first, a0, b1, d0), half_start(odd_to_even(first), a0, b1, d0)};
-    for (int r = 3; r < PHILOX_ROUNDS; ++r) {
-      const vu32 k0 = vu32::set(key_[r][0]), k1 = vu32::set(key_[r][1]);
-      for (Half& h : half) {
-        const vu32 p0 = mul_even(h.x0, vu32::set(PHILOX_M0)), p1 = mul_even(h.x2, vu32::set(PHILOX_M1));
-        h.x0 = xor3(odd_to_even(p1), h.x1, k0);
-        h.x2 = xor3(odd_to_even(p0), h.x3, k1);
-        h.x1 = p1;
-        h.x3 = p0;
-      }
+  // What rows and c2 decide: the product of round 1.
+  struct Rows {
+    vu32 low[2], high[2];
+  };
+  FK_INLINE Rows begin_rows(vu32 rows, uint32_t c2) const {
+    const vu32 x0 = rows ^ vu32::set(high(product(PHILOX_M1, c2)) ^ key_[0][0]);
+    const vu32 even = mul_even(x0, vu32::set(PHILOX_M0)), odd = mul_even(odd_to_even(x0), vu32::set(PHILOX_M0));
+    return {{even, odd}, {odd_to_even(even), odd_to_even(odd)}};
+  }
+
+  // What c0 and c2 decide: a word to xor with in each of these places.
+  struct Columns {
+    uint32_t x2_of_round_1, x0_of_round_2, x2_of_round_2, x2_of_round_3;
+  };
+  FK_INLINE Columns begin_columns(uint32_t c0, uint32_t c2) const {
+    const uint64_t a = product(PHILOX_M0, c0);
+    const uint64_t b = product(PHILOX_M1, high(a) ^ stream_ ^ key_[0][1]);
+    const uint64_t d = product(PHILOX_M0, high(b) ^ low(product(PHILOX_M1, c2)) ^ key_[1][0]);
+    return {low(a) ^ key_[1][1], low(b) ^ key_[2][0], high(d) ^ key_[2][1], low(d) ^ key_[3][1]};
+  }
+
+  // Of c0 to c0 + VL - 1.
+  struct ManyColumns {
+    uint32_t place[4][VL];
+    FK_INLINE Columns operator[](int64_t i) const { return {place[0][i], place[1][i], place[2][i], place[3][i]}; }
+  };
+  FK_INLINE ManyColumns begin_many_columns(uint32_t c0, uint32_t c2) const {
+    const vu32 x0 = vu32::iota() + vu32::set(c0);
+    vu32 a[2], b[2], d[2];
+    for (int h = 0; h < 2; ++h) {
+      a[h] = mul_even(h ? odd_to_even(x0) : x0, vu32::set(PHILOX_M0));
+      b[h] = mul_even(odd_to_even(a[h]) ^ vu32::set(stream_ ^ key_[0][1]), vu32::set(PHILOX_M1));
+      const uint32_t x1 = low(product(PHILOX_M1, c2));
+      d[h] = mul_even(odd_to_even(b[h]) ^ vu32::set(x1 ^ key_[1][0]), vu32::set(PHILOX_M0));
     }
-    return {{merge_even(half[0].x0, half[1].x0), merge_even(half[0].x1, half[1].x1), merge_even(half[0].x2, half[1].x2),
-             merge_even(half[0].x3, half[1].x3)}};
+    ManyColumns many;
+    (merge_even(a[0], a[1]) ^ vu32::set(key_[1][1])).store(many.place[0]);
+    (merge_even(b[0], b[1]) ^ vu32::set(key_[2][0])).store(many.place[1]);
+    (merge_odd(d[0], d[1]) ^ vu32::set(key_[2][1])).store(many.place[2]);
+    (merge_even(d[0], d[1]) ^ vu32::set(key_[3][1])).store(many.place[3]);
+    return many;
+  }
+
+  FK_INLINE Four operator()(const Columns& columns, const Rows& rows) const {
+    Half half[2];
+    for (int h = 0; h < 2; ++h) {
+      const vu32 p1 = mul_even(rows.high[h] ^ vu32::set(columns.x2_of_round_1), vu32::set(PHILOX_M1));
+      Half& x = half[h] = {odd_to_even(p1) ^ vu32::set(columns.x0_of_round_2), p1,
+                           rows.low[h] ^ vu32::set(columns.x2_of_round_2), vu32::set(0)};
+      x.round(key_[3][0], columns.x2_of_round_3);
+    }
+    for (int r = 4; r < PHILOX_ROUNDS - 1; ++r) {
+      for (Half& x : half) x.round(key_[r][0], key_[r][1]);
+    }
+    // The last round's words are needed in the lanes of their rows.
+    const vu32 x1 = merge_even(half[0].x1, half[1].x1), x3 = merge_even(half[0].x3, half[1].x3);
+    const Half even = half[0].products(), odd = half[1].products();
+    constexpr int LAST = PHILOX_ROUNDS - 1;
+    return {{xor3(merge_odd(even.x1, odd.x1), x1, vu32::set(key_[LAST][0])), merge_even(even.x1, odd.x1),
+             xor3(merge_odd(even.x3, odd.x3), x3, vu32::set(key_[LAST][1])), merge_even(even.x3, odd.x3)}};
+  }
+  FK_INLINE Four operator()(uint32_t c0, vu32 rows, uint32_t c2) const {
+    return (*this)(begin_columns(c0, c2), begin_rows(rows, c2));
   }
 
  private:
   struct Half {
     vu32 x0, x1, x2, x3;
+
+    FK_INLINE Half products() const {
+      return {x0, mul_even(x2, vu32::set(PHILOX_M1)), x2, mul_even(x0, vu32::set(PHILOX_M0))};
+    }
+    FK_INLINE void round(uint32_t key0, uint32_t key1) {
+      const Half next = products();
+      *this = {xor3(odd_to_even(next.x1), x1, vu32::set(key0)), next.x1,
+               xor3(odd_to_even(next.x3), x3, vu32::set(key1)), next.x3};
+    }
   };
+  static FK_INLINE uint64_t product(uint32_t a, uint32_t b) { return static_cast<uint64_t>(a) * b; }
   static FK_INLINE uint32_t low(uint64_t x) { return static_cast<uint32_t>(x); }
   static FK_INLINE uint32_t high(uint64_t x) { return static_cast<uint32_t>(x >> 32); }
-
-  // The vector part of rounds 1 and 2, from x0 of round 0.
-  FK_INLINE Half half_start(vu32 x0, uint64_t a0, uint64_t b1, uint64_t d0) const {
-    const vu32 p0 = mul_even(x0, vu32::set(PHILOX_M0));
-    const vu32 p1 = mul_even(odd_to_even(p0) ^ vu32::set(low(a0) ^ key_[1][1]), vu32::set(PHILOX_M1));
-    return {odd_to_even(p1) ^ vu32::set(low(b1) ^ key_[2][0]), p1, p0 ^ vu32::set(high(d0) ^ key_[2][1]),
-            vu32::set(low(d0))};
-  }
 
   uint32_t key_[PHILOX_ROUNDS][2];
   uint32_t stream_;
