@@ -50,6 +50,8 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, a
     ("convolve", 64, 96, 16, {"code": "normal"}, ("fma", "fma", "fma", "small_batch", "amx")),
     ("convolve", 64, 96, 17, {"code": "normal"}, ("fma", "fma", "fma", "fma", "amx")),
     ("convolve", 64, 96, 4, {}, ("fma", "fma", "fma", "fma", "small_batch")),
+    ("convolve", 64, 512, 15, {}, ("fma", "fma", "fma", "small_batch", "amx")),
+    ("convolve", 64, 513, 15, {}, ("fma", "fma", "fma", "fma", "amx")),
     ("convolve", 64, 70000, 1, {}, ("fma", "small_batch", "small_batch", "small_batch", "fma")),
     ("convolve", 128, 96, 5, {}, ("fma", "fma", "lookup", "lookup", "amx")),
     ("convolve", 112, 96, 5, {}, ("fma", "fma", "fma", "fma", "amx")),
