@@ -352,6 +352,9 @@ class DotSums {
       for (int r = 0; r < R; ++r) {
         keeps[r] = vu32::load(keep[r] + w);
         if (SIGNED) signs[r] = vu32::load(sign[r] + w);
+        // The next rows: a prefetch past the end of a plane does nothing.
+        __builtin_prefetch(keep[r] + w + R * f_.words);
+        if (SIGNED) __builtin_prefetch(sign[r] + w + R * f_.words);
       }
       dots.add(keeps, signs, digits, pixel_step);
     }
