@@ -33,13 +33,23 @@ struct FieldOrder {
 };
 inline constexpr FieldOrder FIELD_ORDER;
 
+// Whether this is faster than the next kernel in line. In units of what a column costs a pixel in a table lookup, which
+// costs 7.4 to begin with (panels, for up to four pixels, 15): 1.4 for three digits and 2.2 for four, and columns are
+// filled up to a multiple of 512.
+inline bool pays(const Frozen& f, int64_t pixels, int digits) {
+  const int64_t cost = pixels * (digits == 3 ? 14 : 22) * round_up(f.cols, CHUNK_COLUMNS);
+  return cost <= (pixels <= 4 ? 160 : 74 + 10 * pixels) * f.cols;
+}
+inline int fewest_digits(const Frozen& f) { return f.rows < LEAST_ROWS || f.cols < LEAST_COLS ? 4 : 3; }
+
 }  // namespace dots_detail
 
 // Digits of all inputs, [pixel][chunk][field][digit][64 columns]: field v has the columns of bits v of all bytes.
 class DotInput {
  public:
   static bool serves(const VectorInput& input, const Frozen& f) {
-    return in_common_range(input, f.cols, dots_detail::LOST_EXPONENT);
+    using namespace dots_detail;
+    return in_common_range(input, f.cols, LOST_EXPONENT) && pays(f, input.pixels, digits_for(input, f));
   }
 
   DotInput(const VectorInput& input, const Frozen& f) : pixels_(input.pixels), digits_(digits_for(input, f)) {
@@ -90,7 +100,7 @@ class DotInput {
 
   static int digits_for(const VectorInput& input, const Frozen& f) {
     using namespace dots_detail;
-    if (f.rows < LEAST_ROWS || f.cols < LEAST_COLS) return 4;
+    if (fewest_digits(f) == 4) return 4;
     for (int64_t p = 0; p < input.pixels; ++p) {
       const __m512 unit = _mm512_set1_ps(static_cast<float>(exponent(input.largest(p), 3)));
       vf32 squares = vf32::zero();
@@ -243,11 +253,6 @@ class DotSums {
 
   static bool serves(const Frozen& f) {
     return (f.code == SIGN_CODE || f.code == CONSTANT_CODE) && f.cols <= dots_detail::MOST_COLS;
-  }
-  // Whether it is faster than the next kernel in line, whose cost is 7.4 of a pixel at the outset and 1 for each one.
-  // Here a pixel costs 1.4, and columns up to a multiple of 512 count.
-  static bool pays(const Frozen& f, int64_t pixels) {
-    return pixels * (7 * round_up(f.cols, dots_detail::CHUNK_COLUMNS) - 5 * f.cols) <= 37 * f.cols;
   }
   static int64_t scratch_bytes(const Frozen& f) {
     return WholeRows::scratch_bytes(f, ROWS) + ROWS * dots_detail::PASS_PIXELS * dots_detail::MOST_DIGITS * 64;

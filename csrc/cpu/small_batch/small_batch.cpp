@@ -55,7 +55,9 @@ bool run(const Call& c) {
 }
 
 #if FK_DOTS
-bool dots_serve(const Call& c) { return serves<DotSums>(c) && DotSums::pays(c.f, c.pixels); }
+bool dots_serve(const Call& c) {
+  return serves<DotSums>(c) && dots_detail::pays(c.f, c.pixels, dots_detail::fewest_digits(c.f));
+}
 #endif
 
 }  // namespace

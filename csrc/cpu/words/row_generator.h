@@ -39,12 +39,11 @@ class RowGenerator {
     return s;
   }
 
-  // The calls of N starts for a row, lanes in order. Two at a time keep the multipliers busy.
+  // The calls of N starts, each for a row, lanes in order. Two at a time keep the multipliers busy.
   template <int N>
-  FK_INLINE void draw(const CallStart* const (&starts)[N], uint32_t row, uint32_t c2, Four (&out)[N]) const {
-    const uint32_t x0 = static_cast<uint32_t>(static_cast<uint64_t>(PHILOX_M1) * c2 >> 32) ^ row ^ key_[0][0];
-    const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * x0;
-    const vu32 high = vu32::set(static_cast<uint32_t>(p0 >> 32)), low = vu32::set(static_cast<uint32_t>(p0));
+  FK_INLINE void draw(const CallStart* const (&starts)[N], const uint32_t (&rows)[N], uint32_t c2,
+                      Four (&out)[N]) const {
+    const uint32_t first = static_cast<uint32_t>(static_cast<uint64_t>(PHILOX_M1) * c2 >> 32) ^ key_[0][0];
     const vu32 m0 = vu32::set(PHILOX_M0), m1 = vu32::set(PHILOX_M1);
     struct {
       vu32 x0, x1, x2, x3;
@@ -52,6 +51,8 @@ class RowGenerator {
 #pragma GCC unroll 4
     for (int i = 0; i < 2 * N; ++i) {
       const CallStart& start = *starts[i / 2];
+      const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * (first ^ rows[i / 2]);
+      const vu32 high = vu32::set(static_cast<uint32_t>(p0 >> 32)), low = vu32::set(static_cast<uint32_t>(p0));
       const vu32 p1 = mul_even(start.second[i % 2] ^ high, m1);
       half[i] = {odd_to_even(p1) ^ start.x1[i % 2], p1, start.x2[i % 2] ^ low, start.x3[i % 2]};
     }

@@ -1,4 +1,5 @@
-// All words of some rows, each row's in order in memory, drawn along the row: for kernels whose vectors run along rows.
+// All words of some rows, each row's in order in memory: for kernels whose vectors run along rows. Those of long rows
+// are drawn along the row, those of short ones by RowBlock.
 #pragma once
 #include "cpu/core/scratch.h"
 #include "cpu/words/row_block.h"
@@ -11,45 +12,30 @@ namespace fk::FK_ISA_NS {
 class WholeRows {
  public:
   static int64_t scratch_bytes(const Frozen& f, int64_t rows) {
-    const int64_t words = stride(f), word_rows = 4 * (words + VL);
-    return (draws_signs(f) ? rows * word_rows + call_bytes(sign_blocks(f)) : 0) +
-           (f.keep ? 0
-                   : (rows + 4) * word_rows + call_bytes(PLANES / 4 * blocks(f)) +
-                         blocks(f) * static_cast<int64_t>(sizeof(Bounds))) +
-           512;
+    const int64_t words = stride(f), drawn = (f.keep ? 0 : rows) + (draws_signs(f) ? rows : 0);
+    const int64_t calls = sign_blocks(f) + (f.keep ? 0 : PLANES / 4 * blocks(f));
+    return 4 * words * (drawn + VL) + calls * static_cast<int64_t>(sizeof(CallStart)) +
+           blocks(f) * static_cast<int64_t>(sizeof(Bounds)) + 4 * 4 * (words + VL) + 512;
   }
 
+  // `rows` is a multiple of VL.
   WholeRows(const Frozen& f, int64_t rows, Scratch& scratch)
       : f_(f), generator_(f), planes_(f), stride_(stride(f)), blocks_(blocks(f)) {
-    if (draws_signs(f)) {
-      sign_ = scratch.take<uint32_t>(rows * stride_);
-      sign_starts_ = scratch.take<CallStart>(sign_blocks(f));
-      // Lane 4 q + k has call 4 k + q of 16, so that unpacking within quarters of a vector puts words in order.
-      const vu32 order{_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)};
-      for (int64_t i = 0; i < sign_blocks(f); ++i) {
-        sign_starts_[i] = generator_.start(order + vu32::set(static_cast<uint32_t>(VL * i)), sign_purpose());
-      }
+    if (draws_signs(f)) sign_ = scratch.take<uint32_t>(rows * stride_);
+    if (!f.keep) keep_ = scratch.take<uint32_t>(rows * stride_);
+    if (!long_rows(f)) {
+      lanes_ = scratch.take<uint32_t>(VL * stride_);
+      return;
     }
-    if (!f.keep) {
-      keep_ = scratch.take<uint32_t>(rows * stride_);
-      free_ = scratch.take<uint32_t>(stride_);
-      starts_ = scratch.take<CallStart>(planes_.calls() * blocks_);
-      for (int q = 0; q < planes_.calls(); ++q) {
-        for (int64_t i = 0; i < blocks_; ++i) starts_[q * blocks_ + i] = generator_.start(words_of(i), purpose(q));
-      }
-      bounds_ = scratch.take<Bounds>(blocks_);
-      list_ = scratch.take<uint32_t>(stride_ + VL);
-      list_prune_ = scratch.take<uint32_t>(stride_ + VL);
-      list_freeze_ = scratch.take<uint32_t>(stride_ + VL);
-    }
+    if (sign_) start_signs(scratch);
+    if (keep_) start_partition(scratch);
   }
 
   void start(int64_t row0, int64_t rows) {
     row0_ = row0;
-    for (int64_t r = 0; r < rows; ++r) {
-      if (sign_) draw_signs(row(r), sign_ + r * stride_);
-      if (keep_) draw_keep(row(r), keep_ + r * stride_);
-    }
+    if (!long_rows(f_)) return turn_lanes(rows);
+    if (sign_) draw_signs(rows);
+    for (int64_t r = 0; keep_ && r < rows; ++r) draw_keep(row(r), keep_ + r * stride_);
   }
 
   const uint32_t* keep(int64_t r) const { return keep_ ? keep_ + r * stride_ : f_.keep + (row0_ + r) * f_.words; }
@@ -66,21 +52,63 @@ class WholeRows {
   static int64_t stride(const Frozen& f) { return round_up(f.words, 4 * VL); }
   static int64_t blocks(const Frozen& f) { return divide_up(f.words, VL); }
   static int64_t sign_blocks(const Frozen& f) { return divide_up(f.words, 4 * VL); }
-  static int64_t call_bytes(int64_t calls) { return calls * static_cast<int64_t>(sizeof(CallStart)); }
+  // Lanes of a call along a shorter row would be idle.
+  static bool long_rows(const Frozen& f) { return f.words >= 3 * VL; }
   static bool draws_signs(const Frozen& f) { return f.code == SIGN_CODE && !f.sign; }
   static vu32 words_of(int64_t block) { return vu32::iota() + vu32::set(static_cast<uint32_t>(VL * block)); }
   static uint32_t purpose(int q) { return PARTITION_PURPOSE + static_cast<uint32_t>(q); }
   uint32_t sign_purpose() const { return SIGN_PURPOSE | f_.generation << 8; }
   uint32_t row(int64_t r) const { return static_cast<uint32_t>(row0_ + r); }
 
-  void draw_signs(uint32_t row, uint32_t* out) const {
-    const int64_t count = sign_blocks(f_);
-    for (int64_t i = 0; i < count; i += 2) {
-      const int64_t next = std::min(i + 1, count - 1);
+  void start_signs(Scratch& scratch) {
+    sign_starts_ = scratch.take<CallStart>(sign_blocks(f_));
+    // Lane 4 q + k has call 4 k + q of 16, so that unpacking within quarters of a vector puts words in order.
+    const vu32 order{_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)};
+    for (int64_t i = 0; i < sign_blocks(f_); ++i) {
+      sign_starts_[i] = generator_.start(order + vu32::set(static_cast<uint32_t>(VL * i)), sign_purpose());
+    }
+  }
+
+  void start_partition(Scratch& scratch) {
+    free_ = scratch.take<uint32_t>(stride_);
+    starts_ = scratch.take<CallStart>(planes_.calls() * blocks_);
+    for (int q = 0; q < planes_.calls(); ++q) {
+      for (int64_t i = 0; i < blocks_; ++i) starts_[q * blocks_ + i] = generator_.start(words_of(i), purpose(q));
+    }
+    bounds_ = scratch.take<Bounds>(blocks_);
+    list_ = scratch.take<uint32_t>(stride_ + VL);
+    list_prune_ = scratch.take<uint32_t>(stride_ + VL);
+    list_freeze_ = scratch.take<uint32_t>(stride_ + VL);
+  }
+
+  // Words with a row in each lane, turned.
+  void turn_lanes(int64_t rows) {
+    const auto turn = [&](uint32_t* out) {
+      for (int64_t w = 0; w < f_.words; w += VL) transpose_tile(lanes_ + w * VL, 4 * VL, out + w, 4 * stride_);
+    };
+    for (int64_t r = 0; (keep_ || sign_) && r < rows; r += VL) {
+      RowBlock block(f_, row0_ + r, std::min<int64_t>(VL, rows - r), VL);
+      if (keep_) {
+        block.next_keep(f_.words, lanes_);
+        turn(keep_ + r * stride_);
+      }
+      if (sign_) {
+        block.next_draw(f_.words, lanes_);
+        turn(sign_ + r * stride_);
+      }
+    }
+  }
+
+  // Two calls at a time, of one row or of two.
+  void draw_signs(int64_t rows) const {
+    const int64_t count = sign_blocks(f_), all = rows * count;
+    for (int64_t i = 0; i < all; i += 2) {
+      const int64_t next = std::min(i + 1, all - 1);
       Four four[2];
-      generator_.draw({sign_starts_ + i, sign_starts_ + next}, row, sign_purpose(), four);
-      put_signs(four[0], out + 4 * VL * i);
-      put_signs(four[1], out + 4 * VL * next);
+      generator_.draw({sign_starts_ + i % count, sign_starts_ + next % count}, {row(i / count), row(next / count)},
+                      sign_purpose(), four);
+      put_signs(four[0], sign_ + i / count * stride_ + i % count * 4 * VL);
+      put_signs(four[1], sign_ + next / count * stride_ + next % count * 4 * VL);
     }
   }
 
@@ -113,7 +141,7 @@ class WholeRows {
       vu32 freeze[2] = {planes_.freeze_start(), planes_.freeze_start()};
       for (int q = planes_.calls() - 1; q >= 0; --q) {
         Four four[2];
-        generator_.draw({starts_ + q * blocks_ + i, starts_ + q * blocks_ + next}, row, purpose(q), four);
+        generator_.draw({starts_ + q * blocks_ + i, starts_ + q * blocks_ + next}, {row, row}, purpose(q), four);
         for (int k = 0; k < 2; ++k) planes_.add(q, four[k], prune[k], freeze[k]);
       }
       put_partition(i, prune[0], freeze[0], locked);
@@ -132,7 +160,8 @@ class WholeRows {
       }
       for (int q = SURE_CALLS - 1; q >= 0; --q) {
         Four four[2];
-        generator_.draw({starts_ + q * blocks_ + block[0], starts_ + q * blocks_ + block[1]}, row, purpose(q), four);
+        generator_.draw({starts_ + q * blocks_ + block[0], starts_ + q * blocks_ + block[1]}, {row, row}, purpose(q),
+                        four);
         for (int k = 0; k < 2; ++k) {
           planes_.add(q, four[k], b[k].prune[0], b[k].freeze[0]);
           planes_.add(q, four[k], b[k].prune[1], b[k].freeze[1]);
@@ -163,7 +192,7 @@ class WholeRows {
       for (int q = planes_.calls() - 1; q >= SURE_CALLS; --q) {
         const CallStart start = generator_.start(vu32::load(list_ + at), purpose(q));
         Four four[1];
-        generator_.draw({&start}, row, purpose(q), four);
+        generator_.draw({&start}, {row}, purpose(q), four);
         planes_.add(q, four[0], prune, freeze);
       }
       prune.store(list_prune_ + at);
@@ -230,7 +259,7 @@ class WholeRows {
   const PlaneCompare planes_;
   const int64_t stride_, blocks_;
   int64_t row0_ = 0;
-  uint32_t *sign_ = nullptr, *keep_ = nullptr, *free_ = nullptr;
+  uint32_t *sign_ = nullptr, *keep_ = nullptr, *lanes_ = nullptr, *free_ = nullptr;
   CallStart *sign_starts_ = nullptr, *starts_ = nullptr;  // [call][block] of the partition
   Bounds* bounds_ = nullptr;
   uint32_t *list_ = nullptr, *list_prune_ = nullptr, *list_freeze_ = nullptr;
