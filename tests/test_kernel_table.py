@@ -46,7 +46,9 @@ def test_every_operation_ends_with_a_kernel_that_serves_the_rest(isa):
 
 CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, avx2, avx512, vnni and amx
     ("convolve", 64, 96, 1, {}, ("fma", "small_batch", "small_batch", "small_batch", "small_batch")),
-    ("convolve", 64, 96, 4, {"code": "uniform"}, ("fma", "small_batch", "small_batch", "small_batch", "small_batch")),
+    ("convolve", 64, 96, 4, {"code": "uniform"}, ("fma",) + ("small_batch",) * 4),
+    ("convolve", 64, 96, 5, {"code": "uniform"}, ("fma", "fma", "fma", "small_batch", "amx")),
+    ("convolve", 64, 96, 1, {"code": "normal"}, ("fma", "fma") + ("small_batch",) * 3),
     ("convolve", 64, 96, 16, {"code": "normal"}, ("fma", "fma", "fma", "small_batch", "amx")),
     ("convolve", 64, 96, 17, {"code": "normal"}, ("fma", "fma", "fma", "fma", "amx")),
     ("convolve", 64, 96, 4, {}, ("fma", "fma", "fma", "fma", "small_batch")),

@@ -54,11 +54,13 @@ def test_same_bits_for_any_residency_and_threads(isa, code, size):
 
 def pixels_of(isa: str, code: str) -> tuple[int, ...]:
     """Numbers of pixels that the level has a kernel for."""
-    if isa == "amx" or (isa == "vnni" and code in ("sign", "constant")):
+    if code in ("sign", "constant") and isa == "vnni":
         return 1, 3
-    if code in ("sign", "constant"):
+    if code in ("sign", "constant") and isa != "amx":
         return (1,)
-    return (1, 11) if isa == "vnni" or code == "uniform" else ()
+    if code == "normal" and isa == "avx2":
+        return ()
+    return (1, 11) if isa == "vnni" else (1, 3)
 
 
 def heavy(x: torch.Tensor, factor: float) -> torch.Tensor:
@@ -82,6 +84,9 @@ def test_error_is_at_most_twice_torchs_own(isa, code, dtype, cols):
             got = cpu.linear(x, bias, None, *f.pack())
             theirs = torch.stack([F.linear(row, f.weight.to(dtype), bias) for row in x])
             assert_close(got, theirs, wanted)
+            if dtype != torch.float32:
+                dropped = f.weight[:, cols // 3] == 0  # these rows do not see the outlier
+                assert_close(got[:, dropped], theirs[:, dropped], wanted[:, dropped])
 
 
 @pytest.mark.parametrize("isa", ISAS)

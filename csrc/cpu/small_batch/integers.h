@@ -12,7 +12,7 @@ namespace fk::FK_ISA_NS {
 
 namespace integers_detail {
 
-constexpr int64_t MOST_PIXELS = FK_HAS_TILES ? 4 : 16;  // tile registers are better from there on
+constexpr int64_t MOST_PIXELS = FK_HAS_VNNI && !FK_HAS_TILES ? 16 : 4;  // tiles, or FMA, are faster for more
 constexpr int64_t CHUNK_OF_WORDS = 16;
 constexpr int64_t SUM_WORDS = 8;                // 256 products of a digit and a code stay in int32
 constexpr int TWO_DIGITS = 30, ONE_DIGIT = 15;  // bits that inputs are scaled below
@@ -78,7 +78,7 @@ FK_INLINE Pairs uniform_codes(vu32 quad) {
           add_halves(add_byte_products(quad, vu32::set(0x02000200u)), less)};
 }
 
-#if FK_HAS_VBMI && FK_HAS_GFNI
+#if FK_HAS_AVX512
 // Magnitudes of the codes of 128 to 255; the others mirror them.
 struct Magnitudes {
   alignas(64) uint8_t of[128];
@@ -87,17 +87,34 @@ struct Magnitudes {
   }
 };
 inline constexpr Magnitudes MAGNITUDES{};
+#endif
 
+#if FK_HAS_VBMI && FK_HAS_GFNI
 FK_INLINE Pairs normal_codes(vu32 quad) {
-  // Rows of a matrix make the bits of a byte, the first row the highest bit: the seven low bits, flipped where the
-  // highest is 0; and 1, or -1 where it is 0.
+  // Rows of a matrix make the bits of a byte, its lowest byte the highest bit: one matrix the seven low bits, flipped
+  // where the highest is 0, the other 1, or -1 where that is 0.
   const __m512i mirror = _mm512_set1_epi64(0x8182848890A0C000), sign = _mm512_set1_epi64(0x0080808080808080);
   const __m512i index = _mm512_gf2p8affine_epi64_epi8(quad.v, mirror, 0x7F);
-  const vu32 signs = {_mm512_gf2p8affine_epi64_epi8(quad.v, sign, 0xFF)};
   const vu32 magnitudes = {
       _mm512_permutex2var_epi8(_mm512_load_si512(MAGNITUDES.of), index, _mm512_load_si512(MAGNITUDES.of + 64))};
-  return {add_byte_products(magnitudes, signs & vu32::set(0x00FF00FFu)),
-          add_byte_products(magnitudes, signs & vu32::set(0xFF00FF00u))};
+  return {add_byte_products(magnitudes, {_mm512_maskz_gf2p8affine_epi64_epi8(0x5555555555555555, quad.v, sign, 0xFF)}),
+          add_byte_products(magnitudes, {_mm512_maskz_gf2p8affine_epi64_epi8(0xAAAAAAAAAAAAAAAA, quad.v, sign, 0xFF)})};
+}
+#elif FK_HAS_AVX512
+// Of bytes in the upper halves of lanes of 16 bits.
+FK_INLINE vu32 normal_codes_of(vu32 bytes) {
+  const __m512i upper = _mm512_srai_epi16(bytes.v, 15);                          // all ones from 128 on
+  const __m512i index = _mm512_ternarylogic_epi32(bytes.v, upper, upper, 0xC3);  // flipped below 128
+  // Two magnitudes, and 1 or -1 beside the one that the lowest bit of the index names.
+  const __m512i two = _mm512_permutex2var_epi16(_mm512_load_si512(MAGNITUDES.of), _mm512_srli_epi16(index, 9),
+                                                _mm512_load_si512(MAGNITUDES.of + 64));
+  const __m512i second = _mm512_srai_epi16(_mm512_slli_epi16(index, 7), 15);
+  const __m512i place = _mm512_xor_si512(second, _mm512_set1_epi16(0x00FF));
+  const __m512i sign = _mm512_ternarylogic_epi32(upper, _mm512_set1_epi16(0x0101), place, 0x8A);
+  return {_mm512_maddubs_epi16(two, sign)};
+}
+FK_INLINE Pairs normal_codes(vu32 quad) {
+  return {normal_codes_of({_mm512_slli_epi16(quad.v, 8)}), normal_codes_of(quad)};
 }
 #endif
 
@@ -115,36 +132,35 @@ class IntegerInput {
         quads_(input.ld / 4),
         // Half precision rounds to 11 bits: 15 below the largest are enough unless many inputs are small beside it.
         digits_(input.dtype != FLOAT32 && in_common_range(input, f.cols, 5) ? 1 : 2),
-        memory_(static_cast<size_t>(pixels_ * quads_ * digits_)) {
+        memory_(static_cast<size_t>(2 * pixels_ * quads_ * digits_)) {
     for (int64_t p = 0; p < pixels_; ++p) {
       const int largest = static_cast<int>(std::max<uint32_t>(input.largest(p) >> 23, 1));
-      exponent_[p] = (digits_ == 1 ? integers_detail::ONE_DIGIT : integers_detail::TWO_DIGITS) + 126 - largest;
-      put(input.of(p), p);
+      const int exponent = (digits_ == 1 ? integers_detail::ONE_DIGIT : integers_detail::TWO_DIGITS) + 126 - largest;
+      unit_[p] = std::ldexp(1.0, -exponent);
+      put(input.of(p), p, exponent);
     }
   }
 
   int64_t pixels() const { return pixels_; }
   int digits() const { return digits_; }
   // Of a group of `width` pixels; each quad has 2 * width * digits() words.
-  const uint32_t* group(int64_t pixel) const {
-    return reinterpret_cast<const uint32_t*>(memory_.data() + pixel * quads_ * digits_);
-  }
+  const uint32_t* group(int64_t pixel) const { return memory_.data() + 2 * pixel * quads_ * digits_; }
   // Pixels of the pass that starts at this one.
   int64_t width(int64_t pixel) const {
     const int64_t left = pixels_ - pixel;
     return left >= 8 && digits_ == 1 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
   }
-  float value(double sum, int64_t pixel) const { return static_cast<float>(std::ldexp(sum, -exponent_[pixel])); }
+  double unit(int64_t pixel) const { return unit_[pixel]; }
 
  private:
-  void put(const float* x, int64_t pixel) {
+  void put(const float* x, int64_t pixel, int exponent) {
     int64_t first = 0;
     while (first + width(first) <= pixel) first += width(first);
-    const int64_t step = width(first) * digits_;
-    uint64_t* const out = memory_.data() + first * quads_ * digits_ + (pixel - first) * digits_;
+    const int64_t step = 2 * width(first) * digits_;
+    uint32_t* const out = memory_.data() + 2 * digits_ * (first * quads_ + pixel - first);
     // One factor could lie beyond the powers of two that a float holds.
-    const int half = exponent_[pixel] / 2;
-    const vf32 scale = vf32::set(std::ldexp(1.0f, half)), rest = vf32::set(std::ldexp(1.0f, exponent_[pixel] - half));
+    const int half = exponent / 2;
+    const vf32 scale = vf32::set(std::ldexp(1.0f, half)), rest = vf32::set(std::ldexp(1.0f, exponent - half));
     uint64_t fixed[VL / 2];
     for (int64_t i = 0; i < 4 * quads_; i += VL) {
       integers_detail::round_to_integers(vf32::load(x + i) * scale * rest).store(fixed);
@@ -153,19 +169,21 @@ class IntegerInput {
   }
 
   // Two columns in each integer of 64 bits become pairs (0, 2) and (1, 3).
-  void put_quad(const uint64_t* columns, uint64_t* out) const {
+  void put_quad(const uint64_t* columns, uint32_t* out) const {
     constexpr uint64_t LOW = 0x0000FFFF0000FFFF, ONES = 0x0000000100000001;
-    out[0] = (columns[0] & LOW) | (columns[1] & LOW) << 16;
+    const uint64_t lower = (columns[0] & LOW) | (columns[1] & LOW) << 16;
+    memcpy(out, &lower, 8);
     if (digits_ == 1) return;
     // A lower digit whose highest bit is 1 is negative: the upper has one more.
     const auto upper = [](uint64_t two) { return ((two >> 16 & LOW) + (two >> 15 & ONES)) & LOW; };
-    out[1] = upper(columns[0]) | upper(columns[1]) << 16;
+    const uint64_t higher = upper(columns[0]) | upper(columns[1]) << 16;
+    memcpy(out + 2, &higher, 8);
   }
 
   int64_t pixels_, quads_;
   int digits_;
-  std::vector<uint64_t> memory_;
-  int exponent_[integers_detail::MOST_PIXELS];
+  std::vector<uint32_t> memory_;
+  double unit_[integers_detail::MOST_PIXELS];  // of the sums of lower digits
 };
 
 // Sums of 32 rows at a time, or 16.
@@ -177,9 +195,7 @@ class IntegerSums {
   static int64_t scratch_bytes(const Frozen&) {
     return 4 * ROWS * (integers_detail::CHUNK_OF_WORDS + 8 * integers_detail::SUM_WORDS) + 8 * ROWS * PIXELS;
   }
-  static bool serves(const Frozen& f) {
-    return f.code == UNIFORM_CODE || (f.code == NORMAL_CODE && FK_HAS_VBMI && FK_HAS_GFNI);
-  }
+  static bool serves(const Frozen& f) { return f.code == UNIFORM_CODE || (f.code == NORMAL_CODE && FK_HAS_AVX512); }
 
   IntegerSums(const Frozen& f, const IntegerInput& input, Scratch& scratch)
       : f_(f),
@@ -208,7 +224,9 @@ class IntegerSums {
       }
     }
     for (int64_t p = 0; p < input_.pixels(); ++p) {
-      for (int64_t r = 0; r < ROWS; ++r) out[p * ROWS + r] = input_.value(total_[p * ROWS + r], p);
+      for (int64_t r = 0; r < ROWS; ++r) {
+        out[p * ROWS + r] = static_cast<float>(total_[p * ROWS + r] * input_.unit(p));
+      }
     }
   }
 
@@ -240,15 +258,18 @@ class IntegerSums {
     }
   }
 
+  // A function of its own: within others its sums do not stay in registers.
   template <int CODE, int DIGITS, int WIDTH>
-  void add_products_of(int64_t pixel, int64_t word, int64_t words, const uint32_t* keep) {
+  __attribute__((noinline)) void add_products_of(int64_t pixel, int64_t word, int64_t words, const uint32_t* keep) {
     using namespace integers_detail;
-    constexpr int SUMS = WIDTH * DIGITS, VECTORS = ROWS / VL;
     // A multiplication waits for the last one into its sum: at least eight of them.
-    constexpr int COPIES = SUMS >= 4 ? 1 : 2;
+    constexpr int SUMS = WIDTH * DIGITS, VECTORS = ROWS / VL, COPIES = SUMS >= 4 ? 1 : 2;
     vu32 sums[VECTORS][COPIES][SUMS];
+#pragma GCC unroll 2
     for (auto& vector : sums) {
+#pragma GCC unroll 2
       for (auto& copy : vector) {
+#pragma GCC unroll 8
         for (vu32& sum : copy) sum = vu32::set(0);
       }
     }
@@ -264,7 +285,7 @@ class IntegerSums {
           codes[v] = codes_of<CODE>(vu32::load(draw_ + (8 * w + i) * ROWS + v * VL));
           codes[v] = {where_kept(kept[v].even, i, codes[v].even), where_kept(kept[v].odd, i, codes[v].odd)};
         }
-#pragma GCC unroll 16
+#pragma GCC unroll 8
         for (int s = 0; s < SUMS; ++s) {
           const uint32_t* const pair = digits + 2 * (i * SUMS + s);
           const vu32 even = vu32::set(pair[0]), odd = vu32::set(pair[1]);
@@ -276,26 +297,27 @@ class IntegerSums {
         }
       }
     }
+    int32_t sum[SUMS][ROWS];
+#pragma GCC unroll 8
+    for (int s = 0; s < SUMS; ++s) {
+#pragma GCC unroll 2
+      for (int v = 0; v < VECTORS; ++v) {
+        const vu32 first = sums[v][0][s], last = sums[v][COPIES - 1][s];
+        (COPIES > 1 ? first + last : first).store(sum[s] + v * VL);
+      }
+    }
     for (int p = 0; p < WIDTH; ++p) {
       double* const total = total_ + (pixel + p) * ROWS;
-      int32_t sum[DIGITS][ROWS];
-      for (int d = 0; d < DIGITS; ++d) {
-        for (int v = 0; v < VECTORS; ++v) {
-          vu32 all = sums[v][0][DIGITS * p + d];
-          if (COPIES > 1) all = all + sums[v][COPIES - 1][DIGITS * p + d];
-          all.store(sum[d] + v * VL);
-        }
-      }
-      for (int64_t r = 0; r < ROWS; ++r) total[r] += sum[0][r];
-      if (DIGITS > 1) {
-        for (int64_t r = 0; r < ROWS; ++r) total[r] += 0x1p16 * sum[DIGITS - 1][r];
+      for (int64_t r = 0; r < ROWS; ++r) total[r] += sum[DIGITS * p][r];
+      if constexpr (DIGITS > 1) {
+        for (int64_t r = 0; r < ROWS; ++r) total[r] += 0x1p16 * sum[DIGITS * p + 1][r];
       }
     }
   }
 
   template <int CODE>
   static FK_INLINE integers_detail::Pairs codes_of(vu32 quad) {
-#if FK_HAS_VBMI && FK_HAS_GFNI
+#if FK_HAS_AVX512
     if constexpr (CODE == NORMAL_CODE) return integers_detail::normal_codes(quad);
 #endif
     return integers_detail::uniform_codes(quad);

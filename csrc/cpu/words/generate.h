@@ -42,6 +42,28 @@ class Generator {
     return {low(a) ^ key_[1][1], low(b) ^ key_[2][0], high(d) ^ key_[2][1], low(d) ^ key_[3][1]};
   }
 
+  // Of c0 to c0 + VL - 1.
+  struct ManyColumns {
+    uint32_t place[4][VL];
+    FK_INLINE Columns operator[](int64_t i) const { return {place[0][i], place[1][i], place[2][i], place[3][i]}; }
+  };
+  FK_INLINE ManyColumns begin_many_columns(uint32_t c0, uint32_t c2) const {
+    const vu32 x0 = vu32::iota() + vu32::set(c0);
+    vu32 a[2], b[2], d[2];
+    for (int h = 0; h < 2; ++h) {
+      a[h] = mul_even(h ? odd_to_even(x0) : x0, vu32::set(PHILOX_M0));
+      b[h] = mul_even(odd_to_even(a[h]) ^ vu32::set(stream_ ^ key_[0][1]), vu32::set(PHILOX_M1));
+      const uint32_t x1 = low(product(PHILOX_M1, c2));
+      d[h] = mul_even(odd_to_even(b[h]) ^ vu32::set(x1 ^ key_[1][0]), vu32::set(PHILOX_M0));
+    }
+    ManyColumns many;
+    (merge_even(a[0], a[1]) ^ vu32::set(key_[1][1])).store(many.place[0]);
+    (merge_even(b[0], b[1]) ^ vu32::set(key_[2][0])).store(many.place[1]);
+    (merge_odd(d[0], d[1]) ^ vu32::set(key_[2][1])).store(many.place[2]);
+    (merge_even(d[0], d[1]) ^ vu32::set(key_[3][1])).store(many.place[3]);
+    return many;
+  }
+
   FK_INLINE Four operator()(const Columns& columns, const Rows& rows) const {
     Half half[2];
     for (int h = 0; h < 2; ++h) {

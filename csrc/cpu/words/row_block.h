@@ -207,17 +207,16 @@ class RowBlock {
     }
   }
 
-  void draw_bytes(int64_t w0, int64_t nw, uint32_t* out) {
+  void draw_bytes(int64_t w0, int64_t nw, uint32_t* out) const {
     const uint32_t c2 = BYTE_PURPOSE | f_.generation << 8;
-    columns_.resize(static_cast<size_t>(2 * nw));
-    for (int64_t call = 0; call < 2 * nw; ++call) {
-      columns_[call] = generator_.begin_columns(static_cast<uint32_t>(2 * w0 + call), c2);
-    }
-    for (int64_t r = 0; r < R_; r += VL) {
-      const Generator::Rows rows = generator_.begin_rows(vu32::load(rows_.data() + r), c2);
-      for (int64_t call = 0; call < 2 * nw; ++call) {
-        const Four four = generator_(columns_[call], rows);
-        for (int64_t i = 0; i < 4; ++i) four.x[i].store(out + (4 * call + i) * R_ + r);
+    for (int64_t first = 0; first < 2 * nw; first += VL) {
+      const Generator::ManyColumns columns = generator_.begin_many_columns(static_cast<uint32_t>(2 * w0 + first), c2);
+      for (int64_t r = 0; r < R_; r += VL) {
+        const Generator::Rows rows = generator_.begin_rows(vu32::load(rows_.data() + r), c2);
+        for (int64_t call = first; call < std::min(first + VL, 2 * nw); ++call) {
+          const Four four = generator_(columns[call - first], rows);
+          for (int64_t i = 0; i < 4; ++i) four.x[i].store(out + (4 * call + i) * R_ + r);
+        }
       }
     }
   }
@@ -230,7 +229,6 @@ class RowBlock {
   std::vector<uint32_t> rows_;
   mutable std::vector<uint32_t> scratch_;
   std::vector<int64_t> stream_at_;
-  std::vector<Generator::Columns> columns_;
 };
 
 }  // namespace fk::FK_ISA_NS
