@@ -54,6 +54,8 @@ def test_same_bits_for_any_residency_and_threads(isa, code, size):
 
 def pixels_of(isa: str, code: str) -> tuple[int, ...]:
     """Numbers of pixels that the level has a kernel for."""
+    if code in ("sign", "constant") and isa == "vnni":
+        return 1, 3
     if code in ("sign", "constant") and isa != "amx":
         return (1,)
     if code == "normal" and isa == "avx2":
@@ -102,6 +104,20 @@ def test_inputs_of_any_range(isa, code):
         allowed = (x.double().abs() @ f.weight.double().abs().T) * 2.0**-20 + 1e-44
         got = cpu.linear(x, None, None, *f.pack())
         assert ((got.double() - exact).abs() <= allowed).all()
+
+
+THRESHOLDS = [(0, 65536), (65536, 65536), (0x1000, 0x4000), (0x2300, 0x9A00), (0x0010, 65536), (1, 65535)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tau", THRESHOLDS, ids=str)
+def test_seeds_of_any_threshold(isa, tau):
+    """As many planes are drawn as the thresholds need, and from none to all bits of a word are of the supermask."""
+    extension.set_isa(isa)
+    for size in ((5, 70), (33, 2040), (3, 2100)):
+        f = Frozen(size, tau=tau)
+        x = integers((1, size[1]), 1)
+        assert torch.equal(cpu.linear(x, None, None, *f.pack("seed")), F.linear(x, f.weight))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -160,11 +160,11 @@ class DigitSums {
  public:
   using Input = DigitInput;
   static constexpr int64_t ROWS = digits_detail::BLOCK_ROWS, PIXELS = digits_detail::MOST_PIXELS;
-  static constexpr int64_t SCRATCH_BYTES = RowWords::SCRATCH_BYTES + 2 * digits_detail::GROUP_STEP;
 
   static bool serves(const Frozen& f) {
     return (f.code == SIGN_CODE || f.code == CONSTANT_CODE) && f.cols <= digits_detail::MOST_COLS;
   }
+  static int64_t scratch_bytes(const Frozen&) { return RowWords::SCRATCH_BYTES + 2 * digits_detail::GROUP_STEP; }
 
   DigitSums(const Frozen& f, const DigitInput& input, Scratch& scratch)
       : f_(f),

@@ -191,9 +191,10 @@ class IntegerSums {
  public:
   using Input = IntegerInput;
   static constexpr int64_t ROWS = 2 * VL, PIXELS = integers_detail::MOST_PIXELS;
-  static constexpr int64_t SCRATCH_BYTES =
-      4 * ROWS * (integers_detail::CHUNK_OF_WORDS + 8 * integers_detail::SUM_WORDS) + 8 * ROWS * PIXELS;
 
+  static int64_t scratch_bytes(const Frozen&) {
+    return 4 * ROWS * (integers_detail::CHUNK_OF_WORDS + 8 * integers_detail::SUM_WORDS) + 8 * ROWS * PIXELS;
+  }
   static bool serves(const Frozen& f) { return f.code == UNIFORM_CODE || (f.code == NORMAL_CODE && FK_HAS_AVX512); }
 
   IntegerSums(const Frozen& f, const IntegerInput& input, Scratch& scratch)

@@ -5,6 +5,9 @@
 #if FK_HAS_AVX2
 
 #include "cpu/small_batch/integers.h"
+#if FK_DOTS
+#include "cpu/small_batch/dots.h"
+#endif
 #if FK_HAS_TILES
 #include "cpu/small_batch/digits.h"
 #else
@@ -24,7 +27,7 @@ void run_blocks(const Frozen& f, const Input& input, const Result& result, const
   // Long enough that a thread reads planes in order, short enough that none waits for another at the end.
   const int64_t per_task = std::clamp<int64_t>(blocks / (8 * threads), 1, 256 / R);
   parallel_for(threads, divide_up(blocks, per_task), [&](int64_t task) {
-    Scratch scratch(Sums::SCRATCH_BYTES + input.pixels() * R * 4);
+    Scratch scratch(Sums::scratch_bytes(f) + input.pixels() * R * 4);
     Sums sums(f, input, scratch);
     float* const out = scratch.take<float>(input.pixels() * R);
     for (int64_t block = task * per_task; block < std::min((task + 1) * per_task, blocks); ++block) {
@@ -51,13 +54,28 @@ bool run(const Call& c) {
   return true;
 }
 
+#if FK_DOTS
+bool dots_serve(const Call& c) {
+  return serves<DotSums>(c) && dots_detail::pays(c.f, c.pixels, dots_detail::fewest_digits(c.f));
+}
+#endif
+
 }  // namespace
 
 bool small_batch_serves(const Call& c) {
+#if FK_DOTS
+  if (c.layer.groups == 1 && dots_serve(c)) return true;
+#endif
   return c.layer.groups == 1 && (serves<TernarySums>(c) || serves<IntegerSums>(c));
 }
 
-bool convolve_small_batch(const Call& c) { return serves<TernarySums>(c) ? run<TernarySums>(c) : run<IntegerSums>(c); }
+bool convolve_small_batch(const Call& c) {
+#if FK_DOTS
+  if (dots_serve(c) && run<DotSums>(c)) return true;
+#endif
+  if (serves<TernarySums>(c)) return run<TernarySums>(c);
+  return serves<IntegerSums>(c) && run<IntegerSums>(c);
+}
 
 }  // namespace fk::FK_ISA_NS
 

@@ -1,15 +1,18 @@
-// Layers of one to four result pixels: batch 1. Each weight is used once or little more, so what counts is how many
+// Layers of few result pixels. Each weight is used once or little more, so what counts is how many
 // instructions turn stored or drawn bits into a term of a sum, not the multiplications.
 #pragma once
 #include "cpu/conv/layer.h"
 
 namespace fk::FK_ISA_NS {
 
+// Dot products of bytes, where no tile registers do them.
+#define FK_DOTS (FK_HAS_VNNI && !FK_HAS_TILES)
+
 #if FK_HAS_TILES
 constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
-#elif FK_HAS_VNNI
+#elif FK_DOTS
 constexpr const char* SMALL_BATCH_SERVES =
-    "one group, 1 pixel, or 1 to 16 of uniform and normal codes, inputs of a common range";
+    "one group, 1 to 15 pixels and columns to match, or 1 to 16 of uniform and normal codes, inputs of a common range";
 #elif FK_HAS_AVX512
 constexpr const char* SMALL_BATCH_SERVES =
     "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";

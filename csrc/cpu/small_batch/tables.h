@@ -70,9 +70,9 @@ class TableSums {
  public:
   using Input = TableInput;
   static constexpr int64_t ROWS = tables_detail::VECTORS * VL, PIXELS = 1;
-  static constexpr int64_t SCRATCH_BYTES = 2 * (tables_detail::CHUNK_OF_WORDS * ROWS * 4 + 64);
 
   static bool serves(const Frozen& f) { return f.code == SIGN_CODE || f.code == CONSTANT_CODE; }
+  static int64_t scratch_bytes(const Frozen&) { return 2 * (tables_detail::CHUNK_OF_WORDS * ROWS * 4 + 64); }
 
   TableSums(const Frozen& f, const TableInput& input, Scratch& scratch)
       : f_(f),

@@ -107,10 +107,10 @@ class Generator {
   uint32_t stream_;
 };
 
-// Compares the bit-sliced draw u of 32 columns of VL rows with both thresholds.
-class Partition {
+// Compares bit-sliced draws u with both thresholds, four planes at a time from the last up.
+class PlaneCompare {
  public:
-  Partition(const Generator& generator, uint32_t tau_prune, uint32_t tau_freeze) : generator_(generator) {
+  PlaneCompare(uint32_t tau_prune, uint32_t tau_freeze) {
     // Trailing zero bits of both thresholds decide nothing, so their planes are not drawn.
     uint32_t significant = 0;
     for (const uint32_t tau : {tau_prune, tau_freeze}) significant |= tau < FULL_THRESHOLD ? tau : 0;
@@ -123,26 +123,47 @@ class Partition {
       bit_[p][1] = start_freeze_ | (0u - (tau_freeze >> (PLANES - 1 - p) & 1u));
     }
   }
+  explicit PlaneCompare(const Frozen& f) : PlaneCompare(f.tau_prune, f.tau_freeze) {}
+
+  int calls() const { return calls_; }  // generator calls that decide
+  // Where u < tau_prune and u < tau_freeze before any plane is added.
+  FK_INLINE vu32 prune_start() const { return vu32::set(start_prune_); }
+  FK_INLINE vu32 freeze_start() const { return vu32::set(start_freeze_); }
+
+  // The planes of call q.
+  FK_INLINE void add(int q, const Four& four, vu32& prune, vu32& freeze) const {
+    for (int i = 3; i >= 0; --i) {
+      // A set bit of tau makes "plane clear or less below", a clear one "both".
+      prune = majority_not(four.x[i], prune, vu32::set(bit_[4 * q + i][0]));
+      freeze = majority_not(four.x[i], freeze, vu32::set(bit_[4 * q + i][1]));
+    }
+  }
+
+ private:
+  int calls_;
+  uint32_t start_prune_, start_freeze_;
+  uint32_t bit_[PLANES][2];
+};
+
+// The partition of 32 columns of VL rows.
+class Partition {
+ public:
+  Partition(const Generator& generator, uint32_t tau_prune, uint32_t tau_freeze)
+      : generator_(generator), planes_(tau_prune, tau_freeze) {}
 
   // Bits where u < tau_prune and where u < tau_freeze.
   FK_INLINE void below(int64_t w, vu32 rows, vu32& prune, vu32& freeze) const {
-    prune = vu32::set(start_prune_);
-    freeze = vu32::set(start_freeze_);
-    for (int q = calls_ - 1; q >= 0; --q) {
-      const Four four = generator_(static_cast<uint32_t>(w), rows, PARTITION_PURPOSE + static_cast<uint32_t>(q));
-      for (int i = 3; i >= 0; --i) {
-        // From the last plane up: a set bit of tau makes "plane clear or less below", a clear one "both".
-        prune = majority_not(four.x[i], prune, vu32::set(bit_[4 * q + i][0]));
-        freeze = majority_not(four.x[i], freeze, vu32::set(bit_[4 * q + i][1]));
-      }
+    prune = planes_.prune_start();
+    freeze = planes_.freeze_start();
+    for (int q = planes_.calls() - 1; q >= 0; --q) {
+      const uint32_t purpose = PARTITION_PURPOSE + static_cast<uint32_t>(q);
+      planes_.add(q, generator_(static_cast<uint32_t>(w), rows, purpose), prune, freeze);
     }
   }
 
  private:
   const Generator& generator_;
-  int calls_;
-  uint32_t start_prune_, start_freeze_;
-  uint32_t bit_[PLANES][2];
+  PlaneCompare planes_;
 };
 
 }  // namespace fk::FK_ISA_NS
