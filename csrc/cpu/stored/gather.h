@@ -62,9 +62,10 @@ void gather(const List* lists, int64_t count, const float* x, float* acc, int64_
   constexpr int CHAINS = chains(P);
   for (int64_t i = 0; i < count; ++i, acc += ld) {
     const int64_t terms = lists[i].count, parts = divide_up(terms, CHAINS * LIST_CHAIN);
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t begin = terms * part / parts, end = terms * (part + 1) / parts;
+    for (int64_t begin = 0, part = 1; part <= parts; ++part) {
+      const int64_t end = part == parts ? terms : terms * part / parts;  // one part takes no division
       gather_part<P>({lists[i].at + begin, lists[i].value + begin, end - begin}, x, acc);
+      begin = end;
     }
   }
 }
