@@ -26,7 +26,10 @@ def isa(request):
 
 def error_over_torchs(shape, x_shape, ours, theirs, code):
     """Rms error of `ours(x, pack)` against float64 over that of `theirs(x, weight)`."""
-    tensor = fk.FrozenTensor.create(shape, seed=1, code=code, residency="planes")
+    if code == "stored":
+        tensor = fk.FrozenTensor.stored(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+    else:
+        tensor = fk.FrozenTensor.create(shape, seed=1, code=code, residency="planes")
     weight, pack = tensor.weight(), tensor.pack()
     generator = torch.Generator().manual_seed(sum(shape) + sum(x_shape))
     errors, done = [0.0, 0.0], 0
@@ -80,3 +83,28 @@ def test_convolution_to_one_place(isa, shape, x_shape):
     geometry = ([1] * spatial, [0] * spatial, [1] * spatial, 1)
     ratio = error_over_torchs(shape, x_shape, lambda x, pack: op(x, None, None, *pack, *geometry), theirs, "uniform")
     assert ratio <= 2, ratio
+
+
+@pytest.mark.parametrize("rows", [96, 128, 200])
+def test_small_transposed_convolution(isa, rows):
+    settings = ([1], [1], [0], [1], 1)
+    ratio = error_over_torchs(
+        (rows, 10, 3),
+        (66, rows, 1),
+        lambda x, pack: OPS.conv_transpose1d(x, None, None, *pack, *settings),
+        lambda x, weight: F.conv_transpose1d(x, weight, None, 1, 1),
+        "sign",
+    )
+    assert ratio <= 1.6, ratio  # 2.3 in chains of 128 rows
+
+
+def test_every_value_of_a_stored_row_kept(isa):
+    settings = ([1, 3, 3], [0] * 3, [0] * 3, [1] * 3, 1)
+    ratio = error_over_torchs(
+        (64, 128, 1, 1, 1),
+        (2, 128, 1, 19, 13),
+        lambda x, pack: OPS.conv_transpose3d_grad_input(x, [2, 64, 1, 7, 5], *pack, *settings),
+        lambda x, weight: F.conv3d(x, weight, None, (1, 3, 3)),
+        "stored",
+    )
+    assert ratio <= 1.6, ratio  # 2.2 in one chain of 128 values

@@ -168,10 +168,12 @@ void Task::over_channels(int64_t group, int64_t channel, int64_t channels, int64
   result.store_channels(sums, ld, group * layer.channels + channel, channels, runs, out_count);
 }
 
-// Longest chain of a sum: as in convolve.cpp, where torch multiplies a matrix by a vector, for one channel.
+// Longest chain of a sum: as in convolve.cpp; torch multiplies a matrix by a vector for one channel.
 int64_t longest_chain(const Call& c) {
-  const bool vector = c.f.cols == 1 && c.layer.groups == 1 && c.pixels > 1;
-  return vector && c.f.rows <= FEW_TERMS && c.wide.dtype == FLOAT32 ? SHORT_CHAIN : DEPTH;
+  const int64_t pixels = c.g.batch * c.g.narrow[0] * c.g.narrow[1] * c.g.narrow[2];
+  const bool small = pixels * c.f.rows * c.f.cols <= SMALL_PRODUCT;
+  const bool vector = c.f.cols == 1 && c.layer.groups == 1 && c.pixels > 1 && c.f.rows <= FEW_TERMS;
+  return (small || vector) && c.wide.dtype == FLOAT32 ? SHORT_CHAIN : DEPTH;
 }
 
 }  // namespace

@@ -10,8 +10,9 @@ namespace fk::FK_ISA_NS {
 
 constexpr int NARROW = 2, MIDDLE = 4, BROAD = 8;  // vectors per tile
 static_assert(TILE_LANES == NARROW * VL);
-// Where one chain of DEPTH terms would be too long (see longest_chain), and for sums of how many terms.
-constexpr int64_t SHORT_CHAIN = 32, FEW_TERMS = 1024;
+// Where one chain of DEPTH terms would be too long (see longest_chain), for sums of how many terms, and in products of
+// how many.
+constexpr int64_t SHORT_CHAIN = 32, FEW_TERMS = 1024, SMALL_PRODUCT = 1 << 22;
 
 #if FK_HAS_AVX512
 constexpr int MAX_M = 14, MIDDLE_M = 4, BROAD_M = 2;
