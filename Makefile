@@ -50,7 +50,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find csrc tests/cuda \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
+	find csrc tests/cuda tests/aarch64 \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

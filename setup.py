@@ -1,7 +1,6 @@
 """Builds frozen_kernels._C, and _cuda where nvcc is found, without torch. Without a compiler the reference runs."""
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,13 +27,12 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx51
 AVX512 += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 VNNI = [*AVX512, "-mavx512vbmi", "-mavx512vbmi2", "-mavx512vnni", "-mgfni"]
 AMX = [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
-X86_64 = platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32
 # Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
-VARIANTS = {"portable": []}
-if X86_64:
-    VARIANTS |= {"avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "amx": AMX}
+X86_64 = {"portable": [], "avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "amx": AMX}
+AARCH64: dict[str, list[str]] = {"portable": [], "neon": []}
+VARIANTS = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90
@@ -52,6 +50,12 @@ def compiler() -> str:
         if shutil.which(name.split()[0]):
             return name
     raise OSError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'})")
+
+
+def machine() -> str:
+    """The processor that the compiler builds for: not that of this machine where it is a cross compiler."""
+    said = subprocess.run([*compiler().split(), "-dumpmachine"], capture_output=True, text=True, check=True).stdout
+    return said.partition("-")[0].lower()
 
 
 def accepts(options: list[str]) -> bool:
@@ -136,7 +140,8 @@ class Build(build_ext):
 
     def ninja_script(self, output: Path, includes: list[str]) -> str:
         system = [f"-isystem {escape(path)}" for path in includes]
-        variants = {name: options for name, options in VARIANTS.items() if accepts(options)}
+        known = VARIANTS.get(machine(), {"portable": []})
+        variants = {name: options for name, options in known.items() if accepts(options)}
         each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
         define = [f"'-DFK_EACH_VARIANT(DO, ...)={each}'", f"-I{escape(CSRC)}"]
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])

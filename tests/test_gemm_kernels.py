@@ -297,10 +297,11 @@ def test_bits_do_not_depend_on_threads_or_residency(isa):
 
 
 def test_rows_of_a_batch_do_not_depend_on_the_batch():
-    f = Frozen((130, 1000), "sign")
-    x = torch.randn(37, 1000, generator=torch.Generator().manual_seed(0))
+    f = Frozen((130, 1100), "sign")
+    x = torch.randn(37, 1100, generator=torch.Generator().manual_seed(0))
     whole = cpu.linear(x, None, None, *f.pack())
-    for i in (0, 5, 32):  # five rows and more: batch 1 has kernels of its own
+    # five rows and more: batch 1 has kernels of its own; over 1,024 terms: fewer are cut otherwise for few pixels
+    for i in (0, 5, 32):
         assert torch.equal(cpu.linear(x[i : i + 5], None, None, *f.pack()), whole[i : i + 5])
 
 

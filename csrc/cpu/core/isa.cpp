@@ -20,6 +20,10 @@ namespace runs {
 
 bool portable() { return true; }
 
+#ifdef __aarch64__
+bool neon() { return true; }
+#endif
+
 #ifdef __x86_64__
 [[maybe_unused]] bool avx2() {
   __builtin_cpu_init();

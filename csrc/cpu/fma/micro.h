@@ -18,6 +18,8 @@ constexpr int64_t SHORT_CHAIN = 32, FEW_TERMS = 1024, SMALL_PRODUCT = 1 << 22;
 constexpr int MAX_M = 14, MIDDLE_M = 4, BROAD_M = 2;
 #elif FK_HAS_AVX2
 constexpr int MAX_M = 6, MIDDLE_M = 2, BROAD_M = 1;
+#elif FK_HAS_NEON
+constexpr int MAX_M = 12, MIDDLE_M = 6, BROAD_M = 2;
 #else
 constexpr int MAX_M = 4, MIDDLE_M = 2, BROAD_M = 1;
 #endif

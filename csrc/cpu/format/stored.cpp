@@ -208,8 +208,8 @@ void stored_grad_scores(int64_t rows, const StridedWeight& grad, const StridedWe
   if (cols == 0) return;
   const std::vector<int32_t> grad_places = stream_places(grad.strides), places = stream_places(values.strides);
   // Rows of one layout without gaps are multiplied as they lie and put in order once.
-  const bool whole =
-      cols <= 32 * SEGMENT_WORDS && grad_places == places && *std::max_element(places.begin(), places.end()) < cols;
+  const bool whole = cols <= 32 * SEGMENT_WORDS && grad_places == places &&
+                     *std::max_element(places.begin(), places.end()) == cols - 1;
   each_chunk(rows, cols, threads, [&](int64_t row, int64_t, int64_t w0, int64_t nw) {
     const int64_t n = std::min(32 * nw, cols - 32 * w0), start = row * cols + 32 * w0;
     const void *const ours = row_of(grad, row), *const theirs = row_of(values, row);

@@ -1,5 +1,6 @@
 // 4 lanes by the compiler's own vectors: whatever the baseline of the target offers. Included by simd.h alone.
 #pragma once
+#include "cpu/simd/scalar_bits.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -115,24 +116,6 @@ FK_INLINE vf32 load_bf16(const uint16_t* p) {
 FK_INLINE void store_bf16(uint16_t* p, vf32 a) {
   for (int i = 0; i < VL; ++i) p[i] = float_to_bf16(a.v[i]);
 }
-
-// Bits of `source`, lowest first, put at the set bits of `mask`; and the reverse.
-FK_INLINE uint32_t deposit(uint32_t source, uint32_t mask) {
-  uint32_t result = 0;
-  for (; mask; mask &= mask - 1, source >>= 1) result |= (mask & (0u - mask)) & (0u - (source & 1u));
-  return result;
-}
-FK_INLINE uint32_t extract(uint32_t source, uint32_t mask) {
-  uint32_t result = 0;
-  for (uint32_t bit = 1; mask; mask &= mask - 1, bit <<= 1) {
-    if (source & mask & (0u - mask)) result |= bit;
-  }
-  return result;
-}
-
-// A word of the format with bit k = column k, and back.
-FK_INLINE uint32_t natural_bits(uint32_t word) { return to_natural_order(word); }
-FK_INLINE uint32_t format_bits(uint32_t bits) { return to_format_order(bits); }
 
 // 32 bytes / int16 from 32 bits in natural order: `set` where the bit is 1.
 FK_INLINE void expand_bytes(uint32_t bits, uint8_t set, uint8_t clear, uint8_t* out) {

@@ -54,6 +54,8 @@ FK_INLINE uint16_t soft_float_to_f16(float x) {
 #include "cpu/simd/avx512.h"
 #elif FK_HAS_AVX2
 #include "cpu/simd/avx2.h"
+#elif FK_HAS_NEON
+#include "cpu/simd/neon.h"
 #else
 #include "cpu/simd/portable.h"
 #endif
@@ -63,7 +65,7 @@ namespace fk::FK_ISA_NS {
 FK_INLINE vu32& operator^=(vu32& a, vu32 b) { return a = a ^ b; }
 
 FK_INLINE vf32 multiply_add(vf32 a, vf32 b, vf32 c) {
-#if FK_HAS_AVX2
+#if FK_HAS_AVX2 || FK_HAS_NEON
   return fma(a, b, c);
 #else
   return a * b + c;

@@ -97,6 +97,21 @@ inline void transpose_tile(const void* from, int64_t stride_from, void* to, int6
 #pragma GCC unroll 8
   for (int i = 0; i < VL; ++i) rows[i].store(reinterpret_cast<float*>(static_cast<char*>(to) + i * stride_to));
 }
+#elif FK_HAS_NEON
+FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  const auto row = [&](int i) { return vu32::load(static_cast<const char*>(from) + i * stride_from).v; };
+  const auto put = [&](int j, uint64x2_t column) {
+    vu32{vreinterpretq_u32_u64(column)}.store(static_cast<char*>(to) + j * stride_to);
+  };
+  const auto pairs = [](uint32x4_t a) { return vreinterpretq_u64_u32(a); };
+  const uint32x4_t a = row(0), b = row(1), c = row(2), d = row(3);
+  const uint64x2_t even0 = pairs(vtrn1q_u32(a, b)), odd0 = pairs(vtrn2q_u32(a, b));
+  const uint64x2_t even1 = pairs(vtrn1q_u32(c, d)), odd1 = pairs(vtrn2q_u32(c, d));
+  put(0, vtrn1q_u64(even0, even1));
+  put(1, vtrn1q_u64(odd0, odd1));
+  put(2, vtrn2q_u64(even0, even1));
+  put(3, vtrn2q_u64(odd0, odd1));
+}
 #else
 inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
   for (int i = 0; i < VL; ++i) {
