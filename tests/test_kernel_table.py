@@ -59,6 +59,8 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, a
     ("convolve_transposed", 32, 3, 64, {"groups": 16, "taps": 3}, ("fma", "fma", "fma", "fma")),
     ("convolve_transposed", 64, 96, 4, {}, ("fma", "fma", "fma", "amx")),
     ("convolve_transposed", 64, 96, 1, {}, ("fma", "fma", "fma", "fma")),
+    ("convolve_transposed", 96, 128, 5, {}, ("fma", "fma", "flipped", "amx")),
+    ("convolve_transposed", 96, 128, 5, {"code": "normal"}, ("fma", "fma", "fma", "amx")),
     ("convolve", 64, 96, 1, {"code": "stored"}, ("stored_vector",) * 4),
     ("convolve", 64, 96, 4, {"code": "stored"}, ("stored", "stored", "stored_vector", "stored_vector")),
     ("convolve", 64, 96, 5, {"code": "stored"}, ("stored",) * 4),
