@@ -1,4 +1,4 @@
-"""Input gradients and transposed convolutions of stride 1, which tile registers serve where there are any."""
+"""Input gradients and transposed convolutions by a turned weight: on tile registers, or by tables with flipped taps."""
 
 from __future__ import annotations
 
@@ -143,3 +143,27 @@ def test_infinity_and_nan_pass_as_in_torch(isa):
     wanted = grad @ f.weight
     got = cpu.linear_grad_input(grad, *f.pack("seed"))
     assert torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.nan_to_num(), wanted.nan_to_num())
+
+
+STRIDED = [
+    # batch, wide channels, rows, size, kernel, stride, padding, dilation, groups, output padding
+    (2, 64, 40, (5, 7), (3, 3), (2, 2), (1, 1), (1, 1), 1, (1, 0)),
+    (2, 256, 62, (6, 5), (3, 4), (2, 3), (0, 2), (1, 2), 2, (0, 1)),
+    (3, 48, 33, (4, 6), (4, 3), (2, 1), (3, 1), (3, 1), 1, (1, 0)),
+    (2, 64, 32, (5, 4), (3, 3), (2, 2), (1, 1), (2, 2), 1, (1, 1)),  # half of the pixels are reached by no tap
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strided_transposed_convolutions_are_exact_on_integers(isa, case):
+    extension.set_isa(isa)
+    batch, channels, rows, size, kernel, stride, padding, dilation, groups, extra = case
+    f, x = Frozen((rows, channels // groups, *kernel), "sign"), integers((batch, rows, *size), 1)
+    bias = integers((channels,), 2)
+    steps = [list(stride), list(padding), list(extra)]
+    wanted = F.conv_transpose2d(x, f.weight, bias, *steps, groups, dilation)
+    for residency, threads, values in zip(RESIDENCIES, THREADS, (*layouts(x), x), strict=True):
+        torch.set_num_threads(threads)
+        got = cpu.conv_transpose2d(values, bias, None, *f.pack(residency), *steps, list(dilation), groups)
+        assert torch.equal(got, wanted), (residency, threads)

@@ -227,21 +227,21 @@ inline void pack_lanes(const Activations& source, const Grid& grid, const Span* 
   });
 }
 
-// out[pixel][channel] with row stride LD, for `pixels` pixels.
+// out[pixel][channel] for `pixels` pixels, zero where there is no source.
 inline void pack_channels(const Activations& source, const Grid& grid, const Span* spans, int64_t count, int64_t pixels,
-                          int64_t channel, int64_t channels, float* out) {
+                          int64_t channel, int64_t channels, float* out, int64_t ld = LD) {
   const int64_t step = grid.step[2] * source.stride[SPATIAL + 2], next = source.stride[CHANNEL];
   with_dtype(source.dtype, [&](auto dtype) {
     const auto* const base = static_cast<const typename Element<dtype>::Type*>(source.data) + channel * next;
     int64_t pixel = 0;
     for (int64_t i = 0; i < count; ++i) {
-      for (; pixel < spans[i].lane; ++pixel) clear(out + pixel * LD, channels);
+      for (; pixel < spans[i].lane; ++pixel) clear(out + pixel * ld, channels);
       const auto* from = base + spans[i].offset;
       for (const int64_t end = pixel + spans[i].count; pixel < end; ++pixel, from += step) {
-        read<dtype>(from, next, channels, out + pixel * LD);
+        read<dtype>(from, next, channels, out + pixel * ld);
       }
     }
-    for (; pixel < pixels; ++pixel) clear(out + pixel * LD, channels);
+    for (; pixel < pixels; ++pixel) clear(out + pixel * ld, channels);
   });
 }
 

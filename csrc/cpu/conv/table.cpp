@@ -1,5 +1,6 @@
 // Which kernel does a product: the first of the operation's table that serves it. What a kernel serves may depend on
 // shapes, strides, dtype, code and values of the inputs, never on residency or threads, for its bits may be its own.
+#include "cpu/conv/flipped.h"
 #include "cpu/conv/kernels.h"
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
@@ -7,6 +8,7 @@
 #include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"
 #include "cpu/stored/stored.h"
+#include "cpu/conv/turned.h"
 
 #if FK_HAS_AVX2
 #include "cpu/small_batch/small_batch.h"
@@ -61,6 +63,49 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"fma", "everything else"}, any<Call>, always<convolve_panels, Call>},
 };
 
+// Kernels by tables are so much faster that a transposed product turns its weight for them.
+bool tables_serve([[maybe_unused]] const Call& c) {
+#if FK_USES_PIXEL_TABLES
+  if (pixel_tables_serve(c)) return true;
+#endif
+#if FK_USES_LOOKUP
+  return lookup_serves(c);
+#else
+  return false;
+#endif
+}
+
+template <class Call, size_t N>
+void run(const Kernel<Call> (&kernels)[N], const Call& call) {
+  for (const Kernel<Call>& kernel : kernels) {
+    if (kernel.serves(call) && kernel.run(call)) return;
+  }
+}
+
+bool flipped_serves(const Call& c) {
+  if ((c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) || c.pixels == 0) return false;
+  // With many strides most of the convolutions have few taps or none.
+  if (c.g.stride[0] * c.g.stride[1] * c.g.stride[2] > c.layer.taps) return false;
+  const std::vector<Flipped> all = flipped(c);
+  size_t most = 0;
+  for (const Flipped& one : all) {
+    if (one.taps.empty()) return false;
+    most = std::max(most, one.taps.size());
+  }
+  for (const Flipped& one : all) {
+    const Frozen turned = turned_shape(c.f, c.layer, static_cast<int64_t>(one.taps.size()));
+    if (one.taps.size() == most) return tables_serve(one.call(c, turned));
+  }
+  return false;
+}
+
+void convolve_flipped(const Call& c) {
+  for (const Flipped& one : flipped(c)) {
+    const TurnedWeight weight(c.f, c.layer, one.taps, c.threads);
+    run(CONVOLVE_KERNELS, one.call(c, weight.frozen()));
+  }
+}
+
 constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
     {{"stored_scatter", "stored weights: one tap, strides of 1"},
      stored_scatter_serves,
@@ -74,6 +119,9 @@ constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
      transposed_tiles_serve,
      always<convolve_transposed_tiles, Call>},
 #endif
+    {{"flipped", "sign and constant codes, where the convolution with flipped taps has a kernel by tables"},
+     flipped_serves,
+     always<convolve_flipped, Call>},
     {{"fma", "everything else"}, any<Call>, always<convolve_transposed_panels, Call>},
 };
 
@@ -88,13 +136,6 @@ constexpr Kernel<ScoreCall> SCORE_KERNELS[] = {
      always<score_gradient_along_pixels, ScoreCall>},
     {{"fma", "everything else"}, any<ScoreCall>, always<score_gradient_panels, ScoreCall>},
 };
-
-template <class Call, size_t N>
-void run(const Kernel<Call> (&kernels)[N], const Call& call) {
-  for (const Kernel<Call>& kernel : kernels) {
-    if (kernel.serves(call) && kernel.run(call)) return;
-  }
-}
 
 template <class Call, size_t N>
 const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {

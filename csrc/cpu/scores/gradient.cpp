@@ -1,10 +1,8 @@
-// Gradient of the scores of free weights from both sides of a layer. dL/dW exists for one tile at a time.
+// Score gradients on tile registers, and of few rows. dL/dW exists for one tile at a time.
 // Every element is a sum over blocks of DEPTH pixels, in order.
-#include "cpu/conv/codes.h"
 #include "cpu/core/parallel.h"
 #include "cpu/fma/micro.h"
-#include "cpu/scores/scores.h"
-#include "cpu/scores/writer.h"
+#include "cpu/scores/emit.h"
 
 #if FK_HAS_TILES
 #include <optional>
@@ -16,26 +14,21 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t TILE_FLOATS = 1 << 16;  // dL/dW held by a task
-constexpr int64_t EMIT_WORDS = DEPTH / 32;
-constexpr int64_t DOT_ROWS = VL / 4;  // groups of at most so many rows sum along pixels instead
+constexpr int64_t TILE_FLOATS = 1 << 16;    // dL/dW held by a task
+constexpr int64_t EMIT_WORDS = DEPTH / 32;  // at once
+constexpr int64_t DOT_ROWS = VL / 4;        // groups of at most so many rows sum along pixels instead
 
-enum Method { TILES, ALONG_PIXELS, PANELS };
+enum Method { TILES, ALONG_PIXELS };
 
 #if FK_HAS_TILES
 bool both_bf16(const ScoreCall& c) { return c.wide.dtype == BFLOAT16 && c.narrow.dtype == BFLOAT16; }
 #endif
-
-struct Buffers {
-  float *panel, *x, *y, *gradient;
-};
 
 struct Task : ScoreCall {
   const Grid grid;
   const Method method;
 
   void run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t words) const;
-  void emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, int64_t words) const;
 };
 
 // Sums along lanes: c[k][row] += sum over pixels of x[k][pixel] * y[row][pixel].
@@ -64,14 +57,13 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
   const bool narrow_by_channel = !along_pixels && narrow.stride[CHANNEL] == 1;
   const bool wide_by_channel =
       !along_pixels && wide.stride[CHANNEL] == 1 && grid.step[2] * wide.stride[SPATIAL + 2] != 1;
-  int64_t bytes = 4 * (Codes::SCRATCH_FLOATS + 4 * DEPTH * LD + 32 * words * ld) + 1024 +
+  int64_t bytes = ScoreEmitter::SCRATCH_BYTES + 4 * (3 * DEPTH * LD + 32 * words * ld) + 1024 +
                   2 * DEPTH * static_cast<int64_t>(sizeof(Run) + sizeof(Span));
 #if FK_HAS_TILES
   if (method == TILES) bytes += GradientTiles::scratch_bytes();
 #endif
   Scratch scratch(bytes);
-  Codes codes(f, scratch);
-  float* const panel = scratch.take<float>(DEPTH * LD);
+  ScoreEmitter emitter(*this, scratch);
   float* const x = scratch.take<float>(DEPTH * LD);
   float* const y = scratch.take<float>(DEPTH * LD);
   float* const staging = scratch.take<float>(DEPTH * LD);
@@ -129,66 +121,11 @@ void Task::run(int64_t group, int64_t row, int64_t rows, int64_t word, int64_t w
       }
     }
   }
-  codes.start(group * layer.rows + row, rows);
-  emit(codes, {panel, x, y, gradient}, ld, word, words);
-}
-
-// out[i] = value[i] * sign(score[i])
-template <int DTYPE>
-void store_signed(const float* value, const typename Element<DTYPE>::Type* score, int64_t count,
-                  typename Element<DTYPE>::Type* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    store_one<DTYPE>(out + i, value[i] * sign_of(load_one<DTYPE>(score + i)));
-  }
-}
-
-// The values at the set bits of `mask`, in order; up to 32 floats of `out` are written.
-FK_INLINE int64_t compress(uint32_t mask, const float* values, float* out) {
-#if FK_HAS_AVX512
-  const int low = __builtin_popcount(mask & 0xFFFFu);
-  _mm512_storeu_ps(out, _mm512_maskz_compress_ps(static_cast<__mmask16>(mask), _mm512_loadu_ps(values)));
-  _mm512_storeu_ps(out + low,
-                   _mm512_maskz_compress_ps(static_cast<__mmask16>(mask >> 16), _mm512_loadu_ps(values + 16)));
-#else
-  float* to = out;
-  for (uint32_t rest = mask; rest; rest &= rest - 1) *to++ = values[__builtin_ctz(rest)];
-#endif
-  return __builtin_popcount(mask);
-}
-
-void Task::emit(Codes& codes, const Buffers& buffers, int64_t ld, int64_t word, int64_t words) const {
-  RowBlock& block = codes.block();
-  const int64_t rows = block.nrows(), lanes = codes.lanes();
-  const vf32 by = vf32::set(f.scale);
-  int64_t position[DEPTH];
-  uint32_t free[EMIT_WORDS * DEPTH];
-  block.stream_positions(word, position);
+  emitter.start(group * layer.rows + row, rows, word);
   for (int64_t w = 0; w < words; w += EMIT_WORDS) {
     const int64_t count = std::min(EMIT_WORDS, words - w);
-    codes.decode_all(word + w, count, buffers.panel);
-    block.next_free(count, free);
-    for (int64_t k = 0; k < 32 * count; ++k) {
-      // Columns go to their bits' places, so a row's values lie in stream order.
-      float* const to = buffers.x + (k / 32 * 32 + beta(k)) * LD;
-      const float *gradient = buffers.gradient + (32 * w + k) * ld, *code = buffers.panel + k * LD;
-      for (int64_t lane = 0; lane < lanes; lane += VL) {
-        (vf32::load(gradient + lane) * vf32::load(code + lane) * by).store(to + lane);
-      }
-    }
-    transpose(buffers.x, LD, 32 * count, lanes, buffers.y, LD);
-    with_dtype(scores_dtype, [&](auto dtype) {
-      using Type = typename Element<dtype>::Type;
-      for (int64_t r = 0; r < rows; ++r) {
-        alignas(64) float line[32 * EMIT_WORDS + 32];
-        int64_t found = 0;
-        for (int64_t i = 0; i < count; ++i) {
-          found += compress(free[i * lanes + r], buffers.y + r * LD + 32 * i, line + found);
-        }
-        store_signed<dtype>(line, static_cast<const Type*>(scores) + position[r], found,
-                            static_cast<Type*>(out) + position[r]);
-        position[r] += found;
-      }
-    });
+    transpose(gradient + 32 * w * ld, ld, 32 * count, rows, y, LD);
+    emitter.next(count, y, LD);
   }
 }
 
@@ -224,7 +161,5 @@ void score_gradient_tiles(const ScoreCall& call) { run(call, TILES); }
 
 bool score_along_pixels_serves(const ScoreCall& c) { return c.layer.rows <= DOT_ROWS; }
 void score_gradient_along_pixels(const ScoreCall& call) { run(call, ALONG_PIXELS); }
-
-void score_gradient_panels(const ScoreCall& call) { run(call, PANELS); }
 
 }  // namespace fk::FK_ISA_NS
