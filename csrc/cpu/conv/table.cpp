@@ -2,13 +2,13 @@
 // shapes, strides, dtype, code and values of the inputs, never on residency or threads, for its bits may be its own.
 #include "cpu/conv/flipped.h"
 #include "cpu/conv/kernels.h"
+#include "cpu/conv/turned.h"
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
 #include "cpu/lookup/lookup.h"
 #include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"
 #include "cpu/stored/stored.h"
-#include "cpu/conv/turned.h"
 
 #if FK_HAS_AVX2
 #include "cpu/small_batch/small_batch.h"
