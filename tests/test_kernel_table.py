@@ -88,7 +88,8 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, a
 
 
 def test_the_first_kernel_that_serves_a_shape(isa):
-    level = ("portable", "avx2", "avx512", "vnni", "amx").index("portable" if isa == "neon" else isa)  # the same kernels
+    same = "portable" if isa == "neon" else isa
+    level = ("portable", "avx2", "avx512", "vnni", "amx").index(same)
     found = [choose(*shape, **options) for *shape, options, _ in CHOICES]
     assert found == [kernels[level] for *_, kernels in CHOICES]
 
