@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-long bench bench-check gpu-suite wheel wheel-check lint clean
+.PHONY: demo test test-long sanitize bench bench-check gpu-suite wheel wheel-check lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -23,6 +23,16 @@ test: lint
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long
+
+# the CPU kernels' tests with the extension built for the address and undefined-behaviour sanitizers, on every level
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZED := test_gemm_kernels test_vector_kernels test_lookup_kernels test_depthwise_kernels test_stored_kernels
+SANITIZED += test_format_kernels test_score_panels test_transposed_tiles test_random_layers
+sanitize: $(VENV)/.dev
+	CXXFLAGS="$(SANITIZE) -O1 -g1" LDFLAGS="$(SANITIZE)" FROZEN_KERNELS_CUDA=0 \
+		$(BIN)/python setup.py -q build --build-base build/sanitized --build-lib build/sanitized/lib
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/python -m pytest \
+		$(PYTEST_ARGS) -o pythonpath="build/sanitized/lib . examples" $(SANITIZED:%=tests/%.py) $(ARGS)
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -71,8 +71,10 @@ def _linear_line(shape: tuple[int, ...], batch: int, dtype: str, code: str, resi
     suffix = "-bf16" if dtype == "bfloat16" else ""
     if batch >= 64 and (code, residency) == ("sign", "planes"):
         return "batch-planes" + suffix
-    if batch == 1 and not suffix and code in ("uniform", "normal"):
+    if batch == 1 and shape == LINEAR_SHAPES[0] and not suffix and code in ("uniform", "normal"):
         return "vector-bytes"
+    if batch in (4, 16) and shape == LINEAR_SHAPES[0] and not suffix and (code, residency) == ("sign", "planes"):
+        return f"few-planes-{batch}"
     if batch == 1 and shape == LINEAR_SHAPES[0] and code == "sign" and (not suffix or residency == "planes"):
         return f"vector-{residency}" + suffix + ("-8" if bits == 8 else "")
     return ""
@@ -115,7 +117,9 @@ def _conv_cases(group: str, conv: Convolution, batch: int, kinds: tuple[tuple[st
     size, stride = "x".join(map(str, conv.shape)), conv.stride[0]
     setting = f"conv2d/{size}/{conv.size[0]}/s{stride}{grouped}/b{batch}/fp32"
     for code, residency in kinds:
-        line = f"conv-{residency if code == 'sign' else 'bytes'}" if group == "resnet" else ""
+        line = f"conv-{residency if code == 'sign' else 'bytes'}"
+        if group == "mobilenet":
+            line = "mobilenet" if residency == "planes" else ""
         yield Case(
             name=f"{setting}/{code}/{residency}",
             setting=setting,
@@ -160,7 +164,7 @@ def _model_cases() -> Iterator[Case]:
                 name=f"{setting}/sign/auto", setting=setting, group="model", op=name, shape=(), dtype="float32",
                 input=(batch, 3, IMAGE, IMAGE), code="sign", residency="auto", batch=batch, baseline="torch",
                 bytes=sum(_held(s, "sign", "planes") for s in weight_shapes(name)),
-                operations=batch * model_operations(name),
+                operations=batch * model_operations(name), line="model",
             )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from frozen_kernels.tune.measure import interleaved, quartiles, speedup
 from . import machine, summary
 from .counted import COUNTS
 from .machine import Limits
-from .records import OK, REFUSED, Row, read_rows, row_of, write_rows, write_whole
+from .records import OK, REFUSED, Row, read_rows, row_of, text, write_rows, write_whole
 from .registry import Case, cases
 from .served import auto_setup, call_setup
 from .sides import Call, Setup, gradient_setup, layer_setup
@@ -200,11 +200,17 @@ def measure(
     return rows
 
 
+def registered(rows: Iterable[Row]) -> list[Row]:
+    """The last row of each case that there still is, in their order, with the target that it counts towards now."""
+    known = {row["name"]: row for row in rows}
+    return [
+        known[case.name] | {"line": case.line, "target": text(case.target)} for case in cases() if case.name in known
+    ]
+
+
 def merged(path: Path, rows: list[Row]) -> list[Row]:
     """The rows of a file with these in place of those of the same name, in the order of the registry."""
-    known = {row["name"]: row for row in (read_rows(path) if path.exists() else [])}
-    known |= {row["name"]: row for row in rows}
-    return [known[case.name] for case in cases() if case.name in known]
+    return registered([*(read_rows(path) if path.exists() else []), *rows])
 
 
 def choose(pattern: str) -> list[Case]:

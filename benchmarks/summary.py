@@ -26,7 +26,7 @@ def line_of(row: Row) -> str:
     return text
 
 
-def _reading(target: Target, row: Row, best: bool = False) -> float | None:
+def reading(target: Target, row: Row, best: bool = False) -> float | None:
     """What a row says to a target, by medians or by the fastest calls; None where it was not measured."""
     columns = ("ratio", "best_ratio") if target.unit in (FASTER, LONGER) else ("median", "best")
     cell = row[columns[best]]
@@ -37,7 +37,7 @@ def _reading(target: Target, row: Row, best: bool = False) -> float | None:
 
 def _value(target: Target, rows: Sequence[Row], best: bool) -> str:
     """The target's statistic over medians or over the fastest calls, with the case at its end where there are more."""
-    found = [(value, row["name"]) for row in rows if (value := _reading(target, row, best)) is not None]
+    found = [(value, row["name"]) for row in rows if (value := reading(target, row, best)) is not None]
     if not found:
         return ""
     text = f"{target.value([v for v, _ in found]):.3g} {target.unit}"
@@ -50,14 +50,16 @@ def _value(target: Target, rows: Sequence[Row], best: bool) -> str:
 def cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
     """A target, its goal, what was reached by medians and by the fastest calls, and whether that meets it."""
     least = "at most" if target.statistic == "maximum" else "at least"
-    goal = f"{least} {target.goal:g} {target.unit}"
+    isa = rows[0]["isa"]
+    wanted = target.goal_on(isa)
+    goal = "" if wanted is None else f"{least} {wanted:g} {target.unit}"
     mine = [row for row in rows if row["line"] == target.line]
     missing = Counter(row["status"] for row in mine if row["status"] != OK)
     if missing or not mine:
         why = ", ".join(f"{count} {status}" for status, count in missing.items()) or "not measured"
         return target.text, goal, why, "", "no" if REFUSED in missing else ""
-    values = [value for row in mine if (value := _reading(target, row)) is not None]
-    met = "yes" if target.met(target.value(values)) else "no"
+    values = [value for row in mine if (value := reading(target, row)) is not None]
+    met = "" if wanted is None else "yes" if target.met(target.value(values), isa) else "no"
     return target.text, goal, _value(target, mine, best=False), _value(target, mine, best=True), met
 
 

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 import frozen_kernels as fk
+from benchmarks import machines
 from frozen_kernels.ops import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
@@ -109,3 +110,8 @@ def test_the_backend_without_a_column_is_told_of():
 
 def test_no_figure_is_left_to_be_filled_in():
     assert not re.search(r"\b(DIGITS_TABLE|REST_\w+|PEAK_\w+)\b", README)
+
+
+def test_the_table_of_speed_is_that_of_the_records():
+    begin, end = machines.section(README)
+    assert README[begin:end] == machines.table()
