@@ -58,6 +58,10 @@ CONVOLUTIONS = [
     (5, 6, 35, (16, 21), (1, 9), 1, (0, 4), 1, 1),  # columns of taps in two passes
     (9, 10, 33, (12, 11), (3, 3), 1, 2, 2, 1),  # dilated: a ring with holes
     (9, 48, 130, (7, 17), (1, 1), (2, 1), 0, 1, 1),
+    # Windows that no cut of pixel tables holds.
+    (1, 48, 64, (25, 25), (3, 3), 1, 6, 6, 1),
+    (1, 24, 32, (8, 100), (1, 3), 1, (0, 40), 40, 1),
+    (2, 24, 32, (20, 9), (13, 7), 1, (6, 3), 1, 1),
 ]
 
 
@@ -86,6 +90,8 @@ def test_linear_conv1d_and_conv3d_are_exact_on_integers():
     assert torch.equal(
         cpu.conv1d(x, None, None, *f.pack(), [2], [1], [1], 2), F.conv1d(x, f.weight, None, 2, 1, groups=2)
     )
+    f, x = Frozen((64, 24, 128)), integers((1, 24, 70), 1)
+    assert torch.equal(cpu.conv1d(x, None, None, *f.pack(), [1], [64], [1], 1), F.conv1d(x, f.weight, padding=64))
     f = Frozen((70, 11, 3, 2, 3))
     for last in (False, True):
         x = integers((2, 11, 5, 6, 7), 1, channels_last=last)
@@ -178,3 +184,9 @@ def test_infinity_and_nan_go_where_torch_lets_them(value):
             assert want.isnan().any() and not want.isnan().all()
             assert torch.equal(got.isnan(), want.isnan())
             assert torch.equal(got.isposinf(), want.isposinf()) and torch.equal(got.isneginf(), want.isneginf())
+
+
+def test_weights_are_turned_for_dilated_taps_too():
+    f, x = Frozen((24, 64, 3, 3)), integers((1, 24, 25, 25), 1)
+    got = cpu.conv_transpose2d(x, None, None, *f.pack(), [1, 1], [12, 12], [0, 0], [12, 12], 1)
+    assert torch.equal(got, F.conv_transpose2d(x, f.weight, padding=12, dilation=12))

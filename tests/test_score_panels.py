@@ -66,3 +66,25 @@ def test_chains_of_pixels_are_short(isa, batch, side, channels, rows):
     exact = exact_scores(f, torch.nn.grad.conv2d_weight(x.double(), f.shape, grad.double(), *steps))
     theirs = f.grad_scores(sums.view(f.shape))
     assert error(got, exact)[1] <= 1.25 * error(theirs, exact)[1]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_do_not_depend_on_threads(isa):
+    extension.set_isa(isa)
+    steps = ([1, 1], [1, 1], [1, 1], 1)
+    for batch, channels, rows in ((1, 40, 8), (1, 24, 9), (2, 100, 16)):
+        f = Frozen((rows, channels, 3, 3))
+        x, grad = torch.randn(batch, channels, 16, 16), torch.randn(batch, rows, 16, 16)
+        found = []
+        for threads in (1, 2, 3, 5, 7, 8):
+            torch.set_num_threads(threads)
+            found.append(cpu.conv2d_grad_scores(grad, x, f.scores, *f.pack(), *steps))
+        assert all(torch.equal(found[0], other) for other in found[1:]), (batch, channels, rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_image_of_padding_alone_gives_no_gradient(isa):
+    extension.set_isa(isa)
+    f, steps = Frozen((20, 32, 3, 3)), ([1, 1], [2, 2], [1, 1], 1)
+    got = cpu.conv2d_grad_scores(torch.randn(2, 20, 2, 7), torch.randn(2, 32, 0, 5), f.scores, *f.pack(), *steps)
+    assert not got.any()

@@ -110,6 +110,32 @@ THRESHOLDS = [(0, 65536), (65536, 65536), (0x1000, 0x4000), (0x2300, 0x9A00), (0
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_the_largest_input_fits_in_its_digits(isa):
+    """A carry past the top digit would be an error of the size of the input."""
+    extension.set_isa(isa)
+    f, rest = Frozen((512, 4096)), torch.randn(4096)
+    for mantissa in (0x7DFFFF, 0x7E0000, 0x7EFEFF, 0x7EFF00, 0x7EFFFF, 0x7F0000, 0x7FFFFF):
+        for sign in (1, -1):
+            x = rest.clamp(-1.9, 1.9)
+            x[17] = sign * (1 + mantissa * 2.0**-23)
+            got = cpu.linear(x[None], None, None, *f.pack())
+            assert (got[0] - f.weight.double() @ x.double()).abs().max() < 1e-3, (hex(mantissa), sign)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_inputs_far_below_the_largest(isa, dtype):
+    """All bits of inputs 2^-5 to 2^-4 of the largest count where there are thousands of them."""
+    extension.set_isa(isa)
+    f, generator = Frozen((512, 4096), "uniform", scale=2.0**-12), torch.Generator().manual_seed(0)
+    x = (torch.rand(4, 4096, generator=generator) + 1) * 2.0**-5 * torch.randn(4, 4096, generator=generator).sign()
+    x[:, 5] = 1.0
+    x = x.to(dtype)
+    theirs, exact = (F.linear(x.to(t), f.weight.to(t)) for t in (dtype, torch.float64))
+    assert_close(cpu.linear(x, None, None, *f.pack()), theirs, exact)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("tau", THRESHOLDS, ids=str)
 def test_seeds_of_any_threshold(isa, tau):
     """As many planes are drawn as the thresholds need, and from none to all bits of a word are of the supermask."""

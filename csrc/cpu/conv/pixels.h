@@ -21,6 +21,8 @@ struct Grid {
   int64_t pixels() const { return batch * size[0] * size[1] * size[2]; }
 };
 
+constexpr int64_t NOWHERE = INT64_MIN;  // the offset of a pixel without a source
+
 // Consecutive pixels of one grid line.
 struct Run {
   int64_t lane, count, batch;

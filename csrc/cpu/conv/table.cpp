@@ -83,7 +83,8 @@ void run(const Kernel<Call> (&kernels)[N], const Call& call) {
 }
 
 bool flipped_serves(const Call& c) {
-  if ((c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) || c.pixels == 0) return false;
+  constexpr bool has_tables = FK_USES_PIXEL_TABLES || FK_USES_LOOKUP;
+  if (!has_tables || (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) || c.pixels == 0) return false;
   // With many strides most of the convolutions have few taps or none.
   if (c.g.stride[0] * c.g.stride[1] * c.g.stride[2] > c.layer.taps) return false;
   const std::vector<Flipped> all = flipped(c);

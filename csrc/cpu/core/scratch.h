@@ -4,6 +4,8 @@
 
 namespace fk {
 
+constexpr int SHARED_SLOT = 1;  // of what the calling thread makes for all; tasks use slot 0
+
 class Scratch {
  public:
   // What lies in one slot outlives a scratch of another slot in the same thread.

@@ -8,9 +8,7 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t NOWHERE = INT64_MIN;
 constexpr int64_t LEAST_REUSE = 8;  // lookups of a table that pay for building it
-constexpr int SHARED_SLOT = 1;      // of the calling thread's scratch, whose own tasks use slot 0
 
 // One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each.
 struct Job {

@@ -1,9 +1,7 @@
 // Words of the format turned into offsets of table entries: 16 bits for three ternary weights.
 #pragma once
-#include "cpu/core/scratch.h"
 #include "cpu/pixel_tables/shape.h"
-#include "cpu/words/natural_order.h"
-#include "cpu/words/row_block.h"
+#include "cpu/words/ternary_columns.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -17,13 +15,6 @@ struct OffsetPanel {
 };
 
 #if FK_HAS_AVX512
-FK_INLINE vu32 shift_left(vu32 x, uint32_t by) { return {_mm512_sllv_epi32(x.v, vu32::set(by).v)}; }
-FK_INLINE vu32 shift_right(vu32 x, uint32_t by) { return {_mm512_srlv_epi32(x.v, vu32::set(by).v)}; }
-// 3 bits in each byte -> the sum of their weights 1, 3 and 9.
-FK_INLINE vu32 weigh_bits(vu32 x) {
-  const __m512i sums = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 3, 4, 9, 10, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0));
-  return {_mm512_shuffle_epi8(sums, x.v)};
-}
 // Bytes of VL rows times `step`, plus the bases.
 FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t* out) {
   const __m512i by = _mm512_set1_epi16(static_cast<int16_t>(step)),
@@ -36,12 +27,6 @@ FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t
   }
 }
 #else
-FK_INLINE vu32 shift_left(vu32 x, uint32_t by) { return {_mm256_sllv_epi32(x.v, vu32::set(by).v)}; }
-FK_INLINE vu32 shift_right(vu32 x, uint32_t by) { return {_mm256_srlv_epi32(x.v, vu32::set(by).v)}; }
-FK_INLINE vu32 weigh_bits(vu32 x) {
-  const __m256i sums = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 3, 4, 9, 10, 12, 13, 0, 0, 0, 0, 0, 0, 0, 0));
-  return {_mm256_shuffle_epi8(sums, x.v)};
-}
 FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t* out) {
   const __m256i by = _mm256_set1_epi16(static_cast<int16_t>(step)),
                 base = _mm256_set1_epi64x(static_cast<int64_t>(bases));
@@ -53,12 +38,6 @@ FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t
   }
 }
 #endif
-
-// Bits 3 b .. 3 b + 2 to the low bits of byte b.
-FK_INLINE vu32 spread_bits(vu32 x) {
-  const vu32 halves = (x & vu32::set(0x0000003Fu)) | (shl<10>(x) & vu32::set(0x003F0000u));
-  return (halves & vu32::set(0x00070007u)) | (shl<5>(halves) & vu32::set(0x07000700u));
-}
 
 // Where the four entries of a word of offsets stand: in which word of entries, from which bit on.
 struct Quad {
@@ -108,39 +87,29 @@ class OffsetPacker {
  public:
   OffsetPacker(const Frozen& f, const Geometry& g, const TableShape& shape, const OffsetLayout& layout,
                Scratch& scratch)
-      : f_(f),
+      : columns_(f, scratch),
         g_(g),
         shape_(shape),
         layout_(layout),
         tap_quads_(divide_up(shape.triples, QUAD_OFFSETS)),
-        keep_(scratch.take<uint32_t>((f.words + 1) * VL)),
-        negative_(scratch.take<uint32_t>((f.words + 1) * VL)),
         entries_(scratch.take<uint32_t>(g.tap_count() * tap_quads_ * VL)) {}
   static int64_t scratch_bytes(const Frozen& f, const Geometry& g, const TableShape& shape) {
     const int64_t quads = g.tap_count() * divide_up(shape.triples, QUAD_OFFSETS);
-    return 4 * (2 * (f.words + 1) + quads) * VL + 192;
+    return TernaryColumns::scratch_bytes(f) + 4 * quads * VL + 64;
   }
 
   // Entries of the tables, 0 to 26, four to a word: [tap][quad of triples][row].
   void read_rows(int64_t row0, int64_t rows) {
-    RowBlock block(f_, row0, rows, VL);
-    block.next(f_.words, keep_, negative_);
-    const bool draws = f_.code == SIGN_CODE;
-    for (int64_t i = 0; i < f_.words * VL; i += VL) {
-      const vu32 keep = natural_order(vu32::load(keep_ + i));
-      keep.store(keep_ + i);
-      (draws ? keep & natural_order(vu32::load(negative_ + i)) : vu32::set(0)).store(negative_ + i);
-    }
-    vu32::set(0).store(keep_ + f_.words * VL);
-    vu32::set(0).store(negative_ + f_.words * VL);
+    columns_.read_rows(row0, rows);
     uint32_t* out = entries_;
     for (int64_t tap = 0; tap < g_.tap_count(); ++tap) {
       for (int64_t channel = 0; channel < TRIPLE_CHANNELS * QUAD_OFFSETS * tap_quads_;
            channel += TRIPLE_CHANNELS * QUAD_OFFSETS, out += VL) {
         const int64_t left = std::min(TRIPLE_CHANNELS * QUAD_OFFSETS, shape_.channels - channel);
+        const int64_t column = tap * shape_.channels + channel;
         const vu32 channels = vu32::set((1u << left) - 1);
-        const vu32 keep = weigh_bits(spread_bits(bits(keep_, tap * shape_.channels + channel) & channels));
-        const vu32 below = weigh_bits(spread_bits(bits(negative_, tap * shape_.channels + channel) & channels));
+        const vu32 keep = weigh_bits(spread_bits(columns_.keep(column) & channels));
+        const vu32 below = weigh_bits(spread_bits(columns_.negative(column) & channels));
         // 13 + keep - 2 negative, and no byte borrows from the next.
         (vu32::set(0x0D0D0D0Du) + keep - below - below).store(out);
       }
@@ -164,19 +133,12 @@ class OffsetPacker {
   }
 
  private:
-  // Columns from `column` on in the low bits; past the last column of the row, anything.
-  FK_INLINE static vu32 bits(const uint32_t* words, int64_t column) {
-    const uint32_t shift = static_cast<uint32_t>(column & 31);
-    const uint32_t* const at = words + (column >> 5) * VL;
-    return shift_right(vu32::load(at), shift) | shift_left(vu32::load(at + VL), 32 - shift);
-  }
-
-  const Frozen& f_;
+  TernaryColumns columns_;
   const Geometry& g_;
   const TableShape& shape_;
   const OffsetLayout& layout_;
   const int64_t tap_quads_;
-  uint32_t *keep_, *negative_, *entries_;
+  uint32_t* const entries_;
 };
 
 }  // namespace fk::FK_ISA_NS

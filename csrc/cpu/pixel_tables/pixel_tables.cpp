@@ -12,7 +12,6 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int SHARED_SLOT = 1;  // of the calling thread's scratch, whose own tasks use slot 0
 constexpr int64_t TURNED_ROWS = 32;
 constexpr int64_t LEAST_ROWS = 16;  // of a group, for tables to be read often enough
 
@@ -292,6 +291,7 @@ bool pixel_tables_serve(const Call& c) {
   const Geometry& g = c.g;
   if (layer.rows < LEAST_ROWS || !layer.channels || c.pixels < VL || suits_lookup(c)) return false;
   const TableShape shape(g, layer);
+  if (!TablePlan::possible(g, shape)) return false;
   const bool one_tap = has_one_tap(g);
   const int64_t lines = one_tap ? 1 : std::min(shape.lines, g.stride[1]) + (shape.lines - 1) / 2;
   const int64_t columns = one_tap ? 1 : std::min(shape.columns, g.stride[2]);

@@ -14,6 +14,7 @@ constexpr double TURN_COST = 100;                 // VL lanes of VL places turne
 constexpr double POINT_COST = 3, LINE_COST = 30;  // a vector of one tap read or written, a line of them begun
 constexpr double STORE_COST = 8;                  // a lane of a turned tile written
 constexpr int64_t NEAR_BYTES = 40 << 10;          // a first-level cache
+constexpr int64_t LEAST_PART = 32;                // rows, below which a panel is not cut
 constexpr int64_t MOST_POINTS = 8;                // vectors of a line with one tap
 constexpr int64_t TABLE_BYTES = 34 << 10;         // tables that one call reads: most of a first-level cache
 constexpr int64_t OFFSET_BYTES = 1 << 16;         // what 16 bits reach
@@ -33,7 +34,7 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
   planes = g.batch * g.narrow[0];
   double least = 0;
   const auto try_cut = [&](const Cut& cut) {
-    if (!fits(g, cut)) return;
+    if (!fits(g, shape, cut)) return;
     const int64_t down = divide_up(g.narrow[1], cut.vectors), along = divide_up(g.narrow[2], cut.width);
     const int64_t tasks =
         one_tap ? divide_up(pixels, VL * cut.vectors * cut.width) : divide_up(planes * down * along, VL);
@@ -52,7 +53,7 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
         if (w == 1) break;
       }
     }
-    if (rows <= 32) break;
+    if (rows <= LEAST_PART) break;
   }
 }
 
@@ -65,7 +66,9 @@ void TablePlan::cut_rows(const Layer& layer) {
   task_rows = panel_rows;
 }
 
-bool TablePlan::fits(const Geometry& g, const Cut& cut) const {
+bool TablePlan::possible(const Geometry& g, const TableShape& shape) { return fits(g, shape, {1, 1, LEAST_PART}); }
+
+bool TablePlan::fits(const Geometry& g, const TableShape& shape, const Cut& cut) {
   const TableColumn column(g, shape, cut.vectors);
   const int64_t lines = lines_under(g, cut.vectors), columns = columns_under(g, cut.width);
   if (!has_one_tap(g) && columns > MOST_COLUMNS) return false;

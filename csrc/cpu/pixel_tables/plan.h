@@ -15,6 +15,9 @@ struct TablePlan {
 
   TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int threads);
 
+  // Whether there is a cut whose tables an offset reaches and whose inputs fit.
+  static bool possible(const Geometry& g, const TableShape& shape);
+
   int64_t window_lines(const Geometry& g) const { return lines_under(g, vectors); }
   int64_t window_columns(const Geometry& g) const { return columns_under(g, width); }
 
@@ -27,7 +30,7 @@ struct TablePlan {
     return has_one_tap(g) ? width : (width - 1) * g.stride[2] + (g.taps[2] - 1) * g.dilation[2] + 1;
   }
   void cut_rows(const Layer& layer);
-  bool fits(const Geometry& g, const Cut& cut) const;
+  static bool fits(const Geometry& g, const TableShape& shape, const Cut& cut);
   double work(const Geometry& g, const Cut& cut) const;
 };
 

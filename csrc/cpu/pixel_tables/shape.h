@@ -13,9 +13,7 @@ constexpr int64_t QUAD_OFFSETS = 4;     // offsets in a 64-bit word
 constexpr int64_t MOST_VECTORS = 4;     // vectors of pixels that share an offset
 
 // Offsets of a pass behind each base: as many as keep its tables in a first-level cache.
-constexpr int64_t most_offsets(int64_t bases) {
-  return bases == 1 ? 8 : bases <= 3 ? 4 : bases <= 5 ? 2 : bases == 7 ? 1 : 0;
-}
+constexpr int64_t most_offsets(int64_t bases) { return bases == 1 ? 8 : bases <= 3 ? 4 : bases <= 5 ? 2 : 1; }
 
 // A pass adds the products of some channels under some taps to all sums of a task.
 struct Pass {

@@ -39,8 +39,7 @@ class Window {
     clear(packed_ + channel * channel_step(), count * channel_step());
   }
 
-  // Neighbouring channels of VL lanes, whose element offsets are given; NOWHERE is zero.
-  static constexpr int64_t NOWHERE = INT64_MIN;
+  // Neighbouring channels of VL lanes, whose element offsets are given.
   template <int DTYPE>
   void pack_channels(const int64_t* offsets, int64_t channel, int64_t channels, float* out) const {
     const auto* const base = static_cast<const typename Element<DTYPE>::Type*>(source_.data) + channel;

@@ -36,11 +36,12 @@ void multiply_lanes(int64_t rows, int64_t lanes, const PixelPair* pairs, int64_t
   const int64_t vectors = divide_up(lanes, VL);
   const PixelTile tile = pixel_tile(rows, vectors);
   if (lanes == vectors * VL) return tile(pairs, count, chain, x, y, c, ldc, fresh);
-  alignas(64) float rest[SLIVER_ROWS * TILE_LANES];
-  tile(pairs, count, chain, x, y, rest, TILE_LANES, true);
-  for (int64_t row = 0; row < rows; ++row, c += ldc) {
-    for (int64_t lane = 0; lane < lanes; ++lane) c[lane] = rest[row * TILE_LANES + lane] + (fresh ? 0.0f : c[lane]);
-  }
+  // Added in the order of whole tiles: where they are cut depends on threads.
+  alignas(64) float whole[SLIVER_ROWS * TILE_LANES] = {};
+  const size_t bytes = static_cast<size_t>(lanes) * sizeof(float);
+  for (int64_t row = 0; row < rows && !fresh; ++row) memcpy(whole + row * TILE_LANES, c + row * ldc, bytes);
+  tile(pairs, count, chain, x, y, whole, TILE_LANES, fresh);
+  for (int64_t row = 0; row < rows; ++row) memcpy(c + row * ldc, whole + row * TILE_LANES, bytes);
 }
 
 void Task::add_taps(const PixelBlock& block, LinePrefetch& memory, int64_t tap, int64_t taps, int64_t channel,
@@ -128,7 +129,9 @@ void score_gradient_panels(const ScoreCall& call) {
     row_blocks = std::min(round_up(row_blocks, threads), divide_up(layer.rows, SLIVER_ROWS / 2));
   }
   while (word_block > 1 && others() * row_blocks < threads) word_block = divide_up(word_block, 2);
-  const int64_t pixels = narrow_grid(call.g).pixels();
+  // Where the wide side is empty there is padding alone.
+  const bool empty = call.g.wide[0] * call.g.wide[1] * call.g.wide[2] == 0;
+  const int64_t pixels = empty ? 0 : narrow_grid(call.g).pixels();
   const int64_t chain = pixels > FEW_TERMS ? PANEL_CHAIN : SHORT_CHAIN;
   parallel_for(threads, others() * row_blocks, [&](int64_t i) {
     const int64_t word_blocks = divide_up(f.words, word_block);

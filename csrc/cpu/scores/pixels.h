@@ -214,6 +214,7 @@ class PixelBlock {
       pair_count_[t] = to - (pairs_ + t * DEPTH);
     }
     if (first > last) first = last = 0;
+    if (last > INT32_MAX) return false;
     const int64_t lines = (base + last) / size[2] - (base + first) / size[2] + 1;
     if (last - first >= MOST_INPUTS || lines > MOST_LINES) return false;
     first_ = first;

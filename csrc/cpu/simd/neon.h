@@ -66,6 +66,7 @@ FK_INLINE vu32 mul_even(vu32 a, vu32 b) {
 }
 FK_INLINE vu32 odd_to_even(vu32 a) { return {vreinterpretq_u32_u64(vshrq_n_u64(vreinterpretq_u64_u32(a.v), 32))}; }
 FK_INLINE vu32 merge_even(vu32 e, vu32 o) { return {vtrn1q_u32(e.v, o.v)}; }
+FK_INLINE vu32 merge_odd(vu32 e, vu32 o) { return {vtrn2q_u32(e.v, o.v)}; }
 
 FK_INLINE vu32 min(vu32 a, vu32 b) { return {vminq_u32(a.v, b.v)}; }
 

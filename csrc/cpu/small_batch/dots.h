@@ -18,7 +18,7 @@ constexpr int MOST_DIGITS = 4;
 constexpr int64_t MOST_PIXELS = 15, PASS_PIXELS = 4;  // of a call, and in registers at once
 constexpr int64_t HELD_BYTES = 24 << 10;              // digits of a pass that stay in the first-level cache
 constexpr int LOST_EXPONENT = 22;                     // an input this far below the largest keeps 8 bits of 30
-constexpr float THREE_DIGITS = 0x1.1p-26f;  // rounding by this part of the inputs' norm is less than torch's error
+constexpr float THREE_DIGITS = 0x1.1p-26f;  // rounding by this part of the inputs' norm stays below twice torch's error
 constexpr int64_t LEAST_ROWS = 256, LEAST_COLS = 1024;  // from which three digits pay
 
 // Dword n of a word's bytes is digit n % 4 of the columns of bits v, 8 + v, 16 + v and 24 + v for v = n / 4.
@@ -95,7 +95,7 @@ class DotInput {
   static int exponent(uint32_t largest, int digits) {
     const int power = std::max<int>(static_cast<int>(largest >> 23), 1) - 127;  // below 2^(power + 1)
     if (digits == 4) return 29 - power;
-    return (largest & 0x7FFFFFu) < 0x7F0000u ? 22 - power : 21 - power;
+    return (largest & 0x7FFFFFu) < 0x7E0000u ? 22 - power : 21 - power;
   }
 
   static int digits_for(const VectorInput& input, const Frozen& f) {

@@ -130,8 +130,9 @@ class IntegerInput {
   IntegerInput(const VectorInput& input, const Frozen& f)
       : pixels_(input.pixels),
         quads_(input.ld / 4),
-        // Half precision rounds to 11 bits: 15 below the largest are enough unless many inputs are small beside it.
-        digits_(input.dtype != FLOAT32 && in_common_range(input, f.cols, 5) ? 1 : 2),
+        // Half precision rounds to 11 bits, bfloat16 to 8: 15 below the largest are enough unless many inputs are small
+        // beside it.
+        digits_(input.dtype != FLOAT32 && in_common_range(input, f.cols, input.dtype == FLOAT16 ? 4 : 5) ? 1 : 2),
         memory_(static_cast<size_t>(2 * pixels_ * quads_ * digits_)) {
     for (int64_t p = 0; p < pixels_; ++p) {
       const int largest = static_cast<int>(std::max<uint32_t>(input.largest(p) >> 23, 1));

@@ -6,7 +6,7 @@
 namespace fk::FK_ISA_NS {
 
 // Dot products of bytes, where no tile registers do them.
-#define FK_DOTS (FK_HAS_VNNI && !FK_HAS_TILES)
+#define FK_DOTS (FK_HAS_VNNI && FK_HAS_VBMI && !FK_HAS_TILES)
 
 #if FK_HAS_TILES
 constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
