@@ -267,15 +267,11 @@ void Job::run(int threads) const {
   }
 }
 
-}  // namespace
-
-namespace {
-
 // Where `lookup` serves too it is faster with few pixels, for its lanes are rows, and where strided taps share few
 // tables.
 bool suits_lookup([[maybe_unused]] const Call& c) {
 #if FK_USES_LOOKUP
-  if (has_one_tap(c.g)) return c.pixels < 64 && lookup_serves(c);
+  if (has_one_tap(c.g)) return c.pixels < 128 && lookup_serves(c);
   return (c.pixels < 512 || c.g.stride[1] * c.g.stride[2] > 1) && lookup_serves(c);
 #else
   return false;

@@ -15,7 +15,7 @@ constexpr int64_t CHUNK = VL, CHUNK_COLUMNS = 32 * CHUNK;
 constexpr int FIELDS = 8;                        // vectors of bytes that the bits of a chunk make
 constexpr int64_t MOST_COLS = int64_t{1} << 15;  // longest sum of two digits that stays in int32
 constexpr int MOST_DIGITS = 4;
-constexpr int64_t MOST_PIXELS = 15, PASS_PIXELS = 4;  // of a call, and in registers at once
+constexpr int64_t MOST_PIXELS = 16, PASS_PIXELS = 4;  // of a call, and in registers at once
 constexpr int64_t HELD_BYTES = 24 << 10;              // digits of a pass that stay in the first-level cache
 constexpr int LOST_EXPONENT = 22;                     // an input this far below the largest keeps 8 bits of 30
 constexpr float THREE_DIGITS = 0x1.1p-26f;  // rounding by this part of the inputs' norm stays below twice torch's error

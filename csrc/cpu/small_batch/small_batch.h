@@ -12,7 +12,7 @@ namespace fk::FK_ISA_NS {
 constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
 #elif FK_DOTS
 constexpr const char* SMALL_BATCH_SERVES =
-    "one group, 1 to 15 pixels and columns to match, or 1 to 16 of uniform and normal codes, inputs of a common range";
+    "one group, 1 to 16 pixels; sign and constant codes where columns suit; inputs of a common range";
 #elif FK_HAS_AVX512
 constexpr const char* SMALL_BATCH_SERVES =
     "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";
