@@ -179,7 +179,9 @@ def measure(
     chosen: Iterable[Case], seconds: float, red: dict[str, str] | None = None, quiet: bool = False
 ) -> list[Row]:
     """A row for each case, in the order of the registry."""
-    here, limits = machine.identity(), machine.limits()
+    chosen = list(chosen)
+    dtypes = dict.fromkeys(case.dtype for case in chosen if case.operations)
+    here, limits = machine.identity(), machine.limits(dtypes)
     if not quiet:
         gemm = ", ".join(f"{name} GEMM {rate / 1e9:.0f} GMAC/s" for name, rate in limits.gemm.items())
         print(f"{here['machine']}, {here['threads']} threads, {here['isa']}: {gemm}, read {limits.read / 1e9:.1f} GB/s")

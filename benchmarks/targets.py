@@ -41,9 +41,7 @@ class Target:
 
 TARGETS = (
     Target("vector-planes", "linear 4096 x 4096, batch 1, sign, `planes`, over torch fp32", "minimum", 15.0, avx2=8.0),
-    Target(
-        "vector-planes-bf16", "the same over torch bf16", "minimum", 8.0, avx2=0
-    ),
+    Target("vector-planes-bf16", "the same over torch bf16", "minimum", 8.0, avx2=0),
     Target("vector-mask", "linear 4096 x 4096, batch 1, sign, `mask`, over torch fp32", "minimum", 10.0, avx2=6.0),
     Target("vector-seed", "linear 4096 x 4096, batch 1, sign, `seed`, over torch fp32", "minimum", 1.5, avx2=0),
     Target("vector-seed-8", "the same with 8 threshold bits", "minimum", 2.5, avx2=0),

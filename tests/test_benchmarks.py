@@ -35,7 +35,7 @@ def small(monkeypatch):
         monkeypatch.setattr(run, "cases", lambda: cases)
         # sums of so few terms differ by chance; the kernels have tests of their own
         monkeypatch.setattr(verify, "ALLOWED", 10.0)
-        monkeypatch.setattr(machine, "limits", lambda: machine.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9))
+        monkeypatch.setattr(machine, "limits", lambda dtypes: machine.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9))
 
     return use
 

@@ -16,7 +16,7 @@ SMALL = (2, 64, 64)  # layers, rows, columns
 
 @pytest.fixture(autouse=True)
 def no_limits(monkeypatch):
-    monkeypatch.setattr(machine, "limits", lambda: machine.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9))
+    monkeypatch.setattr(machine, "limits", lambda dtypes: machine.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9))
 
 
 def case(name: str) -> registry.Case:

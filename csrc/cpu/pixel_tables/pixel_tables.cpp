@@ -15,7 +15,11 @@ namespace {
 constexpr int64_t TURNED_ROWS = 32;
 constexpr int64_t LEAST_ROWS = 16;  // of a group, for tables to be read often enough
 
-// One layer's call. Every sum is a sum over passes, in order, of one chain over the offsets of each.
+// Passes whose sums are added up before they join those of the passes before: one chain over all of a long row had
+// three times torch's largest error.
+constexpr int64_t BLOCK_PASSES = 16;
+
+// One layer's call. Every sum is a sum over blocks of passes, in order, of sums over passes of one chain each.
 struct Job {
   const Frozen& f;
   const Geometry& g;
@@ -50,13 +54,15 @@ class TableTask {
 
  private:
   struct Buffers {
-    int64_t* held;  // the column of each place of the ring
-    float *tables, *sums, *turned;
+    int64_t* held;                           // the column of each place of the ring
+    float *tables, *sums, *totals, *turned;  // totals: of blocks of passes, or null
   };
 
   template <class Inputs>
   void add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const;
-  void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, const Buffers& buffers) const;
+  void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first,
+                const Buffers& buffers) const;
+  void join_block(bool first, const Buffers& buffers) const;
   void build_column(const Pass& pass, const Window& window, int64_t packed_triple, int64_t column, float* tables) const;
   void store(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const;
   void store(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const;
@@ -83,13 +89,16 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t staged_floats = Window::staged_floats(job_.g, plan);
   const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
   const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
-  Scratch scratch(8 * ring + 4 * (table_floats + packed_floats + staged_floats + sum_floats + turned_floats) + 1024);
-  const Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
-                        scratch.take<float>(turned_floats)};
+  const bool blocks = shape.passes.size() > BLOCK_PASSES;
+  Scratch scratch(8 * ring + 1024 +
+                  4 * (table_floats + packed_floats + staged_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
+  Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
+                  blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
   float* const packed = scratch.take<float>(packed_floats);
   float* const staged = scratch.take<float>(staged_floats);
   const auto run = [&](const auto& window) {
     add_passes(window, wide_channel, buffers);
+    if (blocks) buffers.sums = buffers.totals;
     store(window, channel, buffers);
   };
   if (has_one_tap(job_.g)) {
@@ -114,15 +123,27 @@ void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, const Buf
       const int64_t padded = TRIPLE_CHANNELS * std::min(block, shape.triples - packed_from);
       inputs.pack(wide_channel + first, std::min(padded, shape.channels - first), padded);
     }
-    add_pass(pass, inputs, pass.first_triple - packed_from, buffers);
+    const int64_t number = &pass - shape.passes.data(), count = static_cast<int64_t>(shape.passes.size());
+    add_pass(pass, inputs, pass.first_triple - packed_from, number % BLOCK_PASSES == 0, buffers);
+    if (buffers.totals && (number % BLOCK_PASSES == BLOCK_PASSES - 1 || number == count - 1)) {
+      join_block(number < BLOCK_PASSES, buffers);
+    }
+  }
+}
+
+void TableTask::join_block(bool first, const Buffers& buffers) const {
+  const int64_t floats = job_.plan.width * column_floats();
+  for (int64_t i = 0; i < floats; i += VL) {
+    const vf32 sum = vf32::load(buffers.sums + i);
+    (first ? sum : vf32::load(buffers.totals + i) + sum).store(buffers.totals + i);
   }
 }
 
 // Columns of tables lie in a ring just large enough for the taps of one pixel: they stay in the first-level cache.
-void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_triple, const Buffers& buffers) const {
+void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first,
+                         const Buffers& buffers) const {
   alignas(64) static constexpr float zeros[MOST_VECTORS * VL] = {};
   const Geometry& g = job_.g;
-  const bool first = &pass == job_.plan.shape.passes.data();
   const int64_t stride = has_one_tap(g) ? 1 : g.stride[2], dilation = g.dilation[2];
   const int64_t ring = (pass.columns - 1) * dilation + 1, table_floats = pass.triples * job_.column.triple_floats();
   const AddEntries add = find_add_entries(pass.columns, pass.offsets(), job_.plan.vectors);
