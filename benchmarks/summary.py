@@ -50,7 +50,7 @@ def _value(target: Target, rows: Sequence[Row], best: bool) -> str:
 def cells(target: Target, rows: Sequence[Row]) -> tuple[str, ...]:
     """A target, its goal, what was reached by medians and by the fastest calls, and whether that meets it."""
     least = "at most" if target.statistic == "maximum" else "at least"
-    isa = rows[0]["isa"]
+    isa = rows[0].get("isa", "") if rows else ""  # a GPU's rows have none
     wanted = target.goal_on(isa)
     goal = "" if wanted is None else f"{least} {wanted:g} {target.unit}"
     mine = [row for row in rows if row["line"] == target.line]
