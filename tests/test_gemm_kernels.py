@@ -297,12 +297,12 @@ def test_bits_do_not_depend_on_threads_or_residency(isa):
 
 
 def test_rows_of_a_batch_do_not_depend_on_the_batch():
-    f = Frozen((130, 1100), "sign")
+    f = Frozen((900, 1100), "sign")
     x = torch.randn(37, 1100, generator=torch.Generator().manual_seed(0))
     whole = cpu.linear(x, None, None, *f.pack())
-    # five rows and more: batch 1 has kernels of its own; over 1,024 terms: fewer are cut otherwise for few pixels
-    for i in (0, 5, 32):
-        assert torch.equal(cpu.linear(x[i : i + 5], None, None, *f.pack()), whole[i : i + 5])
+    # eight rows and more, as fewer may have kernels of their own; large, as small products are cut otherwise
+    for i in (0, 5, 29):
+        assert torch.equal(cpu.linear(x[i : i + 8], None, None, *f.pack()), whole[i : i + 8])
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -74,10 +74,13 @@ class Window {
 
  private:
   static bool evenly_spaced(const int64_t* offsets) {
-    bool even = offsets[0] != NOWHERE;
-    for (int64_t l = 1; l < VL; ++l)
-      even &= offsets[l] != NOWHERE && offsets[l] - offsets[l - 1] == offsets[1] - offsets[0];
-    return even;
+    for (int64_t l = 0; l < VL; ++l) {
+      if (offsets[l] == NOWHERE) return false;
+    }
+    for (int64_t l = 2; l < VL; ++l) {
+      if (offsets[l] - offsets[l - 1] != offsets[1] - offsets[0]) return false;
+    }
+    return true;
   }
 };
 
