@@ -31,7 +31,7 @@ SANITIZED += test_format_kernels test_score_panels test_transposed_tiles test_ra
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(SANITIZE) -O1 -g1" LDFLAGS="$(SANITIZE)" FROZEN_KERNELS_CUDA=0 \
 		$(BIN)/python setup.py -q build --build-base build/sanitized --build-lib build/sanitized/lib
-	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/python -m pytest \
+	ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" $(BIN)/python -m pytest \
 		$(PYTEST_ARGS) -o pythonpath="build/sanitized/lib . examples" $(SANITIZED:%=tests/%.py) $(ARGS)
 
 bench: $(VENV)/.dev
