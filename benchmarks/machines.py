@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from .records import OK, Row, read_rows, write_whole
 from .run import RESULTS, registered
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     text = README.read_text()
     begin, end = section(text)
-    write_whole(Path(README), text[:begin] + table() + text[end:])
+    write_whole(README, text[:begin] + table() + text[end:])
     return 0
 
 

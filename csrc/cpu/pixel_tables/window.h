@@ -93,7 +93,7 @@ class PointWindow : public Window {
         grid_(narrow_grid(g)),
         runs_(static_cast<size_t>(lines)),
         spans_(static_cast<size_t>(lines)),
-        offsets_(static_cast<size_t>(lines * line_step()), NOWHERE) {
+        offsets_(source.stride[CHANNEL] == 1 ? static_cast<size_t>(lines * line_step()) : 0, NOWHERE) {
     const int64_t step = grid_.step[2] * source.stride[SPATIAL + 2];
     for (int64_t line = 0; line < lines; ++line) {
       const int64_t first = (task * lines + line) * line_step();
@@ -105,6 +105,7 @@ class PointWindow : public Window {
       runs.resize(static_cast<size_t>(find_runs(grid_, first, count, runs.data())));
       spans.resize(static_cast<size_t>(
           find_spans(grid_, source, narrow_shift(g, 0), runs.data(), static_cast<int64_t>(runs.size()), spans.data())));
+      if (offsets_.empty()) continue;
       for (const Span& span : spans) {
         int64_t* const to = offsets_.data() + line * line_step() + span.lane;
         for (int64_t i = 0; i < span.count; ++i) to[i] = span.offset + i * step;

@@ -3,7 +3,7 @@
 #pragma once
 #include <immintrin.h>
 
-#include "cpu/small_batch/input.h"
+#include "cpu/small_batch/digit_order.h"
 #include "cpu/words/row_words.h"
 
 namespace fk::FK_ISA_NS {
@@ -11,8 +11,7 @@ namespace fk::FK_ISA_NS {
 namespace digits_detail {
 
 constexpr int DIGITS = 4, MOST_PIXELS = 4;
-constexpr int TOP_EXPONENT = 30;   // inputs are scaled below 2^30: the carries of signed digits need room
-constexpr int LOST_EXPONENT = 22;  // an input this far below the largest keeps 8 bits
+constexpr int TOP_EXPONENT = 30;  // inputs are scaled below 2^30: the carries of signed digits need room
 constexpr int64_t TILE_ROWS = 16, TILE_BYTES = 1024;
 constexpr int64_t TILE_STEP = TILE_BYTES + 64;  // tiles of a chunk do not meet in the same cache sets
 constexpr int64_t BLOCK_ROWS = 2 * TILE_ROWS;
@@ -69,26 +68,13 @@ FK_INLINE void put_ones(vu32 keep, char* out) {
   }
 }
 
-// Where the digits of a word's columns go: dword n of its bytes is digit n % 4 of the columns of bits i, 8 + i, 16 + i
-// and 24 + i for i = n / 4.
-struct DigitOrder {
-  alignas(64) uint8_t index[2][64];
-  constexpr DigitOrder() : index() {
-    for (int n = 0; n < 128; ++n) {
-      const int i = n / 16, digit = n / 4 % 4, byte = n % 4;
-      index[n / 64][n % 64] = static_cast<uint8_t>(4 * column_of_bit(8 * byte + i) + digit);
-    }
-  }
-};
-inline constexpr DigitOrder DIGIT_ORDER;
-
 }  // namespace digits_detail
 
 // The digits of all inputs: tiles [chunk][tile][4 columns][pixel, digit][column], columns in the order of the weights.
 class DigitInput {
  public:
   static bool serves(const VectorInput& input, const Frozen& f) {
-    return in_common_range(input, f.cols, digits_detail::LOST_EXPONENT);
+    return in_common_range(input, f.cols, LOST_EXPONENT);
   }
 
   DigitInput(const VectorInput& input, const Frozen&)
@@ -134,14 +120,10 @@ class DigitInput {
     for (int i = 0; i < 2; ++i) {
       const __m512 scaled =
           _mm512_scalef_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(static_cast<float>(exponent_[pixel])));
-      // Each lower byte b of the sum stands for the digit b - 128, and its top byte for itself.
-      fixed[i] = _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(scaled), carry), carry);
+      fixed[i] = signed_digits(_mm512_cvtps_epi32(scaled), carry);
     }
     alignas(64) char bytes[128];
-    for (int i = 0; i < 2; ++i) {
-      const __m512i at = _mm512_load_si512(DIGIT_ORDER.index[i]);
-      _mm512_store_si512(bytes + 64 * i, _mm512_permutex2var_epi8(fixed[0], at, fixed[1]));
-    }
+    store_ordered(fixed, bytes);
     const int64_t chunk = word / 16, place = word % 16;
     for (int four = 0; four < 8; ++four) {
       char* const to = tiles_ + ((chunk * TILES + four) * TILE_ROWS + place) * 4 * digits() + 4 * DIGITS * pixel;

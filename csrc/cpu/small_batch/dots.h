@@ -4,7 +4,7 @@
 #include <immintrin.h>
 
 #include "cpu/core/scratch.h"
-#include "cpu/small_batch/input.h"
+#include "cpu/small_batch/digit_order.h"
 #include "cpu/words/whole_rows.h"
 
 namespace fk::FK_ISA_NS {
@@ -17,21 +17,8 @@ constexpr int64_t MOST_COLS = int64_t{1} << 15;  // longest sum of two digits th
 constexpr int MOST_DIGITS = 4;
 constexpr int64_t MOST_PIXELS = 16, PASS_PIXELS = 4;  // of a call, and in registers at once
 constexpr int64_t HELD_BYTES = 24 << 10;              // digits of a pass that stay in the first-level cache
-constexpr int LOST_EXPONENT = 22;                     // an input this far below the largest keeps 8 bits of 30
 constexpr float THREE_DIGITS = 0x1.1p-26f;  // rounding by this part of the inputs' norm stays below twice torch's error
 constexpr int64_t LEAST_ROWS = 256, LEAST_COLS = 1024;  // from which three digits pay
-
-// Dword n of a word's bytes is digit n % 4 of the columns of bits v, 8 + v, 16 + v and 24 + v for v = n / 4.
-struct FieldOrder {
-  alignas(64) uint8_t index[2][64];
-  constexpr FieldOrder() : index() {
-    for (int n = 0; n < 128; ++n) {
-      const int v = n / 16, digit = n / 4 % 4, byte = n % 4;
-      index[n / 64][n % 64] = static_cast<uint8_t>(4 * column_of_bit(8 * byte + v) + digit);
-    }
-  }
-};
-inline constexpr FieldOrder FIELD_ORDER;
 
 // Whether this is faster than the next kernel in line. In units of what a column costs a pixel in a table lookup, which
 // costs 7.4 to begin with (panels, for up to four pixels, 15): 1.4 for three digits and 2.2 for four, and columns are
@@ -126,8 +113,7 @@ class DotInput {
     __m512i bytes[2];
     for (int i = 0; i < 2; ++i) {
       const __m512i fixed = _mm512_cvtps_epi32(_mm512_scalef_ps(_mm512_loadu_ps(x + 16 * i), unit));
-      // Each lower byte b of the sum stands for the digit b - 128, and its top byte for itself.
-      bytes[i] = _mm512_xor_si512(_mm512_add_epi32(fixed, carry), carry);
+      bytes[i] = signed_digits(fixed, carry);
       __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(bytes[i], 24), 24);
       if (digits_ == 4) {
         const __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(bytes[i], 16), 24);
@@ -136,10 +122,7 @@ class DotInput {
       totals.high = _mm512_add_epi32(totals.high, _mm512_sra_epi32(_mm512_sub_epi32(fixed, low), low_bits));
       totals.low = _mm512_add_epi32(totals.low, low);
     }
-    for (int i = 0; i < 2; ++i) {
-      const __m512i at = _mm512_load_si512(dots_detail::FIELD_ORDER.index[i]);
-      _mm512_store_si512(out + 64 * i, _mm512_permutex2var_epi8(bytes[0], at, bytes[1]));
-    }
+    store_ordered(bytes, out);
   }
 
   void put_chunk(const float* x, int64_t pixel, Totals& totals, char* out) const {
