@@ -304,7 +304,7 @@ BAD_RECORDS = [
     ({"scale": "0x1.0000000000001p+0"}, r"is not a float32"),
     ({"scale": 0.5}, r"scale: a C99 hex float, got 0.5"),
     ({"code": "coats"}, r"'0': code: one of sign, .*'coats'"),
-    ({"code": "stored"}, r"fields: missing \['values'\]"),
+    ({"code": "stored"}, r"values: of a stored weight and no other, got None for code stored"),
     ({"code": 3}, r"code: one of"),
     ({"seed": "18446744073709551616"}, r"seed: .*'18446744073709551616'"),
     ({"seed": "-1"}, r"seed: .*'-1'"),

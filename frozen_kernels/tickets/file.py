@@ -14,6 +14,7 @@ import math
 import os
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
+from . import features
 from .container import DTYPE_NAMES, bytes_of, integer, parse_json, read, short
 from .regenerate import Regenerated, regenerate
 
 PREFIX = "frozen_kernels."
 KEYS = ("format", "requires", "tensors", "digest")
-KNOWN_FEATURES: tuple[str, ...] = (fmt.STORED,)
+KNOWN_FEATURES: tuple[str, ...] = tuple(feature.name for feature in features.FEATURES)
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,19}")
 _HEX_FLOAT = re.compile(r"[+-]?0[xX][0-9a-fA-F]{1,32}(\.[0-9a-fA-F]{0,32})?([pP][+-]?[0-9]{1,5})?")
@@ -72,16 +74,18 @@ class TensorRecord:
         return math.prod(self.shape[1:])
 
     @property
+    def drawn(self) -> bool:
+        """Whether the seed and stream are this weight's alone: it draws from them."""
+        return self.code in fmt.CODES
+
+    @property
     def supermask_name(self) -> str:
         return f"{self.name}.supermask"
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """The tensors of the file that are this weight's: supermask, and of a stored one values and row scales."""
-        if self.values is None:
-            return (self.supermask_name,)
-        scale = (f"{self.name}.row_scale",) if self.values == "int8" else ()
-        return (self.supermask_name, f"{self.name}.values", *scale)
+        """The tensors of the file that are this weight's: its supermask, and those of its features."""
+        return (self.supermask_name, *(f"{self.name}.{end}" for end in features.tensors_of(self)))
 
     def header(self) -> Tensor:
         """int32 [8] on the CPU, as `format.make_header`."""
@@ -92,19 +96,17 @@ class TensorRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
-        fields = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
-        if self.values is None:
-            del fields["values"]
-        return fields
+        found = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
 
     @classmethod
     def from_json(cls, value: object) -> TensorRecord:
         """The record of one JSON object; ValueError that names the field where it is not one that a writer makes."""
         if not isinstance(value, dict):
             raise ValueError(f"an object for each tensor, got {short(value)}")
-        known = {f.name for f in fields(cls)} - ({"values"} if value.get("code") != fmt.STORED else set())
-        if set(value) != known:
-            missing, extra = sorted(known - set(value)), sorted(set(value) - known)
+        known = {f.name for f in fields(cls)}
+        missing, extra = sorted(known - features.OPTIONAL_FIELDS - set(value)), sorted(set(value) - known)
+        if missing or extra:
             raise ValueError(f"fields: missing {short(missing)}, unknown {short(extra)}")
         name = value["name"]
         if not isinstance(name, str) or not name:
@@ -128,7 +130,7 @@ class TensorRecord:
             raise ValueError(f"code: one of {', '.join(fmt.ALL_CODES)}, got {short(code)}")
         if not isinstance(sha, str) or not _SHA256.fullmatch(sha):
             raise ValueError(f"keep_sha256: 64 lower-case hex digits, got {short(sha)}")
-        numbers = {
+        numbers: dict[str, Any] = {
             name: integer(name, value[name], highest)
             for name, highest in (
                 ("stream", (1 << 32) - 1), ("generation", (1 << 24) - 1), ("tau_prune", 65536), ("tau_freeze", 65536),
@@ -148,9 +150,13 @@ class TensorRecord:
         if not locked <= kept <= locked + free:
             raise ValueError(f"kept: {kept} is outside locked {locked} to locked + free {locked + free}")
         scale = _scale(value["scale"])
-        values = value.get("values")
-        if code == fmt.STORED:
-            _check_stored(values, {"seed": int(seed), "scale": scale, **numbers})
+        optional = {name: value[name] for name in features.OPTIONAL_FIELDS & set(value)}
+        for name, given in optional.items():
+            if given is None:
+                raise ValueError(f"{name}: null, which no writer gives")
+        checked = {"code": code, "seed": int(seed), "scale": scale, "rows": rows, "cols": cols, **numbers, **optional}
+        for feature in features.FEATURES:
+            feature.check_fields(checked)
         return cls(
             name=value["name"],
             shape=sizes,
@@ -158,8 +164,8 @@ class TensorRecord:
             code=code,
             scale=scale,
             keep_sha256=sha,
-            values=values,
             **numbers,
+            **optional,
         )
 
 
@@ -179,16 +185,6 @@ class Ticket:
         """The tensors that are no part of a frozen weight."""
         frozen = {name for record in self.records for name in record.tensor_names}
         return {name: t for name, t in self.tensors.items() if name not in frozen}
-
-
-def _check_stored(values: object, numbers: dict[str, float]) -> None:
-    if not isinstance(values, str) or values not in fmt.VALUE_DTYPES:
-        raise ValueError(f"values: one of {', '.join(fmt.VALUE_DTYPES)}, got {short(values)}")
-    for name in ("seed", "stream", "generation", "tau_prune", "tau_freeze"):
-        if numbers[name]:
-            raise ValueError(f"{name}: 0 of a stored weight, got {numbers[name]}")
-    if numbers["scale"] != 1:
-        raise ValueError(f"scale: 1 of a stored weight, got {numbers['scale']}")
 
 
 def _scale(value: object) -> float:
@@ -250,9 +246,7 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         if record.name in names:
             raise ValueError(f"{short(record.name)}: listed twice")
         names.add(record.name)
-        first = (
-            record.name if record.values is not None else streams.setdefault((record.seed, record.stream), record.name)
-        )
+        first = streams.setdefault((record.seed, record.stream), record.name) if record.drawn else record.name
         if first != record.name:
             raise ValueError(
                 f"{short(record.name)}: seed {record.seed} and stream {record.stream} are those of {short(first)}"
@@ -264,32 +258,21 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         kept = record.locked + int(torch.ops.frozen_kernels.popcount(supermask))
         if kept != record.kept:
             raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
-        if record.values is not None:
-            _check_values(record, tensors)
+        features.check_tensors(record, tensors)
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
             raise ValueError(f"{short(name)}: a bool that is neither 0 nor 1, got {bytes_of(tensor).max()}")
 
 
-def _check_values(record: TensorRecord, tensors: dict[str, Tensor]) -> None:
-    wanted = {f"{record.name}.values": (fmt.VALUE_DTYPES[str(record.values)], (record.kept,))}
-    if record.values == "int8":
-        wanted[f"{record.name}.row_scale"] = (torch.float32, (record.rows,))
-    for name, (dtype, shape) in wanted.items():
-        found = tensors.get(name)
-        if found is None:
-            raise ValueError(f"{short(name)}: missing")
-        if found.dtype != dtype or tuple(found.shape) != shape:
-            raise ValueError(f"{short(name)}: {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}")
-    if record.values == "int8":
-        scale = tensors[f"{record.name}.row_scale"]
-        if not (scale.isfinite() & (scale >= 0)).all():
-            raise ValueError(f"{short(record.name)}.row_scale: 0 or more and finite, got {short(scale.tolist())}")
+def features_used(records: Iterable[TensorRecord]) -> list[str]:
+    """What `frozen_kernels.requires` names for these records."""
+    needed = {feature.name for record in records for feature in features.features_of(record)}
+    return [name for name in KNOWN_FEATURES if name in needed]
 
 
 def _check_features(metadata: dict[str, str], records: tuple[TensorRecord, ...]) -> None:
     """ValueError where records need a feature that the ticket does not name, or it names one that none needs."""
-    used = [fmt.STORED] if any(record.values is not None for record in records) else []
+    used = features_used(records)
     named = parse_json(metadata[PREFIX + "requires"])
     if named != used:
         raise ValueError(f"{PREFIX}requires: {short(named)}, its tensors need {short(used)}")

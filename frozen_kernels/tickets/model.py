@@ -42,6 +42,7 @@ from .file import (
     TicketError,
     check_regenerated,
     content_digest,
+    features_used,
     read_ticket,
     verify_ticket,
 )
@@ -194,10 +195,9 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
-    features = [fmt.STORED] if any(record.values is not None for record in records) else []
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
-        PREFIX + "requires": json.dumps(features),
+        PREFIX + "requires": json.dumps(features_used(records)),
         PREFIX + "tensors": json.dumps([r.to_json() for r in records], separators=(",", ":"), ensure_ascii=False),
     }
     import safetensors.torch  # importing the package needs torch and numpy only
