@@ -23,7 +23,7 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 PHILOX_ROUNDS = 10
 
-SIGN, BYTE, PARTITION, SCORE = 0, 1, 16, 32  # purposes of the generator
+SIGN, BYTE, PARTITION, SCORE, SEARCH = 0, 1, 16, 32, 33  # purposes of the generator
 PARTITION_CALLS = 4
 CHUNK_WORDS = 32  # words per entry of a stream offset table
 

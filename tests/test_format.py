@@ -182,7 +182,7 @@ def test_free_draws_are_the_scores_of_the_free_weights(backend):
     rows, cols = 5, 1061
     ops = torch.ops.frozen_kernels
     offsets = ops.offsets(header, rows, cols)
-    draws = ops.free_draws(header, offsets, rows, cols)
+    draws = ops.free_draws(header, offsets, rows, cols, fmt.SCORE)
     scores = fmt.uniform_scores(rows, cols, seed=5, stream=6)
     partition = ops.partition(header, rows, cols, 0, 0)
     expected = torch.stack([scores[p] for p in stream_positions(partition)])

@@ -22,7 +22,7 @@ def test_the_generator():
     assert words == [*fmt.PHILOX_MULTIPLIERS, *fmt.PHILOX_WEYL]
     assert f"Philox4x32-{fmt.PHILOX_ROUNDS} " in SECTIONS[3]
     ids = {row[0]: int(row[1].split()[0]) for row in cells(3)}
-    assert ids == {name: getattr(fmt, name) for name in ("SIGN", "BYTE", "PARTITION", "SCORE")}
+    assert ids == {name: getattr(fmt, name) for name in ("SIGN", "BYTE", "PARTITION", "SCORE", "SEARCH")}
 
 
 def test_codes():

@@ -85,7 +85,7 @@ class FrozenMasks(FrozenState):
         record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
         if masks:
             key = thresholds.threshold([self.competitor], self.device)
-            self._adopt(record._replace(supermask=self._above(key)), rescale=True)
+            self._adopt(record._replace(supermask=self.mask_above(key)), rescale=True)
         else:
             self._put(record, self.residency)
 
@@ -180,20 +180,23 @@ class FrozenMasks(FrozenState):
             header = torch.tensor(self._words, dtype=torch.int32)
         return header
 
-    def _above(self, key: Tensor | None) -> Tensor:
-        """The supermask of a threshold: all free weights where it is None."""
-        if key is None or self.scores is None:
-            return all_kept(self.free, self.device)
-        return thresholds.pack_above(self.scores, key, self.device)
-
-    def apply_threshold(self, key: Tensor | None) -> None:
-        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
+    def mask_above(self, key: Tensor | None) -> Tensor:
+        """uint8 [ceil(free / 8)]: which |scores| order above `key` (see `search`), all of them where it is None.
 
         RuntimeError for a finalized layer: it has no scores to compare. Collective where the scores are sharded.
         """
         if self.scores is None and self._counts[2]:
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
-        self.adopt_supermask(self._above(key))
+        if key is None or self.scores is None:
+            return all_kept(self.free, self.device)
+        return thresholds.pack_above(self.scores, key, self.device)
+
+    def search_draws(self, step: int) -> Tensor:
+        """int32 [free]: what the generator draws for a search at a step, of each free weight in stream order."""
+        header, ops = self.header.clone(), torch.ops.frozen_kernels
+        header[fmt.GENERATION] = step % (1 << 24)
+        offsets = ops.offsets(self.header, self.rows, self.cols) if self.offsets is None else self.offsets
+        return ops.free_draws(header, offsets, self.rows, self.cols, fmt.SEARCH)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
