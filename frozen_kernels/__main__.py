@@ -25,9 +25,10 @@ from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
 from .memory import crossover
-from .tensor import RESIDENCIES, STORED_RESIDENCIES, resident_bytes, stored_bytes
+from .tensor import RESIDENCIES, STORED_RESIDENCIES, residencies_of, resident_bytes, stored_bytes
 from .text import table
 from .tickets.container import short
+from .tickets.features import features_of
 from .tickets.file import TensorRecord, Ticket, read_ticket, verify_ticket
 from .tune import choices as tune_choices
 from .tune import tiles as tune_tiles
@@ -109,7 +110,9 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def _code(record: TensorRecord) -> str:
-    return record.code if record.values is None else f"{record.code} {record.values}"
+    code = record.code if record.values is None else f"{record.code} {record.values}"
+    code += "" if record.coats is None else f", {record.coats} coats"
+    return code if record.generations is None else f"{code}, {record.generations} generations"
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -123,14 +126,21 @@ def verify(options: argparse.Namespace) -> None:
     print(f"{ticket.path}: whole; {len(ticket.records)} keep planes regenerate as written")
 
 
+_BESIDE = {"stored": "stored values", "coats": "coats after the first"}
+
+
 def footprint(options: argparse.Namespace) -> None:
     """Bytes of a ticket on disk by kind, and of its frozen weights in memory by residency."""
     ticket = read_ticket(options.file)
     weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
     masks = sum(-(-r.free // 8) for r in ticket.records)
-    stored = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.tensor_names[1:])
+    beside: dict[str, int] = {}
+    for r in ticket.records:
+        for feature in features_of(r):
+            size = sum(ticket.tensors[f"{r.name}.{end}"].nbytes for end in feature.tensors(r))
+            beside[feature.name] = beside.get(feature.name, 0) + size
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
-    disk = [("supermasks", masks), *([("stored values", stored)] if stored else [])]
+    disk = [("supermasks", masks), *((_BESIDE.get(name, name), size) for name, size in beside.items())]
     disk += [("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
     disk.append(("file", ticket.file_bytes))
     print(f"{ticket.path}: {weights:,} frozen weights\n")
@@ -152,7 +162,10 @@ def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
 
 def _held(record: TensorRecord, residency: str) -> int:
     if record.values is None:
-        return resident_bytes(record.shape, record.code, record.free, residency)
+        coats, generations = record.coats or 1, record.generations or 1
+        possible = residencies_of(record.code, coats > 1, generations > 1)
+        held = residency if residency in possible else possible[0]
+        return resident_bytes(record.shape, record.code, record.free, held, coats=coats, generations=generations)
     return stored_bytes(record.shape, record.kept, record.values, "dense" if residency == "dense" else "packed")
 
 

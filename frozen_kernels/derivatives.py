@@ -24,7 +24,7 @@ from . import format as fmt
 from .ops import CONVOLUTIONS, NAMESPACE, PACK_ARGS, TRANSPOSED_CONVOLUTIONS, library
 
 # of the pack: how many lead, then places
-_TENSORS, _KEEP, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, 3, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
+_TENSORS, _KEEP, _DRAW, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, 3, 4, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
 
 _LEVEL = 0  # of forward mode: torch has one, and torch.func nests by wrapping tensors
 
@@ -54,8 +54,18 @@ def weight_change(v: Tensor, scores: Tensor, pack: Sequence) -> Tensor:
     values = v.to(torch.promote_types(v.dtype, torch.float32)) * scores.sign()
     # weights that are not free read a zero behind the last entry
     values = torch.cat((values, values.new_zeros(1)))[torch.where(free, entries, scores.shape[0])]
-    codes = _op("codes")(header, pack[_CODE], rows, cols, 0, 0)
+    codes = _codes(pack, rows, cols)
     return fmt.from_matrix(values * codes * header[fmt.SCALE].view(torch.float32), shape)
+
+
+def _codes(pack: Sequence, rows: int, cols: int) -> Tensor:
+    """[rows, cols], from the draws where the tensor holds them: a header gives those of one generation."""
+    header, draw = pack[0], pack[_DRAW]
+    if draw is None:
+        return _op("codes")(header, pack[_CODE], rows, cols, 0, 0)
+    every = _op("planes")(torch.ones(rows, cols, dtype=torch.bool, device=header.device))
+    whole = fmt.with_scale(header, 1.0), None, None, every, draw, None, None, None, pack[_CODE], (rows, cols)
+    return _op("weight")(None, *whole, torch.float32)
 
 
 class _Rule:

@@ -281,6 +281,11 @@ def float32_bits(value: float) -> int:
     raise ValueError(f"scale: a finite float32, got {value!r}")
 
 
+def with_scale(header: Tensor, scale: float) -> Tensor:
+    """The header of the same tensor with another scale."""
+    return header.index_fill(0, torch.tensor([SCALE], device=header.device), float32_bits(scale))
+
+
 def header_fields(header: Tensor) -> dict:
     """The Python values of a header: seed, stream, generation, tau_prune, tau_freeze, scale, code.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from . import format as fmt
+from .generations import bits_of, own_draws
 
 Residency = Literal["seed", "mask", "planes", "packed", "dense"]
 RESIDENCIES: tuple[Residency, ...] = ("seed", "mask", "planes", "dense")  # of drawn weights
@@ -16,9 +17,23 @@ STORED_RESIDENCIES: tuple[Residency, ...] = ("packed", "dense")
 ALL_RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
-def residencies_of(code: str) -> tuple[Residency, ...]:
-    """Those that a weight of this code can be in."""
-    return STORED_RESIDENCIES if code == fmt.STORED else RESIDENCIES
+def residencies_of(code: str, coats: bool = False, generations: bool = False) -> tuple[Residency, ...]:
+    """Those that a weight of this code can be in, with several coats or generations where it has them."""
+    if code == fmt.STORED:
+        return STORED_RESIDENCIES
+    # kernels draw one generation; coats are planes, beside which a packed mask saves nothing
+    return RESIDENCIES[2:] if generations else RESIDENCIES[1:] if coats else RESIDENCIES
+
+
+def check_residency(residency: str, code: str, coats: bool = False, generations: bool = False) -> None:
+    """ValueError, with the reason, for a residency that such a weight cannot be in."""
+    known = residencies_of(code, coats, generations)
+    if residency in known:
+        return
+    why = f"for code {code!r}"
+    if residency in residencies_of(code):
+        why += ", whose weights have generations of their own and kernels draw one" if generations else " in coats"
+    raise ValueError(f"residency: one of {', '.join(known)} {why}, got {residency!r}")
 
 
 class FrozenTensor(NamedTuple):
@@ -33,6 +48,10 @@ class FrozenTensor(NamedTuple):
     `supermask` and `dense`. Packed (`pack_stored`) it keeps `values`, the kept ones alone, 1-D in stream order, and
     `row_scale` float32 [rows] where they are int8; packed: `keep` and `offsets` of kept values; dense: `supermask`
     and `dense`.
+
+    In several coats the weight is `count * code * scale`: `coats` int32 [C - 1, rows, words] are the keep planes after
+    the first, each within the one before, in every residency but seed. `generations` uint8 [ceil(log2 G), ceil(free /
+    8)] are bit planes of the free weights' own generations, with which they are drawn: planes or dense.
     """
 
     shape: tuple[int, ...]
@@ -46,6 +65,8 @@ class FrozenTensor(NamedTuple):
     values: Tensor | None = None
     row_scale: Tensor | None = None
     scores: Tensor | None = None
+    coats: Tensor | None = None
+    generations: Tensor | None = None
 
     @classmethod
     def create(
@@ -103,6 +124,11 @@ class FrozenTensor(NamedTuple):
         return record.pack_stored(values).hold(residency, dtype)
 
     @property
+    def residencies(self) -> tuple[Residency, ...]:
+        """Those that this weight can be in."""
+        return residencies_of(self.code, self.coats is not None, self.generations is not None)
+
+    @property
     def is_packed(self) -> bool:
         """Whether a stored weight holds its kept values alone."""
         return self.values is not None and self.values.dim() == 1
@@ -118,7 +144,7 @@ class FrozenTensor(NamedTuple):
         assert self.values is not None
         rows, cols = fmt.matrix_shape(self.shape)
         ops, exact, scale = torch.ops.frozen_kernels, self.values.detach(), None
-        keep = self._keep_plane()
+        keep = self.keep_plane()
         offsets = ops.plane_offsets(keep, cols)
         if not exact.is_floating_point():
             raise ValueError(f"values: they are {exact.dtype} already and stay so, got {values!r}")
@@ -134,8 +160,11 @@ class FrozenTensor(NamedTuple):
             supermask=None, offsets=offsets, keep=keep, dense=None, values=kept, row_scale=scale, scores=None
         )
 
-    def _keep_plane(self, offsets: Tensor | None = None) -> Tensor:
-        """The keep plane, from whichever residency; `offsets` of free weights, where somebody has made them."""
+    def keep_plane(self, offsets: Tensor | None = None) -> Tensor:
+        """int32 [rows, words]: the keep plane, that of the first coat, from whichever residency.
+
+        `offsets` of free weights, where somebody has made them.
+        """
         if self.keep is not None:
             return self.keep
         (rows, cols), ops = fmt.matrix_shape(self.shape), torch.ops.frozen_kernels
@@ -152,7 +181,7 @@ class FrozenTensor(NamedTuple):
             return base._replace(dense=self._replace(dense=None, scores=None).weight(dtype).detach())
         if not self.is_packed:
             raise ValueError("residency: 'packed' is for a finalized layer; while a search runs it is 'dense'")
-        keep = self._keep_plane()
+        keep = self.keep_plane()
         offsets = torch.ops.frozen_kernels.plane_offsets(keep, fmt.matrix_shape(self.shape)[1])
         return base._replace(keep=keep, offsets=offsets)
 
@@ -160,8 +189,7 @@ class FrozenTensor(NamedTuple):
         """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
         if self.code == fmt.STORED:
             return self._hold_stored(residency, dtype)
-        if residency not in RESIDENCIES:
-            raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+        check_residency(residency, self.code, self.coats is not None, self.generations is not None)
         rows, cols = fmt.matrix_shape(self.shape)
         ops = torch.ops.frozen_kernels
         offsets = self.offsets if self.offsets is not None else ops.offsets(self.header, rows, cols)
@@ -172,13 +200,22 @@ class FrozenTensor(NamedTuple):
             base = base._replace(offsets=offsets)
         if residency == "dense":
             supermask = self.packed(offsets)
-            source = base._replace(supermask=supermask, offsets=offsets)
+            draw = self._draw_plane(offsets) if self.generations is not None else None
+            source = base._replace(supermask=supermask, offsets=offsets, draw=draw)
+            # a score gradient reads draws, and the header gives those of one generation
+            base = base._replace(draw=draw if with_offsets else None)
             return base._replace(supermask=supermask, dense=source.weight(dtype).detach())
-        keep = self._keep_plane(offsets)
-        draw = None
-        if residency == "planes" and self.code != "constant":
-            draw = self.draw if self.draw is not None else ops.draw_plane(self.header, self.code, rows, cols)
-        return base._replace(keep=keep, draw=draw)
+        draw = self._draw_plane(offsets) if residency == "planes" and self.code != "constant" else None
+        return base._replace(keep=self.keep_plane(offsets), draw=draw)
+
+    def _draw_plane(self, offsets: Tensor) -> Tensor:
+        if self.draw is not None:
+            return self.draw
+        rows, cols = fmt.matrix_shape(self.shape)
+        if self.generations is not None:
+            return own_draws(self.header, self.code, self.generations, offsets, rows, cols)
+        draw: Tensor = torch.ops.frozen_kernels.draw_plane(self.header, self.code, rows, cols)
+        return draw
 
     def packed(self, offsets: Tensor | None = None) -> Tensor:
         """uint8 [ceil(free / 8)]: the supermask, from whichever residency holds it."""
@@ -191,16 +228,50 @@ class FrozenTensor(NamedTuple):
         return torch.ops.frozen_kernels.pack_plane(self.header, self.keep, offsets, rows, cols)
 
     def pack(self) -> fmt.Pack:
-        """The arguments that every op takes of a frozen tensor, in the order of its schema."""
+        """The arguments that every op takes of a frozen tensor, in the order of its schema; of the first coat."""
         fields = (
             self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense, self.values, self.row_scale,
             self.code, list(self.shape),
         )  # fmt: skip
         return tuple.__new__(fmt.Pack, fields)  # Pack(*fields) takes twice as long
 
+    def each_coat(self) -> list[FrozenTensor]:
+        """A record of each coat by itself, which the ops take; scores are with the first."""
+        assert self.coats is not None
+        rest = self._replace(supermask=None, offsets=None, scores=None, coats=None)
+        return [self._replace(coats=None), *(rest._replace(keep=plane) for plane in self.coats.unbind())]
+
+    @property
+    def in_coats(self) -> bool:
+        """Whether ops are called for each coat; a dense weight has the counts in it."""
+        return self.coats is not None and self.dense is None
+
+    def counted(self, dtype: torch.dtype, read: Callable[[FrozenTensor, torch.dtype], Tensor]) -> Tensor:
+        """What `read(record of one coat, dtype)` gives of the weight, of `float32(count * code) * scale`.
+
+        The gradient of scores is that of one coat: straight through.
+        """
+        first, *others = self.each_coat()
+        # codes alone are integers, whose sum is exact
+        unscaled = fmt.with_scale(self.header, 1.0)
+        whole = read(first._replace(header=unscaled, scores=None), torch.float32)
+        for coat in others:
+            whole = whole + read(coat._replace(header=unscaled), torch.float32)
+        value = (whole * self.header[fmt.SCALE].view(torch.float32)).to(dtype)
+        if first.scores is None or not torch.is_grad_enabled():
+            return value
+        once = read(first, dtype)
+        return value + (once - once.detach())
+
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`."""
-        return torch.ops.frozen_kernels.weight(self.scores, *self.pack(), dtype)
+        """The effective weight of torch's shape: `float32(code) * scale` where kept, rounded once to `dtype`.
+
+        In several coats `float32(count * code) * scale`.
+        """
+        op = torch.ops.frozen_kernels.weight
+        if self.in_coats:
+            return self.counted(dtype, lambda one, kind: op(one.scores, *one.pack(), kind))
+        return op(self.scores, *self.pack(), dtype)
 
 
 def stored_record(weight: Tensor, supermask: Tensor) -> FrozenTensor:
@@ -261,16 +332,23 @@ def stored_bytes(shape: Sequence[int], kept: int, values: str, residency: str, i
     return held + 4 * rows * fmt.words(cols) + 8 * (rows * fmt.chunks(cols) + 1)
 
 
-def resident_bytes(shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4) -> int:
+def resident_bytes(
+    shape: Sequence[int],
+    code: str,
+    free: int,
+    residency: str,
+    itemsize: int = 4,
+    coats: int = 1,
+    generations: int = 1,
+) -> int:
     """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype."""
     rows, cols = fmt.matrix_shape(shape)
-    header, supermask = 4 * fmt.HEADER_WORDS, -(-free // 8)
-    plane = 4 * rows * fmt.words(cols)
+    check_residency(residency, code, coats > 1, generations > 1)
+    supermask, plane = -(-free // 8), 4 * rows * fmt.words(cols)
+    held = 4 * fmt.HEADER_WORDS + (coats - 1) * plane + bits_of(generations) * supermask
     if residency == "seed":
-        return header + supermask + 8 * (rows * fmt.chunks(cols) + 1)
+        return held + supermask + 8 * (rows * fmt.chunks(cols) + 1)
     if residency == "dense":
-        return header + supermask + rows * cols * itemsize
-    if residency not in RESIDENCIES:
-        raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+        return held + supermask + rows * cols * itemsize
     draw = {"constant": 0, "sign": plane}.get(code, rows * cols) if residency == "planes" else 0
-    return header + plane + draw
+    return held + plane + draw

@@ -68,6 +68,8 @@ def auto_residency(
     if layer.tuned is not None:
         return Choice("packed", "its values are being tuned")
     small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
+    if layer.generations is not None:
+        small = "planes"
     if layer.stored:
         small = "packed"
     if pixels is None:
@@ -101,6 +103,7 @@ def auto_residency(
         return Choice("dense", "smaller than all that was measured", True)
     if layer.stored:
         return _packed(found, wish)
+    found = _in_coats(layer, found)
     return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
 
 
@@ -142,6 +145,16 @@ def _packed(found: crossover.Estimate, wish: Wish) -> Choice:
     return Choice("packed" if found.floors["mask"] >= enough else "dense", said, True)
 
 
+def _in_coats(layer: FrozenLayer, found: crossover.Estimate) -> crossover.Estimate:
+    """A call of a layer in several coats is as many calls of one, and only some residencies are possible."""
+    calls = 1 if layer.coats is None else 1 + layer.coats.shape[0]
+
+    def of(by_residency: dict[str, float]) -> dict[str, float]:
+        return {name: x / calls for name, x in by_residency.items() if name in layer.residencies}
+
+    return found._replace(factors=of(found.factors), floors=of(found.floors))
+
+
 def _of_code(layer: FrozenLayer, by_residency: dict[str, float]) -> dict[str, float]:
     """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask."""
     if layer.code != "constant":
@@ -167,7 +180,12 @@ def _fastest(layer: FrozenLayer, found: crossover.Estimate) -> Choice:
 
 def _smallest(layer: FrozenLayer, found: crossover.Estimate, factor: float) -> Choice:
     factors, floors = _of_code(layer, found.factors), _of_code(layer, found.floors)
-    names: tuple[Residency, ...] = ("seed", "mask", "planes")
-    size = {name: resident_bytes(layer.shape, layer.code, layer.free, name) for name in names}
+    names: list[Residency] = [name for name in layer.residencies if name != "dense"]
+    coats = 1 if layer.coats is None else 1 + layer.coats.shape[0]
+    generations = 1 if layer.generations is None else 1 << layer.generations.shape[0]
+    size = {
+        name: resident_bytes(layer.shape, layer.code, layer.free, name, coats=coats, generations=generations)
+        for name in names
+    }
     good = [name for name in names if floors.get(name, 0.0) * factor >= 1]
     return Choice(min(good, key=lambda name: size[name], default="dense"), _said(factors, found), True)

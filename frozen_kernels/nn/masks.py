@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import format as fmt
+from ..coats import sum_of_squares
 from ..config import FreezeConfig
 from ..select import initial, sharded, thresholds
 from ..tensor import FrozenTensor, all_kept, calibrated
@@ -154,8 +155,9 @@ class FrozenMasks(FrozenState):
         self._note_mask()
         if rescale:
             assert record.supermask is not None
-            record = record._replace(header=self._rescaled(record.header, record.supermask))
-        self._take(record, self.residency)
+            record = record._replace(header=self._rescaled(record.header, record.supermask, record.coats))
+        # several coats, or generations, are not in every residency
+        self._take(record, self.residency if self.residency in record.residencies else record.residencies[0])
 
     def _note_mask(self) -> None:
         self._kept = None
@@ -163,12 +165,16 @@ class FrozenMasks(FrozenState):
             _masks_made[self] = _masks_made.get(self, 0) + 1
             self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
 
-    def _rescaled(self, header: Tensor, supermask: Tensor) -> Tensor:
-        """The header with the scale that the settings ask for: a new tensor, or the same one written in place."""
+    def _rescaled(self, header: Tensor, supermask: Tensor, coats: Tensor | None) -> Tensor:
+        """The header with the scale that the settings ask for: a new tensor, or the same one written in place.
+
+        A dynamic one makes the mean square of the weight the same whatever is kept, so several coats count squared.
+        """
         weights = self.rows * self.cols
         if self.config.scaling == "dynamic":
             # nobody waits for the count
             kept = torch.ops.frozen_kernels.popcount(supermask) + self._counts[1]
+            kept = kept if coats is None else sum_of_squares(kept, coats)
             header = header if self.in_place else header.clone()
             header[fmt.SCALE] = fmt.dynamic_scale_bits(self.code, self.sigma, kept, weights)
             return header
@@ -211,8 +217,8 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Take over a supermask that fits, on the layer's device, without a check or a wait."""
-        self._adopt(self._record()._replace(supermask=supermask, keep=None, dense=None), rescale)
+        """Take over a supermask that fits, on the layer's device, without a check or a wait; it is the only coat."""
+        self._adopt(self._record()._replace(supermask=supermask, keep=None, dense=None, coats=None), rescale)
 
     @torch.no_grad()
     def set_keep_mask(self, keep: Tensor) -> None:

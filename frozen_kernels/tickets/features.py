@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
-from .container import short
+from ..coats import MOST as MOST_COATS
+from ..generations import MOST as MOST_GENERATIONS
+from ..generations import bits_of, check_generations, check_redrawn, numbers_of
+from .container import integer, short
 
 Record = Any  # a `file.TensorRecord`, which asks this module what it may hold
 
@@ -75,7 +78,71 @@ def _check_values(record: Record, tensors: Mapping[str, Tensor]) -> None:
 STORED = Feature(
     fmt.STORED, ("values",), lambda record: record.values is not None, _stored_tensors, _check_stored, _check_values
 )
-FEATURES: tuple[Feature, ...] = (STORED,)
+
+
+def _coat_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {f"coat{i}": (torch.uint8, (-(-kept // 8),)) for i, kept in enumerate(record.coat_kept[:-1], 2)}
+
+
+def _check_coat_fields(fields: Mapping[str, Any]) -> None:
+    coats, kept = fields.get("coats"), fields.get("coat_kept")
+    if (coats is None) != (kept is None):
+        raise ValueError(f"coats: with coat_kept or without both, got {short(coats)} and {short(kept)}")
+    if coats is None:
+        return
+    if fields["code"] == fmt.STORED:
+        raise ValueError(f"coats: none of a stored weight, got {short(coats)}")
+    coats = integer("coats", coats, MOST_COATS)
+    if coats < 2:
+        raise ValueError(f"coats: 2 to {MOST_COATS}, got {coats}")
+    if not isinstance(kept, (list, tuple)) or len(kept) != coats:
+        raise ValueError(f"coat_kept: a list of {coats} counts, got {short(kept)}")
+    numbers = [integer("coat_kept", n, fields["kept"]) for n in kept]
+    if numbers[0] != fields["kept"] or numbers != sorted(numbers, reverse=True):
+        raise ValueError(f"coat_kept: counts from kept {fields['kept']} on that never rise, got {short(numbers)}")
+
+
+def _check_coats(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    for i in range(2, record.coats + 1):
+        before, wanted = record.coat_kept[i - 2 : i]
+        stream, name = tensors[f"coat{i}"], short(f"{record.name}.coat{i}")
+        if before % 8 and int(stream[-1]) >> before % 8:
+            raise ValueError(f"{name}: bits are set after the last of {before} (last byte {int(stream[-1])})")
+        found = int(torch.ops.frozen_kernels.popcount(stream))
+        if found != wanted:
+            raise ValueError(f"{name}: coat_kept says {wanted}, its bits are {found}")
+
+
+def _generation_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {"generation": (torch.uint8, (bits_of(record.generations), -(-record.free // 8)))}
+
+
+def _check_generation_fields(fields: Mapping[str, Any]) -> None:
+    generations = fields.get("generations")
+    if generations is None:
+        return
+    if integer("generations", generations, MOST_GENERATIONS) < 2:
+        raise ValueError(f"generations: 2 to {MOST_GENERATIONS}, got {generations}")
+    check_redrawn(fields["code"], fields["generation"])
+
+
+def _check_generations(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    name = short(f"{record.name}.generation")
+    check_generations(tensors["generation"], record.free, name)
+    highest = int(numbers_of(tensors["generation"], record.free, torch.device("cpu")).max())
+    if highest + 1 != record.generations:
+        raise ValueError(f"{name}: generations is {record.generations}, its highest is {highest}")
+
+
+COATS = Feature(
+    "coats", ("coats", "coat_kept"), lambda record: record.coats is not None, _coat_tensors, _check_coat_fields,
+    _check_coats,
+)  # fmt: skip
+GENERATIONS = Feature(
+    "generations", ("generations",), lambda record: record.generations is not None, _generation_tensors,
+    _check_generation_fields, _check_generations,
+)  # fmt: skip
+FEATURES: tuple[Feature, ...] = (STORED, COATS, GENERATIONS)
 OPTIONAL_FIELDS = frozenset(name for feature in FEATURES for name in feature.fields)
 
 

@@ -46,7 +46,9 @@ class TicketError(ValueError):
 class TensorRecord:
     """What a ticket says of one frozen tensor; the fields are those of format section 7.
 
-    `values`, of a stored weight (section 8), is what its kept values are: float32, float16, bfloat16 or int8.
+    Those with a default are of section 8. `values`, of a stored weight, is what its kept values are: float32, float16,
+    bfloat16 or int8. `coats` is how often a weight counts at most, `coat_kept` how many weights each coat keeps, and
+    `generations` how many draws there are.
     """
 
     name: str
@@ -64,6 +66,9 @@ class TensorRecord:
     kept: int
     keep_sha256: str
     values: str | None = None
+    coats: int | None = None
+    coat_kept: tuple[int, ...] | None = None
+    generations: int | None = None
 
     @property
     def rows(self) -> int:
@@ -96,7 +101,8 @@ class TensorRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
-        found = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        found = asdict(self) | {"seed": str(self.seed), "scale": self.scale.hex()}
+        found = {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
         return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
 
     @classmethod
@@ -157,6 +163,7 @@ class TensorRecord:
         checked = {"code": code, "seed": int(seed), "scale": scale, "rows": rows, "cols": cols, **numbers, **optional}
         for feature in features.FEATURES:
             feature.check_fields(checked)
+        optional = {name: tuple(v) if isinstance(v, list) else v for name, v in optional.items()}
         return cls(
             name=value["name"],
             shape=sizes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import format as fmt
+from ..coats import check_coats, coat_planes
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
 from ..files import write_whole
@@ -35,6 +36,7 @@ from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
+from .features import tensors_of
 from .file import (
     PREFIX,
     TensorRecord,
@@ -57,6 +59,8 @@ _FROZEN_STATE = (
     "values",
     "row_scale",
     "tuned",
+    "coats",
+    "generations",
 )  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
@@ -120,7 +124,7 @@ def _check_not_spread(model: nn.Module) -> None:
         raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
-def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | None) -> TensorRecord:
+def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, features: dict[str, Any]) -> TensorRecord:
     """What a ticket says of a layer; ValueError that names it where a reader would refuse that."""
     try:
         layer.check_buffers()
@@ -136,7 +140,7 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | N
     assert found.keep_sha256 is not None
     if layer.keep is not None and hash_plane(layer.keep) != found.keep_sha256:
         raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
-    known: dict[str, Any] = {**fmt.header_fields(header), **counts, "values": values}
+    known: dict[str, Any] = {**fmt.header_fields(header), **counts, **features}
     record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
@@ -155,13 +159,17 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
             raise ValueError(
                 f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
             )
-        supermask, stored = layer.packed_supermask().cpu(), _stored_tensors(name, layer)
-        values = None if stored is None else str(stored[0].dtype).removeprefix("torch.")
-        record = _record_of(name, layer, supermask, values)
+        supermask = layer.packed_supermask().cpu()
+        features, own = _features_of(name, layer)
+        record = _record_of(name, layer, supermask, features)
         first = first_of.setdefault(layer.identity, record)
+        own = {f"{first.name}.{end}": t for end, t in own.items()}
         if first is record:
-            tensors.update(zip(record.tensor_names, (supermask, *(stored or ())), strict=True))
-        elif first.to_json() != record.to_json() | {"name": first.name}:
+            tensors.update(own)
+            tensors[record.supermask_name] = supermask
+        elif first.to_json() != record.to_json() | {"name": first.name} or not (
+            layer.stored or all(torch.equal(t, tensors[end]) for end, t in own.items())
+        ):
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
                 "but not the same shape, code, scale and mask; give one of them another stream"
@@ -169,15 +177,30 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
 
 
-def _stored_tensors(name: str, layer: FrozenLayer) -> list[Tensor] | None:
-    """The kept values of a stored layer, and the scales of their rows where they are int8; None of a drawn one."""
-    if not layer.stored:
-        return None
-    try:
-        packed = layer.packed_record()
-    except ValueError as why:
-        raise ValueError(f"model: {name!r}: {why}") from None
-    return [t.detach().cpu() for t in (packed.values, packed.row_scale) if t is not None]
+def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of a record that a layer needs beyond section 7, and its tensors by the end of their names."""
+    fields: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    if layer.stored:
+        try:
+            packed = layer.packed_record()
+        except ValueError as why:
+            raise ValueError(f"model: {name!r}: {why}") from None
+        assert packed.values is not None
+        tensors |= {"values": packed.values}
+        tensors |= {} if packed.row_scale is None else {"row_scale": packed.row_scale}
+        fields["values"] = str(packed.values.dtype).removeprefix("torch.")
+    if layer.coats is not None:
+        try:
+            check_coats(layer.coats, layer.frozen.keep_plane())
+        except ValueError as why:
+            raise ValueError(f"model: {name!r} is no longer the layer it was: {why}") from None
+        tensors |= {f"coat{i}": stream for i, stream in enumerate(layer.coat_streams(), 2)}
+        fields |= {"coats": 1 + layer.coats.shape[0], "coat_kept": tuple(layer.coat_kept())}
+    if layer.generations is not None:
+        tensors["generation"] = layer.generations
+        fields["generations"] = 1 + int(layer.generations_of().max())
+    return fields, {end: t.detach().cpu() for end, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -250,6 +273,7 @@ def _ordered_header(data: bytes) -> tuple[bytes, memoryview]:
 def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     """Settings and sigma that give a record's seed, code, thresholds and scale again."""
     total = record.rows * record.cols
+    squares = sum((2 * i + 1) * kept for i, kept in enumerate(record.coat_kept or (record.kept,)))
     sparsity = (total - record.kept) / total if total else 0.0
     if record.values is not None:
         return FreezeConfig(code=fmt.STORED, sparsity=sparsity, scope="local"), 0.0
@@ -265,7 +289,7 @@ def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     sigma = fmt.kaiming_sigma(record.cols)
     for scaling in ("none", "dynamic"):
         scaled = replace(config, scaling=scaling)
-        if fmt.scale_of(record.code, sigma, scaled.factor(record.kept, total)) == record.scale:
+        if fmt.scale_of(record.code, sigma, scaled.factor(squares, total)) == record.scale:
             return scaled, sigma
     return config, record.scale * fmt.RMS[record.code]
 
@@ -397,29 +421,43 @@ class _Place(NamedTuple):
     dtype: torch.dtype
 
 
-def _place(layer: nn.Module, residency: str | None, code: str) -> _Place:
+def _place(layer: nn.Module, residency: str | None, record: TensorRecord) -> _Place:
     if isinstance(layer, FrozenLayer):
         residency, device, dtype = residency or layer.residency, layer.device, layer.dtype
     else:
         weight: Any = layer.weight
         device, dtype = weight.device, weight.dtype
-    if residency not in residencies_of(code):
-        residency = "packed" if code == fmt.STORED else "mask"
+    possible = residencies_of(record.code, record.coats is not None, record.generations is not None)
+    if residency not in possible:
+        residency = "mask" if "mask" in possible else possible[0]
     return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
 
 
-def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: Sequence[Tensor], place: _Place) -> Made:
+def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict[str, Tensor], place: _Place) -> Made:
     """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again.
 
-    `stored`: the values of a stored weight, and the scales of their rows where they are int8.
+    `own`: the tensors of its features, by the end of their names.
     """
     base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
     counts = found.pruned, found.locked, found.free
-    if stored:
-        assert found.keep is not None
-        values, scale, *_ = (*(t.to(place.device) for t in stored), None)
-        packed = base._replace(keep=found.keep.to(place.device), values=values, row_scale=scale)
+
+    def there(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(place.device)
+
+    if "values" in own:
+        packed = base._replace(
+            keep=there(found.keep), values=there(own["values"]), row_scale=there(own.get("row_scale"))
+        )
         return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
+    if record.coats is not None or record.generations is not None:
+        streams = [own[f"coat{i}"] for i in range(2, 1 + (record.coats or 1))]
+        assert found.keep is not None
+        coats = coat_planes(found.keep, streams) if streams else None
+        whole = base._replace(
+            supermask=there(supermask), offsets=there(found.offsets), keep=there(found.keep), coats=there(coats),
+            generations=there(own.get("generation")),
+        )  # fmt: skip
+        return Made(whole.hold(place.residency, place.dtype), counts, place.residency)
     if place.residency == "seed":
         assert found.offsets is not None
         held = base._replace(supermask=supermask.to(place.device), offsets=found.offsets.to(place.device))
@@ -449,16 +487,18 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
         layers_of.setdefault(record.name, []).append(name)
     made: dict[str, Made] = {}
     for record in ticket.records:
-        places = {name: _place(pairs[name][0], residency, record.code) for name in layers_of[record.name]}
+        places = {name: _place(pairs[name][0], residency, record) for name in layers_of[record.name]}
         kinds = {place.residency for place in places.values()}
-        supermask, *stored = (ticket.tensors.pop(name) for name in record.tensor_names)
+        supermask = ticket.tensors.pop(record.supermask_name)
+        own = {end: ticket.tensors.pop(f"{record.name}.{end}") for end in tensors_of(record)}
+        layered = record.coats is not None or record.generations is not None
         found = regenerate(
             record.header(), record.rows, record.cols, supermask, hashed=verify,
-            hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
+            hold_keep=kinds != {"seed"}, hold_offsets=layered or "seed" in kinds,
         )  # fmt: skip
         check_regenerated(ticket, record, found)
         for name, place in places.items():
-            held = _hold(record, found, supermask, stored, place)
+            held = _hold(record, found, supermask, own, place)
             made[name] = _copied(held) if made.keys() & places.keys() else held
     return made
 

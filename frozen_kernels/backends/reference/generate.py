@@ -80,13 +80,18 @@ def _normal_table(device: torch.device) -> Tensor:
 
 
 def _code_values(code: str, fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
+    if code == "constant":
+        return torch.ones(len(rows), len(cols), dtype=torch.int16, device=rows.device)
+    return codes_of_draw(code, (sign_bits if code == "sign" else byte_draws)(fields, rows, cols))
+
+
+def codes_of_draw(code: str, draw: Tensor) -> Tensor:
+    """int16: the codes of int64 draws, sign bits or bytes."""
     if code == "sign":
-        return (1 - 2 * sign_bits(fields, rows, cols)).to(torch.int16)
+        return (1 - 2 * draw).to(torch.int16)
     if code == "uniform":
-        return (2 * byte_draws(fields, rows, cols) - 255).to(torch.int16)
-    if code == "normal":
-        return _normal_table(rows.device)[byte_draws(fields, rows, cols)]
-    return torch.ones(len(rows), len(cols), dtype=torch.int16, device=rows.device)
+        return (2 * draw - 255).to(torch.int16)
+    return _normal_table(draw.device)[draw]
 
 
 def _partition_values(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
