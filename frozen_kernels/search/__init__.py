@@ -14,15 +14,20 @@ from .rule import MaskRule, Search
 
 __all__ = ["MaskRule", "Search"]
 
-for _found in pkgutil.iter_modules(__path__):
-    _module = importlib.import_module(f"{__name__}.{_found.name}")
-    _own = [name for name, value in vars(_module).items() if isinstance(value, type) and issubclass(value, Search)]
-    for _name in getattr(
-        _module, "__all__", [name for name in _own if vars(_module)[name].__module__ == _module.__name__]
-    ):
-        globals()[_name] = getattr(_module, _name)
-        if _name not in __all__:
-            __all__.append(_name)
+
+def find_rules() -> None:
+    """Import every module of this folder, and give its rules as attributes; what was found before stays."""
+    for found in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        searches = [n for n, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, Search)]
+        own = [name for name in searches if vars(module)[name].__module__ == module.__name__]
+        for name in getattr(module, "__all__", own):
+            globals()[name] = getattr(module, name)
+            if name not in __all__:
+                __all__.append(name)
+
+
+find_rules()
 
 if TYPE_CHECKING:
 

@@ -24,10 +24,12 @@ _slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_masks(layers: Iterable[FrozenLayer], ramp: float = 1.0, adopt: Adopt | None = None) -> None:
+def update_masks(
+    layers: Iterable[FrozenLayer], sparsity: Callable[[float], float] | None = None, adopt: Adopt | None = None
+) -> None:
     """New thresholds and masks from |scores| as they are: one for all global layers, one per local layer.
 
-    `ramp` is the share of each layer's sparsity that is asked for; `adopt` takes a mask over, without it the layer.
+    `sparsity` gives what is asked for in place of a layer's own; `adopt` takes a mask over, without it the layer.
     """
     layers = list(layers)
     adopt = FrozenLayer.adopt_supermask if adopt is None else adopt
@@ -39,22 +41,24 @@ def update_masks(layers: Iterable[FrozenLayer], ramp: float = 1.0, adopt: Adopt 
             by_scores.setdefault(id(layer.scores), []).append(layer)
     groups += by_scores.values()
     if any(sharded.is_sharded(layer.scores) for layer in layers):
-        _update_sharded(groups, ramp, adopt)
+        _update_sharded(groups, sparsity, adopt)
         return
     for group in groups:
-        key = thresholds.threshold(_competitors(group, ramp), group[0].device)
+        key = thresholds.threshold(_competitors(group, sparsity), group[0].device)
         for layer in group:
             adopt(layer, layer.mask_above(key))
 
 
-def _competitors(group: Sequence[FrozenLayer], ramp: float) -> list[thresholds.Competitor]:
+def _competitors(
+    group: Sequence[FrozenLayer], sparsity: Callable[[float], float] | None
+) -> list[thresholds.Competitor]:
     every = [layer.competitor for layer in group]
-    return every if ramp == 1 else [c._replace(sparsity=c.sparsity * ramp) for c in every]
+    return every if sparsity is None else [c._replace(sparsity=sparsity(c.sparsity)) for c in every]
 
 
-def _update_sharded(groups: list[list[FrozenLayer]], ramp: float, adopt: Adopt) -> None:
+def _update_sharded(groups: list[list[FrozenLayer]], sparsity: Callable[[float], float] | None, adopt: Adopt) -> None:
     """The same masks from sharded scores, in four collective calls for all groups together."""
-    asked = [thresholds.rank_of(_competitors(group, ramp)) for group in groups]
+    asked = [thresholds.rank_of(_competitors(group, sparsity)) for group in groups]
     searched: list[FrozenLayer] = []
     place: list[int] = []
     selections: list[tuple[list[Tensor], int]] = []

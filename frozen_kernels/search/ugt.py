@@ -35,4 +35,4 @@ class UGT(EdgePopup):
         return min(1.0, 2 * self.steps / self.of_steps)
 
     def _update(self) -> None:
-        update_masks(self.layers, self.ramp)
+        update_masks(self.layers, lambda sparsity: sparsity * self.ramp)
