@@ -94,11 +94,12 @@ DENSITY = 0.5
 PRUNED: dict[str, Any] = {"prune_ratio": 1 - DENSITY, "lock_ratio": 0.0, "scope": "global", "sparsity": 0.75}
 RULES: dict[str, Rule] = {
     "edge_popup": Rule("edge-popup", "edge_popup", _popup),
-    "sampled": Rule("sampled supermask", "sampled", lambda m, e, n: search.Sampled(m), 50.0, 0.0),
+    "sampled": Rule("sampled supermask", "sampled", lambda m, e, n: search.Sampled(m), 200.0, 0.0),
     "gem_miner": Rule(
         "Gem-Miner",
         "gem_miner",
         lambda m, e, n: search.GemMiner(m, epochs=e, steps_per_epoch=n, freeze_every=max(e // 4, 1)),
+        lr=1.0,
     ),
     "ugt": Rule("UGT", "ugt", lambda m, e, n: search.UGT(m, steps=e * n)),
     "biprop": Rule("biprop", "biprop", lambda m, e, n: search.Biprop(m)),

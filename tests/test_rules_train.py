@@ -23,6 +23,7 @@ import torch
 import compare_rules as compare
 import frozen_kernels as fk
 
+compare.CHANNELS, compare.BLOCKS = map(int, sys.argv[2:])
 data = compare.load()
 for path in sorted(Path(sys.argv[1]).glob("*.safetensors")):
     model = fk.load_ticket(compare.plain(compare.RULES[path.stem]), path).eval()
@@ -58,16 +59,17 @@ def checked(folder: Path, names: list[str], epochs: int, seed: int, data: compar
             assert compare.accuracy(model, data) >= random + 0.1, (name, random)
             torch.save(model(data.x_test), path.with_suffix(".pt"))
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", AGAIN, str(folder)]
+    command = [sys.executable, "-c", AGAIN, str(folder), str(compare.CHANNELS), str(compare.BLOCKS)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **path})
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(names)
 
 
-def test_every_rule_trains_saves_and_reloads(tmp_path):
+def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
+    for name, value in (("CHANNELS", 16), ("BLOCKS", 2), ("BATCH", 32)):
+        monkeypatch.setattr(compare, name, value)
     data = compare.load()
-    small = compare.Data(data.x[:512], data.y[:512], data.x_test, data.y_test)
-    checked(tmp_path, list(compare.RULES), 2, 0, small)
+    checked(tmp_path, list(compare.RULES), 2, 0, compare.Data(data.x[:704], data.y[:704], data.x_test, data.y_test))
 
 
 @pytest.mark.long
