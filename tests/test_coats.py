@@ -219,6 +219,22 @@ def loaded_weight(new):
     return other.weight.detach()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_prepared_calls_give_the_same(residency, dtype):
+    conv, _ = layer(residency=residency)
+    linear = fk.nn.FrozenLinear(40, 12)
+    linear.set_residency(residency)
+    linear.adopt_counts(torch.randint(0, 3, (linear.free,), dtype=torch.uint8), coats=2)
+    linear.gain, linear.relu = torch.randn(12), True
+    for new, x in ((conv, torch.randn(2, 5, 4, 4)), (conv, torch.randn(5, 3, 4)), (linear, torch.randn(2, 3, 40))):
+        new, x = new.to(dtype), x.to(dtype)
+        nn.init.normal_(new.bias)
+        right = new(x.clone().requires_grad_()).detach()
+        with torch.no_grad():
+            assert torch.equal(new(x), right)
+
+
 def test_states_that_do_not_nest():
     new, _ = layer()
     state, other = new.state_dict(), fk.nn.FrozenConv2d(5, 6, 3, padding=1)
