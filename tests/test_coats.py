@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import pickle
 
 import pytest
 import torch
 from helpers import CODES, gather_free, make_frozen, matrix_of, score_gradient, weight_of
+from ticket_cases import joined, layered_ticket, parts, small
 from torch import nn
 from torch.nn import functional as F
 
@@ -338,3 +340,56 @@ def test_layers_of_one_stream_have_the_same_coats(tmp_path):
     model[1].adopt_counts(torch.where(counts == 1, 1, 5 - counts).to(torch.uint8), coats=3)
     with pytest.raises(ValueError, match="both have seed 1 and stream 0"):
         fk.save_ticket(model, tmp_path / "t")
+
+
+def record_with(**fields):
+    """A change of the second record: None removes a field."""
+
+    def edit(metadata, entries, body):
+        records = json.loads(metadata["frozen_kernels.tensors"])
+        records[1] = {k: v for k, v in {**records[1], **fields}.items() if v is not None}
+        return {**metadata, "frozen_kernels.tensors": json.dumps(records)}, entries, body
+
+    return edit
+
+
+def bit_set(name, at):
+    """A change of one bit of a tensor, from the end where negative."""
+
+    def edit(metadata, entries, body):
+        start, end = entries[name]["data_offsets"]
+        out, at_bit = bytearray(body), at % (8 * (end - start))
+        out[start + at_bit // 8] ^= 1 << at_bit % 8
+        return metadata, entries, bytes(out)
+
+    return edit
+
+
+REFUSED = [
+    (record_with(coats=None), "coats: with coat_kept or without both, got None and"),
+    (record_with(coats=1), "coats: 2 to 255, got 1"),
+    (record_with(coats=3), "coat_kept: a list of 3 counts, got"),
+    (record_with(coat_kept=[11, 12]), r"coat_kept: counts from kept \d+ on that never rise, got"),
+    (record_with(coats=None, coat_kept=None), r"tensors: .* not in the model \['2.coat2'\]"),
+    (record_with(generations=None), r"requires: \['coats', 'generations'\], its tensors need \['coats'\]"),
+    (record_with(generations=1), "generations: 2 to 256, got 1"),
+    (record_with(generations=257), "generations: .* 256.* 257"),
+    (record_with(generations=4), "'2.generation': generations is 4, its highest is 2"),
+    (record_with(generation=5), "generations: beside generation 0 in the header, got 5"),
+    (record_with(code="constant"), "nothing is drawn for code 'constant'"),
+    (bit_set("2.coat2", 0), r"'2.coat2': coat_kept says \d+, its bits are \d+"),
+    (bit_set("2.coat2", -1), r"'2.coat2': bits are set after the last of \d+"),
+    (bit_set("2.generation", -1), r"'2.generation': bits are set after the last of \d+ free weights"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(REFUSED)))
+def test_refused_tickets(tmp_path, case):
+    edit, message = REFUSED[case]
+    data = layered_ticket(tmp_path / "good")
+    (tmp_path / "bad").write_bytes(joined(*edit(*parts(data))))
+    target = small()
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(fk.TicketError, match=message):
+        fk.load_ticket(target, tmp_path / "bad")
+    assert target.state_dict().keys() == before.keys() and type(target[2]) is nn.Linear
