@@ -1,4 +1,4 @@
-"""Thirteen thousand mutated tickets: a clean error or the model that the file says, never another exception."""
+"""Nearly fourteen thousand mutated tickets: a clean error or the model that the file says, never another exception."""
 
 import json
 import random
@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ticket_cases import good_ticket, joined, parts, small, stored_ticket, unchanged
+from ticket_cases import good_ticket, joined, layered_ticket, parts, small, stored_ticket, unchanged
 
 import frozen_kernels as fk
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Bytes by what is in the file: drawn weights, or stored ones of two dtypes."""
+    """Bytes by what is in the file: drawn weights, also in coats and of several generations, or stored ones."""
     folder = tmp_path_factory.mktemp("good")
     return {
         "drawn": good_ticket(folder / "drawn")[0],
+        "layered": layered_ticket(folder / "layered"),
         "int8": stored_ticket(folder / "int8", "int8"),
         "float16": stored_ticket(folder / "float16", "float16"),
     }
@@ -115,7 +116,8 @@ def says(path: Path) -> tuple[list, dict]:
     ("holds", "mutate", "count"),
     [
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
-        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000),
+        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("layered", raw_mutation, 300),
+        ("layered", consistent_mutation, 600),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):

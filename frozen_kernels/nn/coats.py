@@ -106,8 +106,8 @@ class FrozenCoats(FrozenStored):
                 f"which: {beyond} weights would get generation {MOST_GENERATIONS}, and a weight has at most "
                 f"{MOST_GENERATIONS} generations"
             )
-        planes = planes_of(now + which)
-        record: FrozenTensor = self._record()._replace(generations=planes, draw=None, dense=None)
-        if record.supermask is None and record.keep is None:
-            raise RuntimeError("supermask: the layer has none yet")
-        self._adopt(record, rescale=False)
+        planes, record = planes_of(now + which), self._record()
+        # a keep plane made anew, so that a backward of the old draws is an error, as after a new mask
+        mask = record.packed()
+        again: FrozenTensor = record._replace(generations=planes, supermask=mask, keep=None, draw=None, dense=None)
+        self._adopt(again, rescale=False)
