@@ -23,9 +23,9 @@ from .backends.cuda import choices
 from .backends.targets import Table, target
 from .backends.triton import tuning
 from .config import FreezeConfig
-from .format import CODES
+from .format import CODES, SIGNS, STORED
 from .memory import crossover
-from .tensor import RESIDENCIES, STORED_RESIDENCIES, resident_bytes, stored_bytes
+from .tensor import RESIDENCIES, default_residency, residencies_of, resident_bytes, stored_bytes
 from .text import table
 from .tickets.container import short
 from .tickets.file import TensorRecord, Ticket, read_ticket, verify_ticket
@@ -128,9 +128,17 @@ def footprint(options: argparse.Namespace) -> None:
     ticket = read_ticket(options.file)
     weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
     masks = sum(-(-r.free // 8) for r in ticket.records)
-    stored = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.tensor_names[1:])
+    stored = {
+        f"stored {what}": sum(
+            ticket.tensors[name].nbytes
+            for r in ticket.records
+            for name in r.tensor_names[1:]
+            if r.code == code and name in ticket.tensors
+        )
+        for what, code in (("values", STORED), ("signs", SIGNS))
+    }
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
-    disk = [("supermasks", masks), *([("stored values", stored)] if stored else [])]
+    disk = [("supermasks", masks), *((what, size) for what, size in stored.items() if size)]
     disk += [("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
     disk.append(("file", ticket.file_bytes))
     print(f"{ticket.path}: {weights:,} frozen weights\n")
@@ -140,20 +148,27 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
-    drawn = any(r.values is None for r in ticket.records)
-    packed = any(r.values is not None for r in ticket.records)
+    codes = {r.code for r in ticket.records}
+    # those of the codes that have the most; other codes are in their own beside them
+    shown = max((residencies_of(code) for code in codes), key=len)
     out: list[tuple[str, int, str]] = []
-    for residency in RESIDENCIES if drawn else STORED_RESIDENCIES:
-        size = sum(_held(r, residency) for r in ticket.records)
-        beside = ", packed" if drawn and packed and residency != "dense" else ""
-        out.append((residency + beside, size, _bits(size, weights)))
+    for residency in shown:
+        size = sum(_held(r, _nearest(r.code, residency), ticket) for r in ticket.records)
+        beside = sorted({_nearest(code, residency) for code in codes} - {residency})
+        out.append((", ".join((residency, *beside)), size, _bits(size, weights)))
     return out
 
 
-def _held(record: TensorRecord, residency: str) -> int:
-    if record.values is None:
-        return resident_bytes(record.shape, record.code, record.free, residency)
-    return stored_bytes(record.shape, record.kept, record.values, "dense" if residency == "dense" else "packed")
+def _nearest(code: str, residency: str) -> str:
+    """The residency itself, or the one that a code has in its place."""
+    return residency if residency in residencies_of(code) else default_residency(code)
+
+
+def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
+    if record.values is not None:
+        return stored_bytes(record.shape, record.kept, record.values, residency)
+    scaled = f"{record.name}.row_scale" in ticket.tensors
+    return resident_bytes(record.shape, record.code, record.free, residency, row_scaled=scaled)
 
 
 def _bits(size: int, weights: int) -> str:

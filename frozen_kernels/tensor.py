@@ -13,12 +13,18 @@ from . import format as fmt
 Residency = Literal["seed", "mask", "planes", "packed", "dense"]
 RESIDENCIES: tuple[Residency, ...] = ("seed", "mask", "planes", "dense")  # of drawn weights
 STORED_RESIDENCIES: tuple[Residency, ...] = ("packed", "dense")
+SIGNS_RESIDENCIES: tuple[Residency, ...] = ("planes", "dense")
 ALL_RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 def residencies_of(code: str) -> tuple[Residency, ...]:
     """Those that a weight of this code can be in."""
-    return STORED_RESIDENCIES if code == fmt.STORED else RESIDENCIES
+    return {fmt.STORED: STORED_RESIDENCIES, fmt.SIGNS: SIGNS_RESIDENCIES}.get(code, RESIDENCIES)
+
+
+def default_residency(code: str) -> Residency:
+    """The one that a weight of this code is in where nobody asks for another."""
+    return "mask" if code in fmt.CODES else residencies_of(code)[0]
 
 
 class FrozenTensor(NamedTuple):
@@ -33,6 +39,10 @@ class FrozenTensor(NamedTuple):
     `supermask` and `dense`. Packed (`pack_stored`) it keeps `values`, the kept ones alone, 1-D in stream order, and
     `row_scale` float32 [rows] where they are int8; packed: `keep` and `offsets` of kept values; dense: `supermask`
     and `dense`.
+
+    Code "signs" has stored signs: `(1 - 2 * bit) * scale`, times the row's `row_scale` float32 [rows] where there is
+    one. planes: `keep` and `draw`, the sign plane, whose bits of dropped weights are 0; dense: `supermask`, `draw` and
+    `dense`.
     """
 
     shape: tuple[int, ...]
@@ -102,6 +112,36 @@ class FrozenTensor(NamedTuple):
         record = stored_record(weight, fmt.pack_bits(fmt.stream_order(fmt.to_matrix(keep))))
         return record.pack_stored(values).hold(residency, dtype)
 
+    @classmethod
+    def signs(
+        cls,
+        keep: Tensor,
+        negative: Tensor,
+        scale: float = 1.0,
+        row_scale: Tensor | None = None,
+        *,
+        residency: str = "planes",
+        dtype: torch.dtype = torch.float32,
+    ) -> FrozenTensor:
+        """A weight of stored signs: `scale` where bool `keep` is set, times -1 where bool `negative` is set too.
+
+        Both have the weight's shape. `row_scale`: float32 [rows] beside the scale; `dtype`: of the dense residency.
+        ValueError for masks of another shape or dtype, and for a scale that is negative or not finite.
+        """
+        for name, mask in (("keep", keep), ("negative", negative)):
+            if mask.dtype != torch.bool or mask.shape != keep.shape:
+                raise ValueError(f"{name}: bool {list(keep.shape)}, got {mask.dtype} {list(mask.shape)}")
+        rows, _ = fmt.matrix_shape(keep.shape)
+        if not scale >= 0:
+            raise ValueError(f"scale: 0 or more, got {scale!r}")
+        if row_scale is not None:
+            check_row_scale(row_scale, rows)
+        header = fmt.make_header(0, scale=scale, code=fmt.SIGNS).to(keep.device)
+        plane, draw = (fmt.planes(fmt.to_matrix(mask).contiguous()) for mask in (keep, negative & keep))
+        return cls(tuple(keep.shape), fmt.SIGNS, header, keep=plane, draw=draw, row_scale=row_scale).hold(
+            residency, dtype
+        )
+
     @property
     def is_packed(self) -> bool:
         """Whether a stored weight holds its kept values alone."""
@@ -156,10 +196,28 @@ class FrozenTensor(NamedTuple):
         offsets = torch.ops.frozen_kernels.plane_offsets(keep, fmt.matrix_shape(self.shape)[1])
         return base._replace(keep=keep, offsets=offsets)
 
+    def _hold_signs(self, residency: str, dtype: torch.dtype, with_offsets: bool) -> FrozenTensor:
+        if residency not in SIGNS_RESIDENCIES:
+            raise ValueError(f"residency: stored signs have {' and '.join(SIGNS_RESIDENCIES)}, got {residency!r}")
+        rows, cols = fmt.matrix_shape(self.shape)
+        offsets = self.offsets
+        if offsets is None and (with_offsets or self.keep is None or residency == "dense"):
+            offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
+        keep = self._keep_plane(offsets)
+        # the sign of a dropped weight means nothing: two tensors of one weight hold the same bits
+        draw = None if self.draw is None else self.draw & keep
+        base = self._replace(supermask=None, offsets=offsets if with_offsets else None, draw=draw, dense=None)
+        if residency == "planes":
+            return base._replace(keep=keep)
+        source = base._replace(keep=keep, scores=None)
+        return base._replace(keep=None, supermask=self.packed(offsets), dense=source.weight(dtype).detach())
+
     def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
         """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
         if self.code == fmt.STORED:
             return self._hold_stored(residency, dtype)
+        if self.code == fmt.SIGNS:
+            return self._hold_signs(residency, dtype, with_offsets)
         if residency not in RESIDENCIES:
             raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
         rows, cols = fmt.matrix_shape(self.shape)
@@ -207,6 +265,15 @@ def stored_record(weight: Tensor, supermask: Tensor) -> FrozenTensor:
     """All values of a weight and a supermask, as they are while a search runs; without the dense effective weight."""
     header = fmt.make_header(0, 0, code=fmt.STORED).to(weight.device)
     return FrozenTensor(tuple(weight.shape), fmt.STORED, header, supermask, values=weight.detach())
+
+
+def check_row_scale(scale: Tensor, rows: int, name: str = "row_scale") -> None:
+    """ValueError unless `scale` is float32 [rows], 0 or more and finite."""
+    if scale.dtype != torch.float32 or tuple(scale.shape) != (rows,):
+        raise ValueError(f"{name}: float32 [{rows}], got {scale.dtype} {list(scale.shape)}")
+    wrong = ~(scale.isfinite() & (scale >= 0))
+    if wrong.any():
+        raise ValueError(f"{name}: 0 or more and finite, got {float(scale[wrong][0])}")
 
 
 def stored_counts(offsets: Tensor, rows: int) -> Tensor:
@@ -261,11 +328,19 @@ def stored_bytes(shape: Sequence[int], kept: int, values: str, residency: str, i
     return held + 4 * rows * fmt.words(cols) + 8 * (rows * fmt.chunks(cols) + 1)
 
 
-def resident_bytes(shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4) -> int:
-    """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype."""
+def resident_bytes(
+    shape: Sequence[int], code: str, free: int, residency: str, itemsize: int = 4, row_scaled: bool = False
+) -> int:
+    """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype.
+
+    `row_scaled`: whether stored signs have a scale for each row.
+    """
     rows, cols = fmt.matrix_shape(shape)
     header, supermask = 4 * fmt.HEADER_WORDS, -(-free // 8)
     plane = 4 * rows * fmt.words(cols)
+    if code == fmt.SIGNS:
+        header += plane + (4 * rows if row_scaled else 0)
+        return header + (supermask + rows * cols * itemsize if residency == "dense" else plane)
     if residency == "seed":
         return header + supermask + 8 * (rows * fmt.chunks(cols) + 1)
     if residency == "dense":

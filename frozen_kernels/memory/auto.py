@@ -8,10 +8,10 @@ import torch
 
 from ..backends.cuda import choices
 from ..backends.geometry import geometry
-from ..format import STORED
+from ..format import SIGNS, STORED
 from ..nn.layer import FrozenLayer
 from ..nn.layers import FrozenEmbedding
-from ..tensor import Residency, resident_bytes
+from ..tensor import Residency, default_residency, residencies_of, resident_bytes
 from . import crossover
 
 Goal = Literal["speed", "memory"]
@@ -67,9 +67,7 @@ def auto_residency(
         return Choice("dense", "its mask is being searched")
     if layer.tuned is not None:
         return Choice("packed", "its values are being tuned")
-    small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
-    if layer.stored:
-        small = "packed"
+    small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else default_residency(layer.code)
     if pixels is None:
         pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
     if layer.device.type == "cuda":
@@ -82,8 +80,8 @@ def auto_residency(
     if layer.dtype == torch.float64:
         return Choice("dense", "float64 has no fused kernels")
     dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
-    # a constant code has nothing but a mask, and runs as sign does with both planes at hand
-    code: str = "sign" if layer.code == "constant" else layer.code
+    # a constant code has nothing but a mask, and runs as sign does with both planes at hand, as stored signs do
+    code: str = "sign" if layer.code in ("constant", SIGNS) else layer.code
     if layer.stored:
         measured = measured_sparsity(1 - layer.counts["kept"] / max(layer.rows * layer.cols, 1))
         if measured is None:
@@ -110,7 +108,8 @@ def _on_gpu(layer: FrozenLayer, small: Residency, pixels: int) -> Choice:
         return Choice(small, "not measured on cuda")
     # a constant code has all planes that it needs
     residency = "planes" if layer.code == "constant" else small
-    found = choices.choose(op, layer.device, layer.dtype, layer.code, residency, pixels)
+    code = "sign" if layer.signed else layer.code
+    found = choices.choose(op, layer.device, layer.dtype, code, residency, pixels)
     why = f"GPU choices name {found.backend}, {found.why}"
     return Choice("dense" if found.backend == "dense" else small, why)
 
@@ -143,7 +142,10 @@ def _packed(found: crossover.Estimate, wish: Wish) -> Choice:
 
 
 def _of_code(layer: FrozenLayer, by_residency: dict[str, float]) -> dict[str, float]:
-    """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask."""
+    """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask; of stored signs
+    those of planes alone."""
+    if layer.signed:
+        return {"planes": by_residency["planes"]}
     if layer.code != "constant":
         return by_residency
     return {("mask" if name == "planes" else name): x for name, x in by_residency.items() if name != "mask"}
@@ -169,5 +171,5 @@ def _smallest(layer: FrozenLayer, found: crossover.Estimate, factor: float) -> C
     factors, floors = _of_code(layer, found.factors), _of_code(layer, found.floors)
     names: tuple[Residency, ...] = ("seed", "mask", "planes")
     size = {name: resident_bytes(layer.shape, layer.code, layer.free, name) for name in names}
-    good = [name for name in names if floors.get(name, 0.0) * factor >= 1]
+    good = [name for name in names if floors.get(name, 0.0) * factor >= 1 and name in residencies_of(layer.code)]
     return Choice(min(good, key=lambda name: size[name], default="dense"), _said(factors, found), True)

@@ -155,11 +155,11 @@ class Footprint:
 
 
 def _stored_bytes(layer: FrozenLayer) -> int:
-    """Bytes of a ticket for the values of a stored weight and the scales of its rows."""
-    if layer.values is None:
-        return 0
+    """Bytes of a ticket for the values or signs of a stored weight and the scales of its rows."""
     scale = 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
-    return layer.counts["kept"] * layer.values.element_size() + scale
+    if layer.signed:
+        return -(-layer.counts["kept"] // 8) + scale
+    return 0 if layer.values is None else layer.counts["kept"] * layer.values.element_size() + scale
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:

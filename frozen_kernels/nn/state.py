@@ -17,7 +17,7 @@ from ..select import sharded
 from ..tensor import FrozenTensor, residencies_of
 
 DERIVED = ("offsets", "keep", "draw", "dense")
-STORED = ("values", "row_scale")  # of a stored weight
+STORED = ("values", "row_scale")  # of a stored weight; stored signs may have the latter
 # what seed and scores make again, or values that never change: the same in every process
 OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED)
 _RECORD = ("header", "supermask", *DERIVED, *STORED)  # the fields of a FrozenTensor
@@ -93,7 +93,7 @@ class FrozenState(nn.Module):
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._words: list[int] = []
         self._held: Held | None = None
-        # layers of one stored weight have one list, which copies and pickles keep one
+        # layers of one weight that no seed draws have one list, which copies and pickles keep one
         self._weight: list[None] = []
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
@@ -149,9 +149,9 @@ class FrozenState(nn.Module):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What layers of one weight have in common, and no others of a model: seed and stream, or the values."""
-        if self.config.code == fmt.STORED:
-            return (fmt.STORED, id(self._weight))
+        """What layers of one weight have in common, and no others of a model: seed and stream, or what is stored."""
+        if self.config.code in (fmt.STORED, fmt.SIGNS):
+            return (self.config.code, id(self._weight))
         return (self.seed, self.stream)
 
     @property
@@ -310,7 +310,10 @@ class FrozenState(nn.Module):
                 setattr(self, name, new)
 
     def set_residency(self, residency: str) -> None:
-        """Hold the weight as seed, mask, planes or dense, a stored one packed or dense; the weights do not change."""
+        """Hold the weight as seed, mask, planes or dense; the weights do not change.
+
+        A stored weight is packed or dense, stored signs are planes or dense; ValueError for another.
+        """
         known = residencies_of(self.code)
         if residency not in known:
             raise ValueError(f"residency: one of {', '.join(known)} for code {self.code!r}, got {residency!r}")
@@ -329,6 +332,7 @@ class FrozenState(nn.Module):
         super()._apply(fn, recurse)
         values: Any = held["values"]
         packed = values is not None and values.dim() == 1 and not isinstance(values, nn.Parameter)
+        packed = packed or self.config.code == fmt.SIGNS
         for name in ("header", "supermask", *DERIVED[:3], *(STORED if packed else ())):
             old, new = held[name], self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:

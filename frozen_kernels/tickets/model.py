@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -33,8 +33,9 @@ from ..nn.models import (
 )
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
+from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, default_residency, residencies_of
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
+from .features import tensors_of
 from .file import (
     PREFIX,
     TensorRecord,
@@ -156,11 +157,12 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
                 f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
             )
         supermask, stored = layer.packed_supermask().cpu(), _stored_tensors(name, layer)
-        values = None if stored is None else str(stored[0].dtype).removeprefix("torch.")
+        values = str(stored["values"].dtype).removeprefix("torch.") if "values" in stored else None
         record = _record_of(name, layer, supermask, values)
         first = first_of.setdefault(layer.identity, record)
         if first is record:
-            tensors.update(zip(record.tensor_names, (supermask, *(stored or ())), strict=True))
+            tensors[record.supermask_name] = supermask
+            tensors.update({f"{name}.{end}": tensor for end, tensor in stored.items()})
         elif first.to_json() != record.to_json() | {"name": first.name}:
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
@@ -169,15 +171,20 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
 
 
-def _stored_tensors(name: str, layer: FrozenLayer) -> list[Tensor] | None:
-    """The kept values of a stored layer, and the scales of their rows where they are int8; None of a drawn one."""
-    if not layer.stored:
-        return None
-    try:
-        packed = layer.packed_record()
-    except ValueError as why:
-        raise ValueError(f"model: {name!r}: {why}") from None
-    return [t.detach().cpu() for t in (packed.values, packed.row_scale) if t is not None]
+def _stored_tensors(name: str, layer: FrozenLayer) -> dict[str, Tensor]:
+    """What a layer holds beside its supermask that no seed draws, by the end of its name: none of a drawn one."""
+    found: dict[str, Tensor | None] = {}
+    if layer.signed:
+        supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
+        kept_signs = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        found = {"signs": kept_signs, "row_scale": layer.row_scale}
+    elif layer.stored:
+        try:
+            packed = layer.packed_record()
+        except ValueError as why:
+            raise ValueError(f"model: {name!r}: {why}") from None
+        found = {"values": packed.values, "row_scale": packed.row_scale}
+    return {end: t.detach().cpu() for end, t in found.items() if t is not None}
 
 
 @torch.no_grad()
@@ -254,20 +261,23 @@ def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     if record.values is not None:
         return FreezeConfig(code=fmt.STORED, sparsity=sparsity, scope="local"), 0.0
     grid = record.tau_prune | record.tau_freeze
-    config = FreezeConfig(
-        seed=record.seed,
-        code=record.code,
-        sparsity=sparsity,
-        prune_ratio=record.pruned / total if total else 0.0,
-        lock_ratio=record.locked / total if total else 0.0,
-        threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
-    )
+    if record.code == fmt.SIGNS:
+        config = FreezeConfig(code=fmt.SIGNS, sparsity=sparsity)
+    else:
+        config = FreezeConfig(
+            seed=record.seed,
+            code=record.code,
+            sparsity=sparsity,
+            prune_ratio=record.pruned / total if total else 0.0,
+            lock_ratio=record.locked / total if total else 0.0,
+            threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
+        )
     sigma = fmt.kaiming_sigma(record.cols)
     for scaling in ("none", "dynamic"):
         scaled = replace(config, scaling=scaling)
         if fmt.scale_of(record.code, sigma, scaled.factor(record.kept, total)) == record.scale:
             return scaled, sigma
-    return config, record.scale * fmt.RMS[record.code]
+    return config, record.scale * fmt.rms_of(record.code)
 
 
 Pairs = dict[str, tuple[nn.Module, TensorRecord]]
@@ -404,21 +414,25 @@ def _place(layer: nn.Module, residency: str | None, code: str) -> _Place:
         weight: Any = layer.weight
         device, dtype = weight.device, weight.dtype
     if residency not in residencies_of(code):
-        residency = "packed" if code == fmt.STORED else "mask"
+        residency = default_residency(code)
     return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
 
 
-def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: Sequence[Tensor], place: _Place) -> Made:
+def _hold(
+    record: TensorRecord, found: Regenerated, supermask: Tensor, stored: Mapping[str, Tensor], place: _Place
+) -> Made:
     """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again.
 
-    `stored`: the values of a stored weight, and the scales of their rows where they are int8.
+    `stored`: the other tensors of the file that are this weight's, by the end of their names.
     """
     base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
     counts = found.pruned, found.locked, found.free
     if stored:
         assert found.keep is not None
-        values, scale, *_ = (*(t.to(place.device) for t in stored), None)
-        packed = base._replace(keep=found.keep.to(place.device), values=values, row_scale=scale)
+        beside: dict[str, Any] = {end: stored[end].to(place.device) for end in ("values", "row_scale") if end in stored}
+        packed = base._replace(keep=found.keep.to(place.device), **beside)
+        if record.code == fmt.SIGNS:
+            packed = packed._replace(draw=_sign_plane(record, supermask, stored["signs"]).to(place.device))
         return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
     if place.residency == "seed":
         assert found.offsets is not None
@@ -436,6 +450,15 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: S
     return Made(held, counts, place.residency)
 
 
+def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
+    """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
+    ops, header = torch.ops.frozen_kernels, record.header()
+    every = fmt.deposit_bits(signs, supermask, record.rows * record.cols)
+    offsets = ops.offsets(header, record.rows, record.cols)
+    plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
+    return plane
+
+
 def _copied(made: Made) -> Made:
     """The same in memory of its own."""
     copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
@@ -451,7 +474,9 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
     for record in ticket.records:
         places = {name: _place(pairs[name][0], residency, record.code) for name in layers_of[record.name]}
         kinds = {place.residency for place in places.values()}
-        supermask, *stored = (ticket.tensors.pop(name) for name in record.tensor_names)
+        supermask = ticket.tensors.pop(record.supermask_name)
+        names = {end: f"{record.name}.{end}" for end in tensors_of(record)}
+        stored = {end: ticket.tensors.pop(name) for end, name in names.items() if name in ticket.tensors}
         found = regenerate(
             record.header(), record.rows, record.cols, supermask, hashed=verify,
             hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,

@@ -35,6 +35,13 @@ def _stored(pack: Pack, dtype: torch.dtype) -> Tensor:
     return fmt.from_matrix(matrix.to(dtype), pack.shape)
 
 
+def _codes(pack: Pack, rows: int, cols: int) -> Tensor:
+    """The integer code of each weight [rows, cols]; signs that are held need not be those of the seed."""
+    if pack.code == "sign" and pack.draw is not None:
+        return 1 - 2 * from_planes(pack.draw, cols).to(torch.int16)
+    return codes(pack.header, pack.code, rows, cols, 0, 0)
+
+
 def _scale(header: Tensor) -> Tensor:
     return header[fmt.SCALE].view(torch.float32)
 
@@ -46,7 +53,7 @@ def effective(pack: Pack, dtype: torch.dtype) -> Tensor:
     if pack.code == fmt.STORED:
         return _stored(pack, dtype)
     rows, cols = fmt.matrix_shape(pack.shape)
-    value = codes(pack.header, pack.code, rows, cols, 0, 0).to(torch.float32) * _scale(pack.header)
+    value = _codes(pack, rows, cols).to(torch.float32) * _scale(pack.header)
     value = torch.where(_keep(pack, rows, cols), value, 0.0)
     return fmt.from_matrix(value.to(dtype), pack.shape)
 
@@ -67,6 +74,6 @@ def weight_grad_scores(grad: Tensor, scores: Tensor, pack: Pack) -> Tensor:
         if pack.values is None or pack.values.dim() != len(pack.shape):
             raise ValueError("values: all of a stored weight are needed for a score gradient; it is packed")
         return fmt.stream_order(fmt.to_matrix(grad.to(work) * pack.values)).to(scores.dtype)
-    local = fmt.to_matrix(grad).to(work) * codes(pack.header, pack.code, rows, cols, 0, 0) * _scale(pack.header)
+    local = fmt.to_matrix(grad).to(work) * _codes(pack, rows, cols) * _scale(pack.header)
     free = fmt.stream_order(partition(pack.header, rows, cols, 0, 0) == 0)
     return (fmt.stream_order(local)[free] * scores.sign()).to(scores.dtype)
