@@ -41,7 +41,7 @@ def as_sign(pack: Pack) -> Pack:
     return pack._replace(code="sign", row_scale=None)
 
 
-def _scaled(t: Tensor, scale: Tensor, channel: int) -> Tensor:
+def scaled(t: Tensor, scale: Tensor, channel: int) -> Tensor:
     """The tensor times one scale per channel; float16, whose range is small, becomes float32."""
     along = [1] * t.dim()
     along[channel] = -1
@@ -72,11 +72,11 @@ class Signs(NamedTuple):
         if scale is None:
             return product(x, pack, geometry, size, back, bias, gain, relu)
         if geometry.transposed == back:
-            wide = scale.to(torch.promote_types(scale.dtype, gain.dtype if gain is not None else _real(x.dtype)))
-            return product(x, pack, geometry, size, back, bias, wide if gain is None else gain * wide, relu)
-        scaled = _scaled(x, scale, -1 if len(pack.shape) == 2 else 1)
-        bias = None if bias is None else bias.to(scaled.dtype)
-        return product(scaled, pack, geometry, size, back, bias, gain, relu).to(x.dtype)
+            factor = scale.to(torch.promote_types(scale.dtype, _real(x.dtype)))
+            return product(x, pack, geometry, size, back, bias, factor if gain is None else gain * factor, relu)
+        inputs = scaled(x, scale, -1 if len(pack.shape) == 2 else 1)
+        bias = None if bias is None else bias.to(inputs.dtype)
+        return product(inputs, pack, geometry, size, back, bias, gain, relu).to(x.dtype)
 
     def score_gradient(self, wide: Tensor, narrow: Tensor, scores: Tensor, pack: Pack, geometry: Geometry) -> Tensor:
         gradient = self.backend.score_gradient.score_gradient
@@ -84,7 +84,7 @@ class Signs(NamedTuple):
             return gradient(wide, narrow, scores, pack, geometry)
         scale = row_scale_of(pack)
         if scale is not None:
-            narrow = _scaled(narrow, scale, -1 if len(pack.shape) == 2 else 1)
+            narrow = scaled(narrow, scale, -1 if len(pack.shape) == 2 else 1)
         return gradient(wide, narrow, *_unsigned(scores, pack), geometry)
 
     def weight(self, scores: Tensor | None, pack: Pack, dtype: torch.dtype) -> Tensor:
@@ -100,7 +100,7 @@ class Signs(NamedTuple):
             return gradient(grad, scores, pack)
         scale = row_scale_of(pack)
         if scale is not None:
-            grad = _scaled(grad, scale, 0)
+            grad = scaled(grad, scale, 0)
         return gradient(grad, *_unsigned(scores, pack))
 
     def embedding(

@@ -15,7 +15,7 @@ from ...calls import Geometry
 from ...format import SIGNS, STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
 from ..native import DTYPES
-from ..signs import as_sign, row_scale_of
+from ..signs import as_sign, row_scale_of, scaled
 from .extension import _C, pack_args
 from .product import LARGE_RESULT
 from .weights import weight_grad_scores
@@ -89,8 +89,10 @@ class _Fused:
     ) -> None:
         pack, spatial = record.pack(), len(record.shape) - 2
         self.trains, self.signs = gain is None and not relu, pack.code == SIGNS
-        scale = row_scale_of(pack)
-        if scale is not None:
+        scale, self.input_scale = row_scale_of(pack), None
+        if scale is not None and geometry.op.startswith("conv_transpose"):
+            self.input_scale = scale
+        elif scale is not None:
             gain = scale if gain is None else gain * scale
         args, packed = pack_args(as_sign(pack), product=True)
         self.record, self.geometry, self.dtype = record, geometry, dtype
@@ -212,6 +214,8 @@ class _Convolution(_Fused):
         size = self.call.size(shape)
         if size is None:
             return None
+        if self.input_scale is not None:
+            x = scaled(x, self.input_scale, 1)
         count = prod(size)
         if count >= _OWN_COUNT:
             y = _own(x, size, count, memory_format_of(x))
@@ -345,8 +349,9 @@ def prepare(
         return (_DenseLinear if linear else _DenseConvolution)(record, geometry, bias, dtype)
     if _C is None or dtype not in DTYPES or (record.keep is None and record.supermask is None):
         return None
-    if record.row_scale is not None and record.code == SIGNS and geometry.op.startswith("conv_transpose"):
-        return None  # the scales of its rows are those of its input
+    scaled_inputs = record.code == SIGNS and record.row_scale is not None and geometry.op.startswith("conv_transpose")
+    if scaled_inputs and dtype == torch.float16:
+        return None  # scaled they become float32
     try:
         return (_Linear if linear else _Convolution)(record, geometry, bias, gain, relu, dtype)
     except (RuntimeError, ValueError):
