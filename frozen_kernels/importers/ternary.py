@@ -76,7 +76,7 @@ def _values_of(row: Tensor) -> str:
 
 
 def _row_magnitudes(weight: Tensor) -> Tensor:
-    """float32 [rows]: the one magnitude of each row; ValueError that names the row and its values where it has others."""
+    """float32 [rows]: the one magnitude of each row; ValueError with the row and its values where it has others."""
     largest = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device)
     for first, rows in _blocks(weight):
         bad = ~rows.isfinite()
