@@ -25,7 +25,7 @@ from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES
 from .memory import crossover
-from .tensor import RESIDENCIES, STORED_RESIDENCIES, residencies_of, resident_bytes, stored_bytes
+from .tensor import RESIDENCIES, default_residency, residencies_of, resident_bytes, stored_bytes
 from .text import table
 from .tickets.container import short
 from .tickets.features import features_of
@@ -126,7 +126,7 @@ def verify(options: argparse.Namespace) -> None:
     print(f"{ticket.path}: whole; {len(ticket.records)} keep planes regenerate as written")
 
 
-_BESIDE = {"stored": "stored values", "coats": "coats after the first"}
+_BESIDE = {"stored": "stored values", "signs": "stored signs", "coats": "coats after the first"}
 
 
 def footprint(options: argparse.Namespace) -> None:
@@ -137,7 +137,8 @@ def footprint(options: argparse.Namespace) -> None:
     beside: dict[str, int] = {}
     for r in ticket.records:
         for feature in features_of(r):
-            size = sum(ticket.tensors[f"{r.name}.{end}"].nbytes for end in feature.tensors(r))
+            names = [f"{r.name}.{end}" for end in feature.tensors(r)]
+            size = sum(ticket.tensors[name].nbytes for name in names if name in ticket.tensors)
             beside[feature.name] = beside.get(feature.name, 0) + size
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
     disk = [("supermasks", masks), *((_BESIDE.get(name, name), size) for name, size in beside.items())]
@@ -150,23 +151,35 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
-    drawn = any(r.values is None for r in ticket.records)
-    packed = any(r.values is not None for r in ticket.records)
+    codes = {r.code for r in ticket.records}
+    # those of the codes that have the most; other codes are in their own beside them
+    shown = max((residencies_of(code) for code in codes), key=len)
     out: list[tuple[str, int, str]] = []
-    for residency in RESIDENCIES if drawn else STORED_RESIDENCIES:
-        size = sum(_held(r, residency) for r in ticket.records)
-        beside = ", packed" if drawn and packed and residency != "dense" else ""
-        out.append((residency + beside, size, _bits(size, weights)))
+    for residency in shown:
+        size = sum(_held(r, _nearest(r, residency), ticket) for r in ticket.records)
+        beside = sorted({_nearest(r, residency) for r in ticket.records} - {residency})
+        out.append((", ".join((residency, *beside)), size, _bits(size, weights)))
     return out
 
 
-def _held(record: TensorRecord, residency: str) -> int:
-    if record.values is None:
-        coats, generations = record.coats or 1, record.generations or 1
-        possible = residencies_of(record.code, coats > 1, generations > 1)
-        held = residency if residency in possible else possible[0]
-        return resident_bytes(record.shape, record.code, record.free, held, coats=coats, generations=generations)
-    return stored_bytes(record.shape, record.kept, record.values, "dense" if residency == "dense" else "packed")
+def _nearest(record: TensorRecord, residency: str) -> str:
+    """The residency itself, or the one that a tensor has in its place."""
+    layered = record.coats is not None, record.generations is not None
+    return residency if residency in residencies_of(record.code, *layered) else default_residency(record.code, *layered)
+
+
+def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
+    if record.values is not None:
+        return stored_bytes(record.shape, record.kept, record.values, residency)
+    return resident_bytes(
+        record.shape,
+        record.code,
+        record.free,
+        residency,
+        coats=record.coats or 1,
+        generations=record.generations or 1,
+        row_scaled=f"{record.name}.row_scale" in ticket.tensors,
+    )
 
 
 def _bits(size: int, weights: int) -> str:

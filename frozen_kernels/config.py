@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .format import ALL_CODES, STORED, Code, check_bits, check_seed
+from .format import ALL_CODES, SIGNS, STORED, Code, check_bits, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
@@ -83,7 +83,9 @@ class FreezeConfig:
     Args:
         seed: integer in `[0, 2^64)`; with the layer's stream it fixes every weight.
         code: sign, uniform, normal or constant, drawn from the seed; or stored, the module's own weights, of which a
-            mask is searched (Zhang et al., arXiv 2104.08700): all of them free, without scaling.
+            mask is searched (Zhang et al., arXiv 2104.08700): all of them free, without scaling. With signs the search
+            finds the sign of each weight beside its mask, from one score (signed supermasks, Koster et al. 2022): the
+            seed draws the scores alone, and all weights are free.
         sparsity: fraction of zeros in the effective weight, 0 to 1 inclusive.
         prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
             lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
@@ -136,7 +138,7 @@ class FreezeConfig:
             self._set(name, _check_choice(name, getattr(self, name), choices))
         self._resolve_distribution()
         self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
-        if self.score_init == "magnitude" and self.code in ("sign", "constant"):
+        if self.score_init == "magnitude" and self.code in ("sign", "constant", SIGNS):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
         self._resolve_stored()
         self._resolve_ratios()
@@ -157,6 +159,8 @@ class FreezeConfig:
         stored = self.code == STORED
         if (self.score_init == "centred") != stored:
             raise ValueError(f"score_init: 'centred' with code 'stored' and with no other, got {self.score_init!r}")
+        if self.code == SIGNS:
+            self._all_free("sign")
         if not stored:
             for name in ("rates", "pattern"):
                 if getattr(self, name) is not None:
@@ -165,10 +169,7 @@ class FreezeConfig:
             return
         if self.scaling != "none":
             raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")
-        for name in _RATIOS:
-            if getattr(self, name):
-                raise ValueError(f"{name}: every stored weight is free, 0, got {getattr(self, name)!r}")
-            self._set(name, 0.0)
+        self._all_free("weight")
         if isinstance(self.rates, Mapping):
             self._set("rates", {str(k): _check_ratio(f"rates[{k!r}]", v) for k, v in self.rates.items()})
         elif self.rates is None:
@@ -182,6 +183,12 @@ class FreezeConfig:
             raise ValueError(f"rates: a pattern gives every layer the same, 'uniform', got {self.rates!r}")
         if abs(self.sparsity - (1 - kept / of)) > _TOLERANCE:
             raise ValueError(f"sparsity: {self.sparsity}, but pattern {self.pattern!r} makes it {1 - kept / of:g}")
+
+    def _all_free(self, what: str) -> None:
+        for name in _RATIOS:
+            if getattr(self, name):
+                raise ValueError(f"{name}: every stored {what} is free, 0, got {getattr(self, name)!r}")
+            self._set(name, 0.0)
 
     def _resolve_ratios(self) -> None:
         for name in ("sparsity", *_RATIOS):

@@ -14,15 +14,22 @@ from .generations import bits_of, own_draws
 Residency = Literal["seed", "mask", "planes", "packed", "dense"]
 RESIDENCIES: tuple[Residency, ...] = ("seed", "mask", "planes", "dense")  # of drawn weights
 STORED_RESIDENCIES: tuple[Residency, ...] = ("packed", "dense")
+SIGNS_RESIDENCIES: tuple[Residency, ...] = ("planes", "dense")
 ALL_RESIDENCIES: tuple[Residency, ...] = get_args(Residency)
 
 
 def residencies_of(code: str, coats: bool = False, generations: bool = False) -> tuple[Residency, ...]:
     """Those that a weight of this code can be in, with several coats or generations where it has them."""
-    if code == fmt.STORED:
-        return STORED_RESIDENCIES
+    if code not in fmt.CODES:
+        return STORED_RESIDENCIES if code == fmt.STORED else SIGNS_RESIDENCIES
     # kernels draw one generation; coats are planes, beside which a packed mask saves nothing
     return RESIDENCIES[2:] if generations else RESIDENCIES[1:] if coats else RESIDENCIES
+
+
+def default_residency(code: str, coats: bool = False, generations: bool = False) -> Residency:
+    """The one that such a weight is in where nobody asks for another."""
+    possible = residencies_of(code, coats, generations)
+    return "mask" if "mask" in possible else possible[0]
 
 
 def check_residency(residency: str, code: str, coats: bool = False, generations: bool = False) -> None:
@@ -48,6 +55,10 @@ class FrozenTensor(NamedTuple):
     `supermask` and `dense`. Packed (`pack_stored`) it keeps `values`, the kept ones alone, 1-D in stream order, and
     `row_scale` float32 [rows] where they are int8; packed: `keep` and `offsets` of kept values; dense: `supermask`
     and `dense`.
+
+    Code "signs" has stored signs: `(1 - 2 * bit) * scale`, times the row's `row_scale` float32 [rows] where there is
+    one. planes: `keep` and `draw`, the sign plane, whose bits of dropped weights are 0; dense: `supermask`, `draw` and
+    `dense`.
 
     In several coats the weight is `count * code * scale`: `coats` int32 [C - 1, rows, words] are the keep planes after
     the first, each within the one before, in every residency but seed. `generations` uint8 [ceil(log2 G), ceil(free /
@@ -123,6 +134,36 @@ class FrozenTensor(NamedTuple):
         record = stored_record(weight, fmt.pack_bits(fmt.stream_order(fmt.to_matrix(keep))))
         return record.pack_stored(values).hold(residency, dtype)
 
+    @classmethod
+    def signs(
+        cls,
+        keep: Tensor,
+        negative: Tensor,
+        scale: float = 1.0,
+        row_scale: Tensor | None = None,
+        *,
+        residency: str = "planes",
+        dtype: torch.dtype = torch.float32,
+    ) -> FrozenTensor:
+        """A weight of stored signs: `scale` where bool `keep` is set, times -1 where bool `negative` is set too.
+
+        Both have the weight's shape. `row_scale`: float32 [rows] beside the scale; `dtype`: of the dense residency.
+        ValueError for masks of another shape or dtype, and for a scale that is negative or not finite.
+        """
+        for name, mask in (("keep", keep), ("negative", negative)):
+            if mask.dtype != torch.bool or mask.shape != keep.shape:
+                raise ValueError(f"{name}: bool {list(keep.shape)}, got {mask.dtype} {list(mask.shape)}")
+        rows, _ = fmt.matrix_shape(keep.shape)
+        if not scale >= 0:
+            raise ValueError(f"scale: 0 or more, got {scale!r}")
+        if row_scale is not None:
+            check_row_scale(row_scale, rows)
+        header = fmt.make_header(0, scale=scale, code=fmt.SIGNS).to(keep.device)
+        plane, draw = (fmt.planes(fmt.to_matrix(mask).contiguous()) for mask in (keep, negative & keep))
+        return cls(tuple(keep.shape), fmt.SIGNS, header, keep=plane, draw=draw, row_scale=row_scale).hold(
+            residency, dtype
+        )
+
     @property
     def residencies(self) -> tuple[Residency, ...]:
         """Those that this weight can be in."""
@@ -185,10 +226,28 @@ class FrozenTensor(NamedTuple):
         offsets = torch.ops.frozen_kernels.plane_offsets(keep, fmt.matrix_shape(self.shape)[1])
         return base._replace(keep=keep, offsets=offsets)
 
+    def _hold_signs(self, residency: str, dtype: torch.dtype, with_offsets: bool) -> FrozenTensor:
+        if residency not in SIGNS_RESIDENCIES:
+            raise ValueError(f"residency: stored signs have {' and '.join(SIGNS_RESIDENCIES)}, got {residency!r}")
+        rows, cols = fmt.matrix_shape(self.shape)
+        offsets = self.offsets
+        if offsets is None and (with_offsets or self.keep is None or residency == "dense"):
+            offsets = torch.ops.frozen_kernels.offsets(self.header, rows, cols)
+        keep = self.keep_plane(offsets)
+        # the sign of a dropped weight means nothing: two tensors of one weight hold the same bits
+        draw = None if self.draw is None else self.draw & keep
+        base = self._replace(supermask=None, offsets=offsets if with_offsets else None, draw=draw, dense=None)
+        if residency == "planes":
+            return base._replace(keep=keep)
+        source = base._replace(keep=keep, scores=None)
+        return base._replace(keep=None, supermask=self.packed(offsets), dense=source.weight(dtype).detach())
+
     def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
         """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
         if self.code == fmt.STORED:
             return self._hold_stored(residency, dtype)
+        if self.code == fmt.SIGNS:
+            return self._hold_signs(residency, dtype, with_offsets)
         check_residency(residency, self.code, self.coats is not None, self.generations is not None)
         rows, cols = fmt.matrix_shape(self.shape)
         ops = torch.ops.frozen_kernels
@@ -280,6 +339,15 @@ def stored_record(weight: Tensor, supermask: Tensor) -> FrozenTensor:
     return FrozenTensor(tuple(weight.shape), fmt.STORED, header, supermask, values=weight.detach())
 
 
+def check_row_scale(scale: Tensor, rows: int, name: str = "row_scale") -> None:
+    """ValueError unless `scale` is float32 [rows], 0 or more and finite."""
+    if scale.dtype != torch.float32 or tuple(scale.shape) != (rows,):
+        raise ValueError(f"{name}: float32 [{rows}], got {scale.dtype} {list(scale.shape)}")
+    wrong = ~(scale.isfinite() & (scale >= 0))
+    if wrong.any():
+        raise ValueError(f"{name}: 0 or more and finite, got {float(scale[wrong][0])}")
+
+
 def stored_counts(offsets: Tensor, rows: int) -> Tensor:
     """int64 [rows]: how many values each row keeps, from their offsets."""
     if rows == 0:
@@ -340,12 +408,19 @@ def resident_bytes(
     itemsize: int = 4,
     coats: int = 1,
     generations: int = 1,
+    row_scaled: bool = False,
 ) -> int:
-    """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype."""
+    """Bytes that `FrozenTensor.hold` keeps of a tensor with `free` free weights; `itemsize`: of the dense dtype.
+
+    `row_scaled`: whether stored signs have a scale for each row.
+    """
     rows, cols = fmt.matrix_shape(shape)
     check_residency(residency, code, coats > 1, generations > 1)
     supermask, plane = -(-free // 8), 4 * rows * fmt.words(cols)
     held = 4 * fmt.HEADER_WORDS + (coats - 1) * plane + bits_of(generations) * supermask
+    if code == fmt.SIGNS:
+        held += plane + (4 * rows if row_scaled else 0)
+        return held + (supermask + rows * cols * itemsize if residency == "dense" else plane)
     if residency == "seed":
         return held + supermask + 8 * (rows * fmt.chunks(cols) + 1)
     if residency == "dense":

@@ -328,7 +328,7 @@ def test_matrix_layout(shape):
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [(fmt.TAU_FREEZE, 65537), (fmt.TAU_PRUNE, 9), (fmt.CODE, 5), (fmt.CODE, -1), (fmt.GENERATION, -1)],
+    [(fmt.TAU_FREEZE, 65537), (fmt.TAU_PRUNE, 9), (fmt.CODE, 6), (fmt.CODE, -1), (fmt.GENERATION, -1)],
 )
 def test_headers_with_impossible_values_are_refused(word, value):
     header = fmt.make_header(0, tau_freeze=8)

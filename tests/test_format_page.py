@@ -46,7 +46,9 @@ def test_the_file():
 
 def test_reserved_features_are_not_known():
     named = {row[0].strip("`") for row in cells(8)}
-    reads = re.search(r"reads and writes (.*?)\.", SECTIONS[8])
-    assert reads and tuple(re.findall(r"`(\w+)`", reads[1])) == file.KNOWN_FEATURES
+    reads = re.search(r"reads and writes ((?:`\w+`(?:,|\s|and)*)+)\.", SECTIONS[8])
+    assert reads and (*re.findall(r"`(\w+)`", reads[1]),) == file.KNOWN_FEATURES
     assert len(named) == 6 and named >= {*file.KNOWN_FEATURES} and not named & {*fmt.CODES}
-    assert fmt.make_header(0, code=fmt.STORED)[fmt.CODE] == int(re.search(r"has the code (\d)", SECTIONS[8])[1])
+    for code, kind in ((fmt.STORED, "A stored weight"), (fmt.SIGNS, "A weight of stored signs")):
+        said = re.search(rf"{kind} has the code (\d)", SECTIONS[8])
+        assert fmt.make_header(0, code=code)[fmt.CODE] == int(said[1])

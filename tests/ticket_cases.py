@@ -70,6 +70,18 @@ def layered_ticket(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def signs_ticket(path: Path) -> tuple[bytes, nn.Module]:
+    """The bytes of a ticket of `small` whose weights are stored signs, with a scale per row and per tensor."""
+    torch.manual_seed(0)
+    model = small()
+    with torch.no_grad():
+        for layer, rows in ((model[0], 7), (model[2], 1)):
+            layer.weight.copy_(torch.randint(-1, 2, layer.weight.shape) * torch.rand(rows, 1))
+    fk.importers.ternary_(model)
+    fk.save_ticket(model, path)
+    return path.read_bytes(), model
+
+
 def unchanged(model: nn.Module, before: dict, modules: list) -> bool:
     after = model.state_dict()
     return (

@@ -30,8 +30,9 @@ ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
 def _next_streams(model: nn.Module) -> dict[int, int]:
     """The first unused stream of each seed that the model's frozen tensors use."""
     following: dict[int, int] = {}
-    drawn = [layer for layer in frozen_layers(model).values() if not layer.stored]
-    for layer in drawn:
+    for layer in frozen_layers(model).values():
+        if layer.stored or (layer.signed and layer.scores is None):
+            continue  # nothing of it is drawn
         following[layer.seed] = max(following.get(layer.seed, 0), layer.stream + 1)
     return following
 

@@ -155,13 +155,13 @@ class Footprint:
 
 
 def _beside_the_supermask(layer: FrozenLayer) -> int:
-    """Bytes of a ticket for values and the scales of their rows, coats after the first, and generations."""
+    """Bytes of a ticket for values or signs and the scales of their rows, coats after the first, and generations."""
     own = 0 if layer.generations is None else layer.generations.numel()
     own += sum(-(-kept // 8) for kept in layer.coat_kept()[:-1])
-    if layer.values is None:
-        return own
-    scale = 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
-    return own + layer.counts["kept"] * layer.values.element_size() + scale
+    own += 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
+    if layer.signed:
+        return own + -(-layer.counts["kept"] // 8)
+    return own if layer.values is None else own + layer.counts["kept"] * layer.values.element_size()
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:

@@ -110,7 +110,8 @@ def set_residency(
 ) -> ResidencyReport:
     """Hold every frozen layer as seed, mask, planes or dense, or as `auto` picks; returns what each layer got by name.
 
-    Stored weights are packed or dense; several coats are in all but seed, weights drawn again in planes or dense. A
+    Stored weights are packed or dense, stored signs planes or dense; several coats are in all but seed, weights drawn
+    again in planes or dense. A
     residency that not all layers have is for those that do; the others stay as they are. Fused residencies of drawn
     weights (all but dense) give bitwise the same outputs. `auto` for speed takes dense where torch was measured to be
     faster than the fused kernels on a layer of about this size, its call included, and where that is not sure; on a GPU

@@ -11,10 +11,10 @@ from ..coats import coat_streams
 from ..generations import MOST as MOST_GENERATIONS
 from ..generations import check_redrawn, numbers_of, planes_of
 from ..tensor import FrozenTensor
-from .stored import FrozenStored
+from .signs import FrozenSigns
 
 
-class FrozenCoats(FrozenStored):
+class FrozenCoats(FrozenSigns):
     """How a layer gets and tells its coats and generations."""
 
     @torch.no_grad()

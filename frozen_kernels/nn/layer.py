@@ -13,7 +13,7 @@ from .. import format as fmt
 from ..config import FreezeConfig
 from ..functional import autocasting
 from ..select import sharded
-from ..tensor import FrozenTensor
+from ..tensor import FrozenTensor, default_residency
 from .effective import HOW, EffectiveWeight
 from .loading import FrozenLoading
 from .masks import Made, check_recomputed
@@ -46,6 +46,7 @@ class FrozenLayer(FrozenLoading):
     `masks`: False where the caller makes the masks of many layers together, until when there is no forward.
     With code "stored": `weight`, the values of torch's shape, and `kept`, how many the mask keeps (the sparsity's by
     default); its state has `values`, all of them or once finalized the kept ones packed, and `row_scale`.
+    With code "signs" the state has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class FrozenLayer(FrozenLoading):
         super().__init__(shape, device, dtype)
         self.config = FreezeConfig(**settings) if config is None else config
         self.ratios = self.config.ratios if ratios is None else ratios
+        self.residency = default_residency(self.code)
         self.sigma = fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)
         self._start = {"seed": self.config.seed, "stream": stream, "generation": generation}
         self.register_parameter("scores", None)
@@ -185,6 +187,10 @@ class FrozenLayer(FrozenLoading):
             return f"code=stored, {kept}, residency={self.residency}{values}, dtype={dtype}{folded}"
         coats = "" if self.coats is None else f", coats={1 + self.coats.shape[0]}"
         again = "" if self.generations is None else ", generations=True"
+        if self.signed and self.scores is None:
+            scales = "a scale per row" if self.row_scale is not None else f"scale={self.scale:.6g}"
+            kept = f"kept={self.counts['kept']} of {self.rows * self.cols}" if self.device.type != "meta" else "meta"
+            return f"code=signs, {kept}, {scales}, residency={self.residency}, dtype={dtype}{folded}"
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
             f"freeze_ratio={sum(self.ratios):.6g}{coats}{again}, residency={self.residency}, dtype={dtype}{folded}"

@@ -63,14 +63,7 @@ class FrozenMasks(FrozenState):
         config = self.config
         score_dtype = getattr(torch, config.score_dtype)
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
-            seed, stream = self._start["seed"], self._start["stream"]
-            tau_prune, tau_freeze, counts = calibrated(
-                self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits
-            )
-            header = fmt.make_header(
-                seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
-                code=self.code,
-            )  # fmt: skip
+            drawn, header, counts = self._started()
             self._describe(header, counts)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
@@ -80,7 +73,7 @@ class FrozenMasks(FrozenState):
             offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
             scale = fmt.scale_of(self.code, self.sigma)
             scores = initial.initial_scores(
-                header, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
+                drawn, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
             )
             self._start_scores(scores.to(self.device, score_dtype))
         record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
@@ -89,6 +82,18 @@ class FrozenMasks(FrozenState):
             self._adopt(record._replace(supermask=self.mask_above(key)), rescale=True)
         else:
             self._put(record, self.residency)
+
+    def _started(self) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+        """Headers that draw the initial scores and that the layer begins with, on the CPU, and the latter's counts."""
+        seed, stream = self._start["seed"], self._start["stream"]
+        tau_prune, tau_freeze, counts = calibrated(
+            self.rows, self.cols, seed, stream, *self.ratios, self.config.threshold_bits
+        )
+        header = fmt.make_header(
+            seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
+            code=self.code,
+        )  # fmt: skip
+        return header, header, counts
 
     def _start_scores(self, scores: Tensor) -> None:
         if self.scores is not None and sharded.is_sharded(self.scores):

@@ -18,7 +18,7 @@ from ..select import sharded
 from ..tensor import FrozenTensor, Residency, check_residency, residencies_of
 
 DERIVED = ("offsets", "keep", "draw", "dense")
-STORED = ("values", "row_scale")  # of a stored weight
+STORED = ("values", "row_scale")  # of a stored weight; stored signs may have the latter
 LAYERED = ("coats", "generations")  # of a weight that counts several times, or was drawn again
 # what seed and scores make again, or values that never change: the same in every process
 OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED, *LAYERED)
@@ -97,7 +97,7 @@ class FrozenState(nn.Module):
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._words: list[int] = []
         self._held: Held | None = None
-        # layers of one stored weight have one list, which copies and pickles keep one
+        # layers of one weight that no seed draws have one list, which copies and pickles keep one
         self._weight: list[None] = []
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
@@ -153,9 +153,9 @@ class FrozenState(nn.Module):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What layers of one weight have in common, and no others of a model: seed and stream, or the values."""
-        if self.config.code == fmt.STORED:
-            return (fmt.STORED, id(self._weight))
+        """What layers of one weight have in common, and no others of a model: seed and stream, or what is stored."""
+        if self.config.code in (fmt.STORED, fmt.SIGNS):
+            return (self.config.code, id(self._weight))
         return (self.seed, self.stream)
 
     @property
@@ -326,7 +326,10 @@ class FrozenState(nn.Module):
                 setattr(self, name, new)
 
     def set_residency(self, residency: str) -> None:
-        """Hold the weight as seed, mask, planes or dense, a stored one packed or dense; the weights do not change."""
+        """Hold the weight as seed, mask, planes or dense; the weights do not change.
+
+        A stored weight is packed or dense, stored signs are planes or dense; ValueError for another.
+        """
         check_residency(residency, self.code, self.coats is not None, self.generations is not None)
         if self.device.type == "meta":
             self.residency = residency
@@ -343,6 +346,7 @@ class FrozenState(nn.Module):
         super()._apply(fn, recurse)
         values: Any = held["values"]
         packed = values is not None and values.dim() == 1 and not isinstance(values, nn.Parameter)
+        packed = packed or self.config.code == fmt.SIGNS
         for name in ("header", "supermask", *DERIVED[:3], *LAYERED, *(STORED if packed else ())):
             old, new = held[name], self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:

@@ -24,8 +24,8 @@ class Feature(NamedTuple):
     """One name of `frozen_kernels.requires`.
 
     `fields` of a record are None in one that lacks the feature, and then not in the file. `tensors` gives the dtype and
-    shape of each tensor by the end of its name, `check_fields` and `check_tensors` raise a ValueError for what no
-    writer makes; the caller names the record, or the file.
+    shape of each tensor by the end of its name, of which a file may lack those that are `optional`. `check_fields` and
+    `check_tensors` raise a ValueError for what no writer makes; the caller names the record, or the file.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Feature(NamedTuple):
     tensors: Callable[[Record], dict[str, tuple[torch.dtype, tuple[int, ...]]]]
     check_fields: Callable[[Mapping[str, Any]], None]
     check_tensors: Callable[[Record, Mapping[str, Tensor]], None]
+    optional: tuple[str, ...] = ()
 
 
 def _stored_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -78,6 +79,32 @@ def _check_values(record: Record, tensors: Mapping[str, Tensor]) -> None:
 STORED = Feature(
     fmt.STORED, ("values",), lambda record: record.values is not None, _stored_tensors, _check_stored, _check_values
 )
+
+
+def _signs_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {"signs": (torch.uint8, (-(-record.kept // 8),)), "row_scale": (torch.float32, (record.rows,))}
+
+
+def _check_signs(fields: Mapping[str, Any]) -> None:
+    if fields["code"] == fmt.SIGNS:
+        check_undrawn(fields)
+
+
+def _check_sign_bits(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    signs, kept = tensors["signs"], record.kept
+    if kept % 8 and int(signs[-1]) >> (kept % 8):
+        raise ValueError(
+            f"{short(record.name)}.signs: bits are set after the last of {kept} kept weights (last byte "
+            f"{int(signs[-1])})"
+        )
+    if "row_scale" in tensors:
+        check_row_scale(record, tensors["row_scale"])
+
+
+SIGNS = Feature(
+    fmt.SIGNS, (), lambda record: record.code == fmt.SIGNS, _signs_tensors, _check_signs, _check_sign_bits,
+    ("row_scale",),
+)  # fmt: skip
 
 
 def _coat_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -142,7 +169,7 @@ GENERATIONS = Feature(
     "generations", ("generations",), lambda record: record.generations is not None, _generation_tensors,
     _check_generation_fields, _check_generations,
 )  # fmt: skip
-FEATURES: tuple[Feature, ...] = (STORED, COATS, GENERATIONS)
+FEATURES: tuple[Feature, ...] = (STORED, SIGNS, COATS, GENERATIONS)
 OPTIONAL_FIELDS = frozenset(name for feature in FEATURES for name in feature.fields)
 
 
@@ -153,16 +180,19 @@ def features_of(record: Record) -> list[Feature]:
 
 def tensors_of(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Dtype and shape of the tensors of a record's features, by the end of their names; the supermask is not among
-    them."""
+    them, those that a file may lack are."""
     return {end: spec for feature in features_of(record) for end, spec in feature.tensors(record).items()}
 
 
 def check_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
     """ValueError where a tensor of a record's features is missing, or of another dtype, shape or range."""
     found: dict[str, Tensor] = {}
+    optional = {end for feature in features_of(record) for end in feature.optional}
     for end, (dtype, shape) in tensors_of(record).items():
         name = f"{record.name}.{end}"
         tensor = tensors.get(name)
+        if tensor is None and end in optional:
+            continue
         if tensor is None:
             raise ValueError(f"{short(name)}: missing")
         if tensor.dtype != dtype or tuple(tensor.shape) != shape:

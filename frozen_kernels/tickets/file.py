@@ -89,7 +89,7 @@ class TensorRecord:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """The tensors of the file that are this weight's: its supermask, and those of its features."""
+        """The tensors that the file may have of this weight: its supermask, and those of its features."""
         return (self.supermask_name, *(f"{self.name}.{end}" for end in features.tensors_of(self)))
 
     def header(self) -> Tensor:

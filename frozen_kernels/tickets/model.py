@@ -34,7 +34,7 @@ from ..nn.models import (
 )
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
+from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, default_residency, residencies_of
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .features import tensors_of
 from .file import (
@@ -181,6 +181,10 @@ def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[st
     """Fields of a record that a layer needs beyond section 7, and its tensors by the end of their names."""
     fields: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
+    if layer.signed:
+        supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
+        tensors["signs"] = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        tensors |= {} if layer.row_scale is None else {"row_scale": layer.row_scale}
     if layer.stored:
         try:
             packed = layer.packed_record()
@@ -278,20 +282,23 @@ def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     if record.values is not None:
         return FreezeConfig(code=fmt.STORED, sparsity=sparsity, scope="local"), 0.0
     grid = record.tau_prune | record.tau_freeze
-    config = FreezeConfig(
-        seed=record.seed,
-        code=record.code,
-        sparsity=sparsity,
-        prune_ratio=record.pruned / total if total else 0.0,
-        lock_ratio=record.locked / total if total else 0.0,
-        threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
-    )
+    if record.code == fmt.SIGNS:
+        config = FreezeConfig(code=fmt.SIGNS, sparsity=sparsity)
+    else:
+        config = FreezeConfig(
+            seed=record.seed,
+            code=record.code,
+            sparsity=sparsity,
+            prune_ratio=record.pruned / total if total else 0.0,
+            lock_ratio=record.locked / total if total else 0.0,
+            threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
+        )
     sigma = fmt.kaiming_sigma(record.cols)
     for scaling in ("none", "dynamic"):
         scaled = replace(config, scaling=scaling)
         if fmt.scale_of(record.code, sigma, scaled.factor(squares, total)) == record.scale:
             return scaled, sigma
-    return config, record.scale * fmt.RMS[record.code]
+    return config, record.scale * fmt.rms_of(record.code)
 
 
 Pairs = dict[str, tuple[nn.Module, TensorRecord]]
@@ -429,7 +436,7 @@ def _place(layer: nn.Module, residency: str | None, record: TensorRecord) -> _Pl
         device, dtype = weight.device, weight.dtype
     possible = residencies_of(record.code, record.coats is not None, record.generations is not None)
     if residency not in possible:
-        residency = "mask" if "mask" in possible else possible[0]
+        residency = default_residency(record.code, record.coats is not None, record.generations is not None)
     return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
 
 
@@ -444,15 +451,19 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict
     def there(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(place.device)
 
-    if "values" in own:
+    coats = None
+    if record.coats is not None:
+        assert found.keep is not None
+        coats = coat_planes(found.keep, [own[f"coat{i}"] for i in range(2, 1 + record.coats)])
+    if record.code not in fmt.CODES:
         packed = base._replace(
-            keep=there(found.keep), values=there(own["values"]), row_scale=there(own.get("row_scale"))
-        )
+            keep=there(found.keep), values=there(own.get("values")), row_scale=there(own.get("row_scale")),
+            coats=there(coats),
+        )  # fmt: skip
+        if record.code == fmt.SIGNS:
+            packed = packed._replace(draw=there(_sign_plane(record, supermask, own["signs"])))
         return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
     if record.coats is not None or record.generations is not None:
-        streams = [own[f"coat{i}"] for i in range(2, 1 + (record.coats or 1))]
-        assert found.keep is not None
-        coats = coat_planes(found.keep, streams) if streams else None
         whole = base._replace(
             supermask=there(supermask), offsets=there(found.offsets), keep=there(found.keep), coats=there(coats),
             generations=there(own.get("generation")),
@@ -474,6 +485,15 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict
     return Made(held, counts, place.residency)
 
 
+def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
+    """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
+    ops, header = torch.ops.frozen_kernels, record.header()
+    every = fmt.deposit_bits(signs, supermask, record.rows * record.cols)
+    offsets = ops.offsets(header, record.rows, record.cols)
+    plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
+    return plane
+
+
 def _copied(made: Made) -> Made:
     """The same in memory of its own."""
     copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
@@ -490,7 +510,8 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
         places = {name: _place(pairs[name][0], residency, record) for name in layers_of[record.name]}
         kinds = {place.residency for place in places.values()}
         supermask = ticket.tensors.pop(record.supermask_name)
-        own = {end: ticket.tensors.pop(f"{record.name}.{end}") for end in tensors_of(record)}
+        names = {end: f"{record.name}.{end}" for end in tensors_of(record)}
+        own = {end: ticket.tensors.pop(name) for end, name in names.items() if name in ticket.tensors}
         layered = record.coats is not None or record.generations is not None
         found = regenerate(
             record.header(), record.rows, record.cols, supermask, hashed=verify,
