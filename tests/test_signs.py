@@ -18,6 +18,7 @@ from torch import nn
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
 from frozen_kernels.backends import cpu
+from frozen_kernels.tickets.bits import deposit_bits, select_bits
 
 
 def searched(*layers: nn.Module, sparsity: float = 0.5, **settings) -> nn.Sequential:
@@ -467,10 +468,11 @@ def test_streams_go_on_after_scores_alone():
     assert model[1].stream == 0  # nothing is drawn for the imported layer
 
 
-def test_the_order_of_bits_is_that_of_a_stream():
-    count = 300001
+@pytest.mark.parametrize("count", [0, 7, 64, 1001, 4096])
+def test_the_order_of_bits_is_that_of_a_stream(monkeypatch, count):
+    monkeypatch.setattr("frozen_kernels.tickets.bits._BLOCK", 104)
     stream, chosen = bits(count), bits(count, 0.3)
-    kept = fmt.select_bits(stream, chosen, count)
+    kept = select_bits(stream, chosen, count)
     every, where = fmt.unpack_bits(stream, count), fmt.unpack_bits(chosen, count)
     assert torch.equal(kept, fmt.pack_bits(every[where]))
-    assert torch.equal(fmt.deposit_bits(kept, chosen, count), fmt.pack_bits(every & where))
+    assert torch.equal(deposit_bits(kept, chosen, count), fmt.pack_bits(every & where))

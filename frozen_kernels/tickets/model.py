@@ -34,6 +34,7 @@ from ..nn.models import (
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, default_residency, residencies_of
+from .bits import deposit_bits, select_bits
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .features import tensors_of
 from .file import (
@@ -176,7 +177,7 @@ def _stored_tensors(name: str, layer: FrozenLayer) -> dict[str, Tensor]:
     found: dict[str, Tensor | None] = {}
     if layer.signed:
         supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
-        kept_signs = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        kept_signs = select_bits(signs, supermask, layer.rows * layer.cols)
         found = {"signs": kept_signs, "row_scale": layer.row_scale}
     elif layer.stored:
         try:
@@ -453,7 +454,7 @@ def _hold(
 def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
     """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
     ops, header = torch.ops.frozen_kernels, record.header()
-    every = fmt.deposit_bits(signs, supermask, record.rows * record.cols)
+    every = deposit_bits(signs, supermask, record.rows * record.cols)
     offsets = ops.offsets(header, record.rows, record.cols)
     plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
     return plane
