@@ -35,6 +35,7 @@ from ..nn.models import (
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, default_residency, residencies_of
+from .bits import deposit_bits, select_bits
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .features import tensors_of
 from .file import (
@@ -183,7 +184,7 @@ def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[st
     tensors: dict[str, Tensor] = {}
     if layer.signed:
         supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
-        tensors["signs"] = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        tensors["signs"] = select_bits(signs, supermask, layer.rows * layer.cols)
         tensors |= {} if layer.row_scale is None else {"row_scale": layer.row_scale}
     if layer.stored:
         try:
@@ -488,7 +489,7 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict
 def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
     """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
     ops, header = torch.ops.frozen_kernels, record.header()
-    every = fmt.deposit_bits(signs, supermask, record.rows * record.cols)
+    every = deposit_bits(signs, supermask, record.rows * record.cols)
     offsets = ops.offsets(header, record.rows, record.cols)
     plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
     return plane
