@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from . import backends, distributed, format, functional, importers, nn, ops
+from . import backends, distributed, format, functional, importers, nn, ops, search
 from .config import FreezeConfig
 from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
@@ -42,6 +42,7 @@ __all__ = [
     "ops",
     "recalibrate_",
     "save_ticket",
+    "search",
     "set_residency",
     "to_dense",
     "tune_weights_",

@@ -67,10 +67,10 @@ def checked(folder: Path, names: list[str], epochs: int, seed: int, data: compar
 
 
 def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
-    for name, value in (("CHANNELS", 16), ("BLOCKS", 2), ("BATCH", 32)):
+    for name, value in (("BLOCKS", 2), ("BATCH", 32)):
         monkeypatch.setattr(compare, name, value)
-    data = compare.load()
-    checked(tmp_path, list(compare.RULES), 2, 0, compare.Data(data.x[:704], data.y[:704], data.x_test, data.y_test))
+    data, names = compare.load(), [name for name in compare.RULES if name not in ("snip", "grasp")]
+    checked(tmp_path, names, 2, 0, compare.Data(data.x[:576], data.y[:576], data.x_test, data.y_test))
 
 
 @pytest.mark.long
