@@ -116,8 +116,8 @@ def says(path: Path) -> tuple[list, dict]:
     ("holds", "mutate", "count"),
     [
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
-        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("signs", raw_mutation, 150),
-        ("signs", consistent_mutation, 250),
+        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("signs", raw_mutation, 100),
+        ("signs", consistent_mutation, 150),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):
