@@ -98,12 +98,17 @@ struct Dots {
   static constexpr int SUMS = R * P * DIGITS;
   vu32 sum[SUMS];  // [row][pixel][digit]
 
-  // From zero, or from where earlier sums of 32 bits are.
+  // From zero, or from earlier sums of 32 bits; sums of 16 join those when they are stored.
   FK_INLINE void start(const vu32* earlier) {
+    if (WIDE_SUMS && earlier) {
 #pragma GCC unroll 24
-    for (int i = 0; i < SUMS; ++i) sum[i] = WIDE_SUMS && earlier ? earlier[i] : vu32::set(0);
+      for (int i = 0; i < SUMS; ++i) sum[i] = earlier[i];
+    } else {
+#pragma GCC unroll 24
+      for (int i = 0; i < SUMS; ++i) sum[i] = vu32::set(0);
+    }
   }
-  FK_INLINE void store(vu32* to, [[maybe_unused]] bool earlier) const {
+  FK_INLINE void store([[maybe_unused]] bool earlier, vu32* to) const {
 #if FK_HAS_VNNI
 #pragma GCC unroll 24
     for (int i = 0; i < SUMS; ++i) to[i] = sum[i];
@@ -257,37 +262,44 @@ class DotSums {
       keep[r] = words_.keep(at);
       sign[r] = SIGNED ? words_.sign(at) : nullptr;
     }
-    vu32* const to = sums_ + row * P * DIGITS;
-    const char* digits = input_.of(pixel) + from / CHUNK * input_.chunk_bytes();
-    const int64_t pixel_step = input_.pixel_bytes(), end = std::min(from + columns, f_.words);
-    for (int64_t w = from; w < end;) {
-      const bool earlier = w > 0;
-      Dots<SIGNED, DIGITS, P, R> dots;
-      dots.start(earlier ? to : nullptr);
-      const int64_t stop = std::min(w + SUM_CHUNKS * CHUNK, end);
-      vu32 keeps[R], signs[R];
-      for (; w + CHUNK <= stop; w += CHUNK, digits += VECTOR_BYTES * FIELDS * DIGITS) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          keeps[r] = vu32::load(keep[r] + w);
-          if (SIGNED) signs[r] = vu32::load(sign[r] + w);
-          // The next rows: a prefetch past the end of a plane does nothing.
-          __builtin_prefetch(keep[r] + w + R * f_.words);
-          if (SIGNED) __builtin_prefetch(sign[r] + w + R * f_.words);
-        }
-        dots.add(keeps, signs, digits, pixel_step);
-      }
-      if (w < stop) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
-          keeps[r] = load_first(keep[r] + w, stop - w);
-          if (SIGNED) signs[r] = load_first(sign[r] + w, stop - w);
-        }
-        dots.add(keeps, signs, digits, pixel_step);
-        w = stop;
-      }
-      dots.store(to, earlier);
+    const int64_t end = std::min(from + columns, f_.words);
+    if constexpr (WIDE_SUMS) return add_words<SIGNED, DIGITS, P, R>(keep, sign, row, pixel, from, end);
+    for (int64_t w = from; w < end; w += SUM_CHUNKS * CHUNK) {
+      add_words<SIGNED, DIGITS, P, R>(keep, sign, row, pixel, w, std::min(w + SUM_CHUNKS * CHUNK, end));
     }
+  }
+
+  template <bool SIGNED, int DIGITS, int P, int R>
+  FK_INLINE void add_words(const uint32_t* const (&keep)[R], const uint32_t* const (&sign)[R], int64_t row,
+                           int64_t pixel, int64_t from, int64_t end) {
+    using namespace dots_detail;
+    vu32* const to = sums_ + row * P * DIGITS;
+    Dots<SIGNED, DIGITS, P, R> dots;
+    dots.start(from > 0 ? to : nullptr);
+    const char* digits = input_.of(pixel) + from / CHUNK * input_.chunk_bytes();
+    const int64_t pixel_step = input_.pixel_bytes();
+    vu32 keeps[R], signs[R];
+    int64_t w = from;
+    for (; w + CHUNK <= end; w += CHUNK, digits += VECTOR_BYTES * FIELDS * DIGITS) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        keeps[r] = vu32::load(keep[r] + w);
+        if (SIGNED) signs[r] = vu32::load(sign[r] + w);
+        // The next rows: a prefetch past the end of a plane does nothing.
+        __builtin_prefetch(keep[r] + w + R * f_.words);
+        if (SIGNED) __builtin_prefetch(sign[r] + w + R * f_.words);
+      }
+      dots.add(keeps, signs, digits, pixel_step);
+    }
+    if (w < end) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        keeps[r] = load_first(keep[r] + w, end - w);
+        if (SIGNED) signs[r] = load_first(sign[r] + w, end - w);
+      }
+      dots.add(keeps, signs, digits, pixel_step);
+    }
+    dots.store(from > 0, to);
   }
 
   const Frozen& f_;
