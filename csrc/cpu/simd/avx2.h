@@ -56,6 +56,12 @@ FK_INLINE vu32 merge_odd(vu32 e, vu32 o) { return {_mm256_blend_epi32(_mm256_srl
 
 FK_INLINE vu32 min(vu32 a, vu32 b) { return {_mm256_min_epu32(a.v, b.v)}; }
 
+// Within each 16 bytes: the lower, or the upper, lanes of a and b in turns; the same of pairs of lanes.
+FK_INLINE vu32 low_lanes(vu32 a, vu32 b) { return {_mm256_unpacklo_epi32(a.v, b.v)}; }
+FK_INLINE vu32 high_lanes(vu32 a, vu32 b) { return {_mm256_unpackhi_epi32(a.v, b.v)}; }
+FK_INLINE vu32 low_pairs(vu32 a, vu32 b) { return {_mm256_unpacklo_epi64(a.v, b.v)}; }
+FK_INLINE vu32 high_pairs(vu32 a, vu32 b) { return {_mm256_unpackhi_epi64(a.v, b.v)}; }
+
 FK_INLINE vf32 operator+(vf32 a, vf32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator-(vf32 a, vf32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator*(vf32 a, vf32 b) { return {_mm256_mul_ps(a.v, b.v)}; }

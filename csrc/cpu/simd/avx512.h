@@ -63,6 +63,12 @@ FK_INLINE vu32 merge_odd(vu32 e, vu32 o) {
 
 FK_INLINE vu32 min(vu32 a, vu32 b) { return {_mm512_min_epu32(a.v, b.v)}; }
 
+// Within each 16 bytes: the lower, or the upper, lanes of a and b in turns; the same of pairs of lanes.
+FK_INLINE vu32 low_lanes(vu32 a, vu32 b) { return {_mm512_unpacklo_epi32(a.v, b.v)}; }
+FK_INLINE vu32 high_lanes(vu32 a, vu32 b) { return {_mm512_unpackhi_epi32(a.v, b.v)}; }
+FK_INLINE vu32 low_pairs(vu32 a, vu32 b) { return {_mm512_unpacklo_epi64(a.v, b.v)}; }
+FK_INLINE vu32 high_pairs(vu32 a, vu32 b) { return {_mm512_unpackhi_epi64(a.v, b.v)}; }
+
 FK_INLINE vf32 operator+(vf32 a, vf32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator-(vf32 a, vf32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator*(vf32 a, vf32 b) { return {_mm512_mul_ps(a.v, b.v)}; }

@@ -115,12 +115,12 @@ class DigitInput {
  private:
   void put_word(const float* x, int64_t pixel, int64_t word) {
     using namespace digits_detail;
-    const __m512i carry = _mm512_set1_epi32(0x00808080);
-    __m512i fixed[2];
+    const vu32 carry = vu32::set(0x00808080);
+    vu32 fixed[2];
     for (int i = 0; i < 2; ++i) {
       const __m512 scaled =
           _mm512_scalef_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(static_cast<float>(exponent_[pixel])));
-      fixed[i] = signed_digits(_mm512_cvtps_epi32(scaled), carry);
+      fixed[i] = signed_digits({_mm512_cvtps_epi32(scaled)}, carry);
     }
     alignas(64) char bytes[128];
     store_ordered(fixed, bytes);

@@ -1,225 +1,159 @@
-// Few pixels by dot products of bytes (VNNI): inputs become signed digits of base 256, a ternary weight w the byte w +
-// 1, which is two neighbouring bits. Sums of digits are exact in int32, so their order is free.
+// Few pixels by dot products of bytes: inputs become signed digits of base 256, a ternary weight w the byte w + 1,
+// which is two neighbouring bits. Sums of digits are exact in integers, so their order is free.
 #pragma once
-#include <immintrin.h>
-
 #include "cpu/core/scratch.h"
-#include "cpu/small_batch/digit_order.h"
+#include "cpu/small_batch/dot_input.h"
 #include "cpu/words/whole_rows.h"
 
 namespace fk::FK_ISA_NS {
 
 namespace dots_detail {
 
-constexpr int64_t CHUNK = VL, CHUNK_COLUMNS = 32 * CHUNK;
-constexpr int FIELDS = 8;                        // vectors of bytes that the bits of a chunk make
 constexpr int64_t MOST_COLS = int64_t{1} << 15;  // longest sum of two digits that stays in int32
 constexpr int MOST_DIGITS = 4;
-constexpr int64_t MOST_PIXELS = 16, PASS_PIXELS = 4;  // of a call, and in registers at once
-constexpr int64_t HELD_BYTES = 24 << 10;              // digits of a pass that stay in the first-level cache
-constexpr float THREE_DIGITS = 0x1.1p-26f;  // rounding by this part of the inputs' norm stays below twice torch's error
-constexpr int64_t LEAST_ROWS = 256, LEAST_COLS = 1024;  // from which three digits pay
+constexpr int64_t HELD_BYTES = 24 << 10;  // digits of a pass that stay in the first-level cache
 
-// Whether this is faster than the next kernel in line. In units of what a column costs a pixel in a table lookup, which
-// costs 7.4 to begin with (panels, for up to four pixels, 15): 1.4 for three digits and 2.2 for four, and columns are
-// filled up to a multiple of 512.
-inline bool pays(const Frozen& f, int64_t pixels, int digits) {
-  const int64_t cost = pixels * (digits == 3 ? 14 : 22) * round_up(f.cols, CHUNK_COLUMNS);
-  return cost <= (pixels <= 4 ? 160 : 74 + 10 * pixels) * f.cols;
+// Adds products of unsigned bytes and signed ones to sums of several: of four in 32 bits, or of two in 16, which hold
+// a few chunks and then go to sums of 32.
+#if FK_HAS_VNNI
+constexpr bool WIDE_SUMS = true;
+constexpr int64_t SUM_CHUNKS = MOST_COLS / CHUNK_COLUMNS;
+FK_INLINE vu32 add_products(vu32 sums, vu32 bytes, vu32 digits) {
+  return {_mm512_dpbusd_epi32(sums.v, bytes.v, digits.v)};
 }
-inline int fewest_digits(const Frozen& f) { return f.rows < LEAST_ROWS || f.cols < LEAST_COLS ? 4 : 3; }
+#else
+constexpr bool WIDE_SUMS = false;
+constexpr int64_t SUM_CHUNKS = (1 << 15) / (2 * 2 * 128) / FIELDS;
+FK_INLINE vu32 add_products(vu32 sums, vu32 bytes, vu32 digits) {
+  sums.v = _mm256_add_epi16(sums.v, _mm256_maddubs_epi16(bytes.v, digits.v));
+  asm("" : "+x"(sums.v));  // a compiler that adds products among themselves first runs out of registers
+  return sums;
+}
+#endif
 
-}  // namespace dots_detail
-
-// Digits of all inputs, [pixel][chunk][field][digit][64 columns]: field v has the columns of bits v of all bytes.
-class DotInput {
- public:
-  static bool serves(const VectorInput& input, const Frozen& f) {
-    using namespace dots_detail;
-    return in_common_range(input, f.cols, LOST_EXPONENT) && pays(f, input.pixels, digits_for(input, f));
-  }
-
-  DotInput(const VectorInput& input, const Frozen& f) : pixels_(input.pixels), digits_(digits_for(input, f)) {
-    using namespace dots_detail;
-    chunks_ = divide_up(f.words, CHUNK);
-    memory_.resize(static_cast<size_t>(pixels_ * pixel_bytes() + 64));
-    char* const start = memory_.data();
-    bytes_ = start + (64 - reinterpret_cast<uintptr_t>(start) % 64);
-    for (int64_t p = 0; p < pixels_; ++p) {
-      exponent_[p] = exponent(input.largest(p), digits_);
-      Totals totals;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-        put_chunk(input.of(p) + CHUNK_COLUMNS * chunk, p, totals, bytes_ + p * pixel_bytes() + chunk * chunk_bytes());
-      }
-      total_[p][0] = _mm512_reduce_add_epi32(totals.high);
-      total_[p][1] = _mm512_reduce_add_epi32(totals.low);
-    }
-  }
-
-  int64_t pixels() const { return pixels_; }
-  int digits() const { return digits_; }
-  int64_t pixel_bytes() const { return chunks_ * chunk_bytes(); }
-  int64_t chunk_bytes() const { return 64 * dots_detail::FIELDS * digits_; }
-  const char* of(int64_t pixel) const { return bytes_ + pixel * pixel_bytes(); }
-
-  // out of the sums of digits of 16 rows: those of the upper two and of the others.
-  void finish(int64_t pixel, bool offset, __m512i high, __m512i low, float* out) const {
-    if (offset) {
-      high = _mm512_sub_epi32(high, _mm512_set1_epi32(total_[pixel][0]));
-      low = _mm512_sub_epi32(low, _mm512_set1_epi32(total_[pixel][1]));
-    }
-    const __m512d step = _mm512_set1_pd(digits_ == 4 ? 0x1p16 : 0x1p8), unit = _mm512_set1_pd(-exponent_[pixel]);
-    const auto join = [&](__m256i h, __m256i l) {
-      const __m512d sum = _mm512_fmadd_pd(_mm512_cvtepi32_pd(h), step, _mm512_cvtepi32_pd(l));
-      return _mm512_cvtpd_ps(_mm512_scalef_pd(sum, unit));
-    };
-    _mm256_storeu_ps(out, join(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low)));
-    _mm256_storeu_ps(out + 8, join(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1)));
-  }
-
- private:
-  // Scaled by 2^exponent the largest input has 30 bits, or 23 with room for the carries of signed digits.
-  static int exponent(uint32_t largest, int digits) {
-    const int power = std::max<int>(static_cast<int>(largest >> 23), 1) - 127;  // below 2^(power + 1)
-    if (digits == 4) return 29 - power;
-    return (largest & 0x7FFFFFu) < 0x7E0000u ? 22 - power : 21 - power;
-  }
-
-  static int digits_for(const VectorInput& input, const Frozen& f) {
-    using namespace dots_detail;
-    if (fewest_digits(f) == 4) return 4;
-    for (int64_t p = 0; p < input.pixels; ++p) {
-      const __m512 unit = _mm512_set1_ps(static_cast<float>(exponent(input.largest(p), 3)));
-      vf32 squares = vf32::zero();
-      for (int64_t i = 0; i < input.ld; i += VL) {
-        const vf32 scaled{_mm512_scalef_ps(vf32::load(input.of(p) + i).v, unit)};
-        squares = fma(scaled, scaled, squares);
-      }
-      if (THREE_DIGITS * std::sqrt(_mm512_reduce_add_ps(squares.v)) < 1) return 4;
-    }
-    return 3;
-  }
-
-  // Sums of the upper two digits and of the others, of 16 inputs at a time.
-  struct Totals {
-    __m512i high = _mm512_setzero_si512(), low = high;
-  };
-
-  // The digits of a word's inputs in the order of the fields, [field][digit][4 columns].
-  void order_word(const float* x, int64_t pixel, Totals& totals, char* out) const {
-    const __m512i carry = _mm512_set1_epi32(digits_ == 4 ? 0x00808080 : 0x00008080);
-    const __m512 unit = _mm512_set1_ps(static_cast<float>(exponent_[pixel]));
-    const __m128i low_bits = _mm_cvtsi32_si128(digits_ == 4 ? 16 : 8);
-    __m512i bytes[2];
-    for (int i = 0; i < 2; ++i) {
-      const __m512i fixed = _mm512_cvtps_epi32(_mm512_scalef_ps(_mm512_loadu_ps(x + 16 * i), unit));
-      bytes[i] = signed_digits(fixed, carry);
-      __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(bytes[i], 24), 24);
-      if (digits_ == 4) {
-        const __m512i second = _mm512_srai_epi32(_mm512_slli_epi32(bytes[i], 16), 24);
-        low = _mm512_add_epi32(low, _mm512_slli_epi32(second, 8));
-      }
-      totals.high = _mm512_add_epi32(totals.high, _mm512_sra_epi32(_mm512_sub_epi32(fixed, low), low_bits));
-      totals.low = _mm512_add_epi32(totals.low, low);
-    }
-    store_ordered(bytes, out);
-  }
-
-  void put_chunk(const float* x, int64_t pixel, Totals& totals, char* out) const {
-    using namespace dots_detail;
-    alignas(64) char ordered[CHUNK][128], turned[32][64];
-    for (int64_t word = 0; word < CHUNK; ++word) order_word(x + 32 * word, pixel, totals, ordered[word]);
-    transpose_tile(ordered[0], 128, turned[0], 64);
-    transpose_tile(ordered[0] + 64, 128, turned[16], 64);
-    for (int v = 0; v < FIELDS; ++v) {
-      for (int d = 0; d < digits_; ++d) memcpy(out + (v * digits_ + d) * 64, turned[4 * v + d], 64);
-    }
-  }
-
-  int64_t pixels_, chunks_ = 0;
-  int digits_;
-  std::vector<char> memory_;
-  char* bytes_ = nullptr;
-  int exponent_[dots_detail::MOST_PIXELS];
-  int32_t total_[dots_detail::MOST_PIXELS][2];
+// Bits 2 m and 2 m + 1 of a byte of `even` are w + 1 of bit 2 m, those of `odd` of bit 2 m + 1.
+struct Fields {
+  vu32 even, odd;
 };
+#if FK_HAS_AVX512
+constexpr bool EVEN_FLIPPED = false;
+FK_INLINE Fields ternary_fields(vu32 keep, vu32 sign) {
+  const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xAA));
+  const vu32 plus = andnot(sign, keep);
+  // Of the mask a, a ? b : ~c.
+  return {{_mm512_ternarylogic_epi32(upper, (plus + plus).v, keep.v, 0xC5)},
+          {_mm512_ternarylogic_epi32(upper, plus.v, shr<1>(keep).v, 0xC5)}};
+}
+#else
+constexpr bool EVEN_FLIPPED = true;  // all bits of `even`, which saves a step here and costs none below
+FK_INLINE Fields ternary_fields(vu32 keep, vu32 sign) {
+  // The upper bits of keep change places with the lower ones of plus.
+  const vu32 plus = andnot(sign, keep), moved = andnot(shr<1>(keep) ^ plus, vu32::set(0x55555555u));
+  return {keep ^ (moved + moved), plus ^ moved};
+}
+#endif
 
-namespace dots_detail {
+// The first `count` words of a vector, zeros after them.
+FK_INLINE vu32 load_first(const uint32_t* words, int64_t count) {
+#if FK_HAS_AVX512
+  return {_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << count) - 1), words)};
+#else
+  return {_mm256_maskload_epi32(reinterpret_cast<const int*>(words), from_bits((1u << count) - 1).v)};
+#endif
+}
 
 // Lane r of the result: the sum of the lanes of x[r].
-FK_INLINE __m512i sum_lanes(const __m512i* x) {
+FK_INLINE vu32 sum_lanes(const vu32 (&x)[VL]) {
+#if FK_HAS_AVX512
   const auto pairs = [](__m512i a, __m512i b) {
     return _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
   };
   const auto fours = [&](int i) {  // lane k of each quarter: part of the sum of x[i + k]
-    const __m512i a = pairs(x[i], x[i + 1]), b = pairs(x[i + 2], x[i + 3]);
+    const __m512i a = pairs(x[i].v, x[i + 1].v), b = pairs(x[i + 2].v, x[i + 3].v);
     return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
   };
   const __m512i a = fours(0), b = fours(4), c = fours(8), d = fours(12);
   const __m512i ab = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xEE));
   const __m512i cd = _mm512_add_epi32(_mm512_shuffle_i32x4(c, d, 0x44), _mm512_shuffle_i32x4(c, d, 0xEE));
-  return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xDD));
+  return {_mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xDD))};
+#else
+  const auto fours = [&](int i) {  // lane k of each half: part of the sum of x[i + k]
+    return _mm256_hadd_epi32(_mm256_hadd_epi32(x[i].v, x[i + 1].v), _mm256_hadd_epi32(x[i + 2].v, x[i + 3].v));
+  };
+  const __m256i a = fours(0), b = fours(4);
+  return {_mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31))};
+#endif
+}
+
+// Pixels, and rows of so many, whose sums stay in registers.
+constexpr int most_pixels(int digits) { return FK_HAS_AVX512 ? 4 : 12 / digits; }
+constexpr int rows_of(int pixels, int digits) {
+  if (!FK_HAS_AVX512) return pixels * digits <= 6 ? 2 : 1;
+  return pixels == 1 ? 4 : pixels * digits <= 12 ? 2 : 1;
 }
 
 // Sums of digits of R rows and P pixels, in registers.
 template <bool SIGNED, int DIGITS, int P, int R>
 struct Dots {
   static constexpr int SUMS = R * P * DIGITS;
-  __m512i sum[SUMS];  // [row][pixel][digit]
+  vu32 sum[SUMS];  // [row][pixel][digit]
 
-  FK_INLINE void clear() {
+  // From zero, or from earlier sums of 32 bits; sums of 16 join those when they are stored.
+  FK_INLINE void start(const vu32* earlier) {
+    if (WIDE_SUMS && earlier) {
 #pragma GCC unroll 24
-    for (int i = 0; i < SUMS; ++i) sum[i] = _mm512_setzero_si512();
+      for (int i = 0; i < SUMS; ++i) sum[i] = earlier[i];
+    } else {
+#pragma GCC unroll 24
+      for (int i = 0; i < SUMS; ++i) sum[i] = vu32::set(0);
+    }
   }
-  FK_INLINE void load(const __m512i* from) {
+  FK_INLINE void store([[maybe_unused]] bool earlier, vu32* to) const {
+#if FK_HAS_VNNI
 #pragma GCC unroll 24
-    for (int i = 0; i < SUMS; ++i) sum[i] = _mm512_load_si512(from + i);
-  }
-  FK_INLINE void store(__m512i* to) const {
+    for (int i = 0; i < SUMS; ++i) to[i] = sum[i];
+#else
 #pragma GCC unroll 24
-    for (int i = 0; i < SUMS; ++i) _mm512_store_si512(to + i, sum[i]);
+    for (int i = 0; i < SUMS; ++i) {
+      const vu32 wide = {_mm256_madd_epi16(sum[i].v, _mm256_set1_epi16(1))};
+      to[i] = earlier ? to[i] + wide : wide;
+    }
+#endif
   }
 
-  // A chunk of words of each row. Bits 2 m and 2 m + 1 of a byte of even[r] are w + 1 of bit 2 m, those of odd[r] of
-  // bit 2 m + 1; unsigned weights have bits of their own.
+  // A chunk of words of each row; unsigned weights have bits of their own.
   FK_INLINE void add(const vu32 (&keep)[R], const vu32 (&sign)[R], const char* digits, int64_t pixel_step) {
     vu32 even[R], odd[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      if constexpr (SIGNED) {
-        const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xAA));
-        const vu32 plus = andnot(sign[r], keep[r]);
-        // Of the mask a, a ? b : ~c.
-        even[r] = {_mm512_ternarylogic_epi32(upper, (plus + plus).v, keep[r].v, 0xC5)};
-        odd[r] = {_mm512_ternarylogic_epi32(upper, plus.v, shr<1>(keep[r]).v, 0xC5)};
-      } else {
-        even[r] = keep[r];
-        odd[r] = shr<1>(keep[r]);
-      }
+      const Fields fields = SIGNED ? ternary_fields(keep[r], sign[r]) : Fields{keep[r], shr<1>(keep[r])};
+      even[r] = fields.even, odd[r] = fields.odd;
     }
 #pragma GCC unroll 4
     for (int m = 0; m < 4; ++m) {
-      multiply(even, digits + 2 * m * DIGITS * 64, pixel_step);
-      multiply(odd, digits + (2 * m + 1) * DIGITS * 64, pixel_step);
+      multiply<SIGNED && EVEN_FLIPPED>(even, digits + 2 * m * DIGITS * VECTOR_BYTES, pixel_step);
+      multiply<false>(odd, digits + (2 * m + 1) * DIGITS * VECTOR_BYTES, pixel_step);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) even[r] = shr<2>(even[r]), odd[r] = shr<2>(odd[r]);
     }
   }
 
  private:
+  template <bool FLIPPED>
   FK_INLINE void multiply(const vu32 (&bytes)[R], const char* digits, int64_t pixel_step) {
-    __m512i weights[R];
+    const vu32 field = vu32::set(SIGNED ? 0x03030303u : 0x01010101u);
+    vu32 weights[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) weights[r] = _mm512_and_si512(bytes[r].v, _mm512_set1_epi8(SIGNED ? 3 : 1));
+    for (int r = 0; r < R; ++r) weights[r] = FLIPPED ? andnot(bytes[r], field) : bytes[r] & field;
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
       for (int d = 0; d < DIGITS; ++d) {
-        const __m512i from = _mm512_load_si512(digits + p * pixel_step + d * 64);
+        const vu32 from = vu32::load(digits + p * pixel_step + d * VECTOR_BYTES);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          __m512i& to = sum[(r * P + p) * DIGITS + d];
-          to = _mm512_dpbusd_epi32(to, weights[r], from);
+          vu32& to = sum[(r * P + p) * DIGITS + d];
+          to = add_products(to, weights[r], from);
         }
       }
     }
@@ -233,19 +167,17 @@ class DotSums {
  public:
   using Input = DotInput;
   static constexpr int64_t ROWS = 64, PIXELS = dots_detail::MOST_PIXELS;
+  static constexpr int64_t SUMS = ROWS * dots_detail::most_pixels(3) * dots_detail::MOST_DIGITS;
 
   static bool serves(const Frozen& f) {
     return (f.code == SIGN_CODE || f.code == CONSTANT_CODE) && f.cols <= dots_detail::MOST_COLS;
   }
   static int64_t scratch_bytes(const Frozen& f) {
-    return WholeRows::scratch_bytes(f, ROWS) + ROWS * dots_detail::PASS_PIXELS * dots_detail::MOST_DIGITS * 64;
+    return WholeRows::scratch_bytes(f, ROWS) + SUMS * dots_detail::VECTOR_BYTES;
   }
 
   DotSums(const Frozen& f, const DotInput& input, Scratch& scratch)
-      : f_(f),
-        input_(input),
-        words_(f, ROWS, scratch),
-        sums_(scratch.take<__m512i>(ROWS * dots_detail::PASS_PIXELS * dots_detail::MOST_DIGITS)) {}
+      : f_(f), input_(input), words_(f, ROWS, scratch), sums_(scratch.take<vu32>(SUMS)) {}
 
   // out[pixel][row], row stride ROWS; anything past `rows`.
   void operator()(int64_t row0, int64_t rows, float* out) {
@@ -265,13 +197,18 @@ class DotSums {
  private:
   template <bool SIGNED>
   void run(int64_t rows, float* out) {
-    for (int64_t pixel = 0; pixel < input_.pixels(); pixel += dots_detail::PASS_PIXELS) {
-      const int64_t count = std::min(dots_detail::PASS_PIXELS, input_.pixels() - pixel);
-      if (input_.digits() == 3) {
-        pass_of<SIGNED, 3>(count, rows, pixel, out);
-      } else {
-        pass_of<SIGNED, 4>(count, rows, pixel, out);
-      }
+    if (input_.digits() == 3) {
+      run_passes<SIGNED, 3>(rows, out);
+    } else {
+      run_passes<SIGNED, 4>(rows, out);
+    }
+  }
+
+  template <bool SIGNED, int DIGITS>
+  void run_passes(int64_t rows, float* out) {
+    constexpr int64_t most = dots_detail::most_pixels(DIGITS);
+    for (int64_t pixel = 0; pixel < input_.pixels(); pixel += most) {
+      pass_of<SIGNED, DIGITS>(std::min(most, input_.pixels() - pixel), rows, pixel, out);
     }
   }
 
@@ -285,14 +222,14 @@ class DotSums {
       case 3:
         return pass<SIGNED, DIGITS, 3>(rows, pixel, out);
       default:
-        return pass<SIGNED, DIGITS, 4>(rows, pixel, out);
+        if constexpr (dots_detail::most_pixels(DIGITS) == 4) pass<SIGNED, DIGITS, 4>(rows, pixel, out);
     }
   }
 
   template <bool SIGNED, int DIGITS, int P>
   void pass(int64_t rows, int64_t pixel, float* out) {
     using namespace dots_detail;
-    constexpr int R = P == 1 ? 4 : P * DIGITS <= 12 ? 2 : 1;
+    constexpr int R = rows_of(P, DIGITS);
     constexpr int64_t columns = std::max<int64_t>(1, HELD_BYTES / (P * DIGITS * CHUNK_COLUMNS)) * CHUNK;
     for (int64_t w = 0; w < f_.words; w += columns) {
       for (int64_t r = 0; r < rows; r += R) multiply<SIGNED, DIGITS, P, R>(r, rows, pixel, w, columns);
@@ -304,11 +241,11 @@ class DotSums {
 
   template <bool SIGNED, int DIGITS, int P>
   void finish(int64_t row, int64_t p, int64_t pixel, float* out) const {
-    __m512i high[VL], low[VL];
-    const auto join = [](__m512i upper, __m512i lower) { return _mm512_add_epi32(_mm512_slli_epi32(upper, 8), lower); };
+    vu32 high[VL], low[VL];
+    const auto join = [](vu32 upper, vu32 lower) { return shl<8>(upper) + lower; };
 #pragma GCC unroll 16
     for (int r = 0; r < VL; ++r) {
-      const __m512i* const sum = sums_ + ((row + r) * P + p) * DIGITS;
+      const vu32* const sum = sums_ + ((row + r) * P + p) * DIGITS;
       high[r] = join(sum[DIGITS - 1], sum[DIGITS - 2]);
       low[r] = DIGITS == 4 ? join(sum[1], sum[0]) : sum[0];
     }
@@ -325,17 +262,25 @@ class DotSums {
       keep[r] = words_.keep(at);
       sign[r] = SIGNED ? words_.sign(at) : nullptr;
     }
-    Dots<SIGNED, DIGITS, P, R> dots;
-    if (from) {
-      dots.load(sums_ + row * P * DIGITS);
-    } else {
-      dots.clear();
+    const int64_t end = std::min(from + columns, f_.words);
+    if constexpr (WIDE_SUMS) return add_words<SIGNED, DIGITS, P, R>(keep, sign, row, pixel, from, end);
+    for (int64_t w = from; w < end; w += SUM_CHUNKS * CHUNK) {
+      add_words<SIGNED, DIGITS, P, R>(keep, sign, row, pixel, w, std::min(w + SUM_CHUNKS * CHUNK, end));
     }
+  }
+
+  template <bool SIGNED, int DIGITS, int P, int R>
+  FK_INLINE void add_words(const uint32_t* const (&keep)[R], const uint32_t* const (&sign)[R], int64_t row,
+                           int64_t pixel, int64_t from, int64_t end) {
+    using namespace dots_detail;
+    vu32* const to = sums_ + row * P * DIGITS;
+    Dots<SIGNED, DIGITS, P, R> dots;
+    dots.start(from > 0 ? to : nullptr);
     const char* digits = input_.of(pixel) + from / CHUNK * input_.chunk_bytes();
-    const int64_t pixel_step = input_.pixel_bytes(), end = std::min(from + columns, f_.words);
+    const int64_t pixel_step = input_.pixel_bytes();
     vu32 keeps[R], signs[R];
     int64_t w = from;
-    for (; w + CHUNK <= end; w += CHUNK, digits += 64 * FIELDS * DIGITS) {
+    for (; w + CHUNK <= end; w += CHUNK, digits += VECTOR_BYTES * FIELDS * DIGITS) {
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         keeps[r] = vu32::load(keep[r] + w);
@@ -347,21 +292,20 @@ class DotSums {
       dots.add(keeps, signs, digits, pixel_step);
     }
     if (w < end) {
-      const __mmask16 valid = static_cast<__mmask16>((1u << (end - w)) - 1);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        keeps[r] = {_mm512_maskz_loadu_epi32(valid, keep[r] + w)};
-        if (SIGNED) signs[r] = {_mm512_maskz_loadu_epi32(valid, sign[r] + w)};
+        keeps[r] = load_first(keep[r] + w, end - w);
+        if (SIGNED) signs[r] = load_first(sign[r] + w, end - w);
       }
       dots.add(keeps, signs, digits, pixel_step);
     }
-    dots.store(sums_ + row * P * DIGITS);
+    dots.store(from > 0, to);
   }
 
   const Frozen& f_;
   const DotInput& input_;
   WholeRows words_;
-  __m512i* sums_;
+  vu32* sums_;
 };
 
 }  // namespace fk::FK_ISA_NS

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "cpu/core/scratch.h"
+#include "cpu/small_batch/fixed_point.h"
 #include "cpu/small_batch/input.h"
 #include "cpu/words/row_block.h"
 
@@ -25,14 +26,6 @@ FK_INLINE vu32 add_products(vu32 sums, vu32 codes, vu32 digits) {
   return {_mm512_add_epi32(sums.v, _mm512_madd_epi16(codes.v, digits.v))};
 #else
   return {_mm256_add_epi32(sums.v, _mm256_madd_epi16(codes.v, digits.v))};
-#endif
-}
-
-FK_INLINE vu32 round_to_integers(vf32 x) {
-#if FK_HAS_AVX512
-  return {_mm512_cvtps_epi32(x.v)};
-#else
-  return {_mm256_cvtps_epi32(x.v)};
 #endif
 }
 
@@ -116,6 +109,35 @@ FK_INLINE vu32 normal_codes_of(vu32 bytes) {
 FK_INLINE Pairs normal_codes(vu32 quad) {
   return {normal_codes_of({_mm512_slli_epi16(quad.v, 8)}), normal_codes_of(quad)};
 }
+#elif !FK_HAS_AVX512
+// Magnitudes of the codes of 128 to 255 in tables of 16, each but the first xor the one before it: the xor of tables 0
+// to k is table k. Twice, for both halves of a vector.
+struct MagnitudeSteps {
+  alignas(32) uint8_t of[8][32];
+  constexpr MagnitudeSteps() : of() {
+    for (uint32_t i = 0; i < 256; ++i) {
+      const uint32_t k = i / 32, at = 128 + 16 * k + i % 16;
+      of[k][i % 32] = static_cast<uint8_t>(normal_code(at) ^ (k ? normal_code(at - 16) : 0));
+    }
+  }
+};
+inline constexpr MagnitudeSteps MAGNITUDE_STEPS{};
+
+FK_INLINE Pairs normal_codes(vu32 quad) {
+  const __m256i centred = _mm256_xor_si256(quad.v, _mm256_set1_epi8(-128));
+  const __m256i negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), centred);
+  // Where the place is below 16 k its highest bit is 1 by then, and a shuffle gives 0.
+  __m256i place = _mm256_xor_si256(centred, negative), magnitude = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(MAGNITUDE_STEPS.of[k]));
+    magnitude = _mm256_xor_si256(magnitude, _mm256_shuffle_epi8(table, place));
+    place = _mm256_sub_epi8(place, _mm256_set1_epi8(16));
+  }
+  const __m256i sign = _mm256_or_si256(negative, _mm256_set1_epi8(1));
+  return {add_byte_products({magnitude}, {_mm256_and_si256(sign, _mm256_set1_epi16(0x00FF))}),
+          add_byte_products({magnitude}, {_mm256_andnot_si256(_mm256_set1_epi16(0x00FF), sign)})};
+}
 #endif
 
 }  // namespace integers_detail
@@ -159,12 +181,10 @@ class IntegerInput {
     while (first + width(first) <= pixel) first += width(first);
     const int64_t step = 2 * width(first) * digits_;
     uint32_t* const out = memory_.data() + 2 * digits_ * (first * quads_ + pixel - first);
-    // One factor could lie beyond the powers of two that a float holds.
-    const int half = exponent / 2;
-    const vf32 scale = vf32::set(std::ldexp(1.0f, half)), rest = vf32::set(std::ldexp(1.0f, exponent - half));
+    const PowerOfTwo unit(exponent);
     uint64_t fixed[VL / 2];
     for (int64_t i = 0; i < 4 * quads_; i += VL) {
-      integers_detail::round_to_integers(vf32::load(x + i) * scale * rest).store(fixed);
+      round_to_integers(unit.times(vf32::load(x + i))).store(fixed);
       for (int64_t q = 0; q < VL / 4; ++q) put_quad(fixed + 2 * q, out + (i / 4 + q) * step);
     }
   }
@@ -196,7 +216,7 @@ class IntegerSums {
   static int64_t scratch_bytes(const Frozen&) {
     return 4 * ROWS * (integers_detail::CHUNK_OF_WORDS + 8 * integers_detail::SUM_WORDS) + 8 * ROWS * PIXELS;
   }
-  static bool serves(const Frozen& f) { return f.code == UNIFORM_CODE || (f.code == NORMAL_CODE && FK_HAS_AVX512); }
+  static bool serves(const Frozen& f) { return f.code == UNIFORM_CODE || f.code == NORMAL_CODE; }
 
   IntegerSums(const Frozen& f, const IntegerInput& input, Scratch& scratch)
       : f_(f),
@@ -318,9 +338,7 @@ class IntegerSums {
 
   template <int CODE>
   static FK_INLINE integers_detail::Pairs codes_of(vu32 quad) {
-#if FK_HAS_AVX512
     if constexpr (CODE == NORMAL_CODE) return integers_detail::normal_codes(quad);
-#endif
     return integers_detail::uniform_codes(quad);
   }
 

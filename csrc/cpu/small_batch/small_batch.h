@@ -6,18 +6,20 @@
 namespace fk::FK_ISA_NS {
 
 // Dot products of bytes, where no tile registers do them.
-#define FK_DOTS (FK_HAS_VNNI && FK_HAS_VBMI && !FK_HAS_TILES)
+#define FK_DOTS (FK_HAS_AVX2 && FK_HAS_AVX512 == FK_HAS_VNNI && !FK_HAS_TILES)
 
 #if FK_HAS_TILES
 constexpr const char* SMALL_BATCH_SERVES = "one group, 1 to 4 pixels, inputs of a common range";
-#elif FK_DOTS
+#elif FK_HAS_VNNI
 constexpr const char* SMALL_BATCH_SERVES =
     "one group, 1 to 16 pixels; sign and constant codes where columns suit; inputs of a common range";
 #elif FK_HAS_AVX512
 constexpr const char* SMALL_BATCH_SERVES =
     "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";
 #else
-constexpr const char* SMALL_BATCH_SERVES = "one group, 1 pixel, or 1 to 4 of uniform codes, inputs of a common range";
+constexpr const char* SMALL_BATCH_SERVES =
+    "one group, 1 pixel, or 1 to 4 of uniform and normal codes, 1 to 12 of sign and constant codes where columns suit; "
+    "inputs of a common range";
 #endif
 
 // What decides is the shape, the code and the inputs, never residency or threads.

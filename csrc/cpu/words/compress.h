@@ -20,6 +20,39 @@ struct FrontLanes {
 };
 inline constexpr FrontLanes FRONT_LANES{};
 
+// The lanes of x whose bits are set moved to the front, and back to their places; other lanes are anything.
+#if FK_HAS_AVX512
+FK_INLINE vu32 to_front(vu32 x, uint32_t lanes) {
+  return {_mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), x.v)};
+}
+FK_INLINE vu32 from_front(vu32 x, uint32_t lanes) {
+  return {_mm512_maskz_expand_epi32(static_cast<__mmask16>(lanes), x.v)};
+}
+#elif FK_HAS_AVX2
+FK_INLINE vu32 to_front(vu32 x, uint32_t lanes) {
+  return {_mm256_permutevar8x32_epi32(x.v, vu32::load(FRONT_LANES.lane[lanes]).v)};
+}
+
+// Where each lane's entry is among those that FrontLanes moved.
+struct FormerLanes {
+  alignas(32) uint32_t lane[256][8];
+  constexpr FormerLanes() : lane() {
+    for (int byte = 0; byte < 256; ++byte) {
+      uint32_t found = 0;
+      for (int bit = 0; bit < 8; ++bit) {
+        lane[byte][bit] = found % 8;
+        found += static_cast<uint32_t>(byte >> bit & 1);
+      }
+    }
+  }
+};
+inline constexpr FormerLanes FORMER_LANES{};
+
+FK_INLINE vu32 from_front(vu32 x, uint32_t lanes) {
+  return {_mm256_permutevar8x32_epi32(x.v, vu32::load(FORMER_LANES.lane[lanes]).v)};
+}
+#endif
+
 // out = the entries of `table` (4 bytes each, one for each bit of the words) whose bits are set; how many.
 inline int64_t compress(const uint32_t* words, int64_t count, const void* table, void* out) {
   const char* from = static_cast<const char*>(table);

@@ -5,7 +5,7 @@
 #include "cpu/simd/simd.h"
 #include "cpu/words/generate.h"
 
-#if FK_HAS_AVX512
+#if FK_HAS_AVX2
 namespace fk::FK_ISA_NS {
 
 // Of VL calls that share a row and a purpose: the parts of rounds 1 and 2 that all rows share, even calls and odd

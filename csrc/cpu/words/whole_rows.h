@@ -2,10 +2,11 @@
 // are drawn along the row, those of short ones by RowBlock.
 #pragma once
 #include "cpu/core/scratch.h"
+#include "cpu/words/compress.h"
 #include "cpu/words/row_block.h"
 #include "cpu/words/row_generator.h"
 
-#if FK_HAS_AVX512
+#if FK_HAS_AVX2
 namespace fk::FK_ISA_NS {
 
 // Of sign and constant codes. Bits past the last column are anything.
@@ -45,7 +46,7 @@ class WholeRows {
   // What the first planes say of VL words: where a draw is below a threshold for certain, and where it may be.
   struct Bounds {
     vu32 prune[2], freeze[2];
-    __mmask16 open;  // words in which they differ
+    uint32_t open;  // bits of words in which they differ
   };
   static constexpr int SURE_CALLS = 2;  // 8 planes leave one word in five open, 4 nearly all
 
@@ -62,10 +63,11 @@ class WholeRows {
 
   void start_signs(Scratch& scratch) {
     sign_starts_ = scratch.take<CallStart>(sign_blocks(f_));
-    // Lane 4 q + k has call 4 k + q of 16, so that unpacking within quarters of a vector puts words in order.
-    const vu32 order{_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)};
+    // Lane 4 q + k has call VL / 4 * k + q of VL, so that unpacking within 16 bytes of a vector puts words in order.
+    uint32_t order[VL];
+    for (int lane = 0; lane < VL; ++lane) order[lane] = static_cast<uint32_t>(lane % 4 * (VL / 4) + lane / 4);
     for (int64_t i = 0; i < sign_blocks(f_); ++i) {
-      sign_starts_[i] = generator_.start(order + vu32::set(static_cast<uint32_t>(VL * i)), sign_purpose());
+      sign_starts_[i] = generator_.start(vu32::load(order) + vu32::set(static_cast<uint32_t>(VL * i)), sign_purpose());
     }
   }
 
@@ -99,27 +101,34 @@ class WholeRows {
     }
   }
 
-  // Two calls at a time, of one row or of two.
+  // As many calls at a time as registers hold, of one row or of two.
   void draw_signs(int64_t rows) const {
-    const int64_t count = sign_blocks(f_), all = rows * count;
-    for (int64_t i = 0; i < all; i += 2) {
-      const int64_t next = std::min(i + 1, all - 1);
-      Four four[2];
-      generator_.draw({sign_starts_ + i % count, sign_starts_ + next % count}, {row(i / count), row(next / count)},
-                      sign_purpose(), four);
-      put_signs(four[0], sign_ + i / count * stride_ + i % count * 4 * VL);
-      put_signs(four[1], sign_ + next / count * stride_ + next % count * 4 * VL);
+    constexpr int N = FK_HAS_AVX512 ? 2 : 1;
+    const int64_t count = sign_blocks(f_);
+    int64_t r = 0, block = 0;
+    for (int64_t left = rows * count; left > 0; left -= N) {
+      const CallStart* starts[N];
+      uint32_t of[N], *out[N];
+      for (int k = 0; k < N; ++k) {
+        starts[k] = sign_starts_ + block;
+        of[k] = row(r);
+        out[k] = sign_ + r * stride_ + block * 4 * VL;
+        if (k + 1 == left) continue;  // the last one again
+        if (++block == count) block = 0, ++r;
+      }
+      Four four[N];
+      generator_.draw(starts, of, sign_purpose(), four);
+      for (int k = 0; k < N; ++k) put_signs(four[k], out[k]);
     }
   }
 
   static FK_INLINE void put_signs(const Four& four, uint32_t* out) {
-    const __m512i* const x = &four.x[0].v;
-    const __m512i low0 = _mm512_unpacklo_epi32(x[0], x[1]), low1 = _mm512_unpacklo_epi32(x[2], x[3]);
-    const __m512i high0 = _mm512_unpackhi_epi32(x[0], x[1]), high1 = _mm512_unpackhi_epi32(x[2], x[3]);
-    _mm512_store_si512(out, _mm512_unpacklo_epi64(low0, low1));
-    _mm512_store_si512(out + VL, _mm512_unpackhi_epi64(low0, low1));
-    _mm512_store_si512(out + 2 * VL, _mm512_unpacklo_epi64(high0, high1));
-    _mm512_store_si512(out + 3 * VL, _mm512_unpackhi_epi64(high0, high1));
+    const vu32 low0 = low_lanes(four.x[0], four.x[1]), low1 = low_lanes(four.x[2], four.x[3]);
+    const vu32 high0 = high_lanes(four.x[0], four.x[1]), high1 = high_lanes(four.x[2], four.x[3]);
+    low_pairs(low0, low1).store(out);
+    high_pairs(low0, low1).store(out + VL);
+    low_pairs(high0, high1).store(out + 2 * VL);
+    high_pairs(high0, high1).store(out + 3 * VL);
   }
 
   void draw_keep(uint32_t row, uint32_t* keep) {
@@ -169,7 +178,7 @@ class WholeRows {
       }
       for (int k = 0; k < 2; ++k) {
         const vu32 differ = (b[k].prune[0] ^ b[k].prune[1]) | (b[k].freeze[0] ^ b[k].freeze[1]);
-        b[k].open = test(differ, differ).v;
+        b[k].open = to_bits(test(differ, differ));
         bounds_[block[k]] = b[k];
       }
     }
@@ -179,7 +188,7 @@ class WholeRows {
   int64_t list_open() {
     int64_t listed = 0;
     for (int64_t i = 0; i < blocks_; ++i) {
-      _mm512_storeu_si512(list_ + listed, _mm512_maskz_compress_epi32(bounds_[i].open, words_of(i).v));
+      to_front(words_of(i), bounds_[i].open).store(list_ + listed);
       listed += __builtin_popcount(bounds_[i].open);
     }
     return listed;
@@ -204,8 +213,8 @@ class WholeRows {
     int64_t at = 0;
     for (int64_t i = 0; i < blocks_; ++i) {
       const Bounds& b = bounds_[i];
-      const vu32 prune{_mm512_maskz_expand_epi32(b.open, vu32::load(list_prune_ + at).v)};
-      const vu32 freeze{_mm512_maskz_expand_epi32(b.open, vu32::load(list_freeze_ + at).v)};
+      const vu32 prune = from_front(vu32::load(list_prune_ + at), b.open);
+      const vu32 freeze = from_front(vu32::load(list_freeze_ + at), b.open);
       put_partition(i, b.prune[0] | (b.prune[1] & prune), b.freeze[0] | (b.freeze[1] & freeze), locked);
       at += __builtin_popcount(b.open);
     }
