@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t PANEL_BYTES = 512 << 10;      // weights decoded at once, read again for each tile of pixels
 constexpr int64_t MOST_WEIGHT_BYTES = 4 << 20;  // dense
-constexpr int64_t TASK_TILES = 64;
+constexpr int64_t TASK_TILES = 64;  // at most: enough to hide the start of a task, few enough to share evenly
 constexpr int64_t LEAST_PIXELS = 128, LEAST_ROWS = VL / 2;
 
 // Rows of one group whose weights are decoded together: [column][vectors * VL].
@@ -65,8 +65,7 @@ struct Job {
   const Result result;
   const int64_t chains;                    // of a sum
   const int64_t wide_bytes, narrow_bytes;  // of an element
-
-  const int64_t strip_rows, tile_pixels;  // at most
+  const int64_t strip_rows, tile_pixels;   // at most
 
   int64_t strip_floats() const { return call.layer.channels * strip_rows; }
   void decode(const Strip& strip, float* weights, float* factors, float* biases) const;
