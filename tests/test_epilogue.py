@@ -101,9 +101,14 @@ def test_every_instruction_set_is_exact_and_keeps_what_is_not_finite(threads, re
     isa, before = extension.isa(), torch.get_num_threads()
     request.addfinalizer(lambda: (extension.set_isa(isa), torch.set_num_threads(before)))
     torch.set_num_threads(threads)
-    cases = [((5, 70), (75, 70), {}), ((1, 70), (75, 70), {}), ((2, 40, 9, 7), (70, 40, 3, 3), {"padding": 1})]
+    cases = [
+        ((131, 70), (75, 70), {}),
+        ((5, 70), (75, 70), {}),
+        ((1, 70), (75, 70), {}),
+        ((2, 40, 9, 7), (70, 40, 3, 3), {"padding": 1}),
+    ]
     cases += [((2, 6, 9, 7), (6, 1, 3, 3), {"groups": 6}), ((1, 33, 5, 6), (33, 40, 3, 3), {"stride": 2})]
-    names = ("linear", "linear", "conv2d", "conv2d", "conv_transpose2d")
+    names = ("linear", "linear", "linear", "conv2d", "conv2d", "conv_transpose2d")
     for name, (x_shape, w_shape, options) in zip(names, cases, strict=True):
         channels = outputs(name, w_shape, options)
         x, bias, gain = (

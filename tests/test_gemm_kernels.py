@@ -115,6 +115,10 @@ CONVOLUTIONS = [
     (2, 5, 4, (3, 13), (1, 5), (3, 4), (0, 2), 2, 1),
     (0, 4, 6, (5, 5), (3, 3), 1, 1, 1, 1),
     (2, 6, 300, (4, 3), (2, 2), 2, 0, 1, 3),
+    (2, 31, 33, (9, 11), (1, 1), 1, 0, 1, 1),
+    (3, 3, 19, (13, 17), (1, 1), 2, 0, 1, 1),
+    (1, 300, 96, (12, 11), (1, 1), 1, 0, 1, 2),
+    (1, 1, 50, (5, 59), (1, 1), (1, 2), 0, 1, 1),
 ]
 
 
@@ -241,6 +245,11 @@ def test_error_is_at_most_twice_torchs_own(isa, dtype):
     true = fmt.stream_order(true)[free] * f.scores.sign().double()
     assert_close(cpu.linear_grad_scores(grad, x, f.scores, *f.pack()), theirs, true)
 
+    f = Frozen((97, 300), "normal", scale=2.0**-10)  # read in place
+    x = torch.randn(260, 300, generator=generator).to(dtype)
+    theirs = F.linear(x, f.weight.to(dtype))
+    assert_close(cpu.linear(x, None, None, *f.pack()), theirs, F.linear(x.double(), f.weight.double()))
+
     f = Frozen((70, 45, 3, 3), "uniform", scale=2.0**-10)
     x = torch.randn(2, 45, 14, 13, generator=generator).to(dtype)
     args = (*f.pack(), [2, 1], [1, 1], [1, 1], 1)
@@ -259,15 +268,16 @@ def test_error_is_at_most_twice_torchs_own(isa, dtype):
 def test_bits_do_not_depend_on_threads_or_residency(isa):
     extension.set_isa(isa)
     generator = torch.Generator().manual_seed(0)
-    shapes = (96, 40, 3, 3), (300, 1500), (48, 1, 3, 3)
+    shapes = (96, 40, 3, 3), (300, 1500), (48, 1, 3, 3), (45, 140)
     weights = {code: [Frozen(shape, code) for shape in shapes] for code in fmt.CODES}
     x = torch.randn(3, 40, 15, 14, generator=generator)
     rows = torch.randn(70, 1500, generator=generator)
+    many = torch.randn(2, 140, 10, 19, generator=generator).contiguous(memory_format=torch.channels_last)
     thin = torch.randn(2, 48, 15, 14, generator=generator)
     geometry, thin_geometry = ([2, 1], [1, 1], [1, 1], 1), ([1, 1], [1, 1], [1, 1], 48)
 
     def everything(code, residency):
-        conv, dense, depthwise = weights[code]
+        conv, dense, depthwise, one_tap = weights[code]
         pack = conv.pack(residency)
         y = cpu.conv2d(x, None, None, *pack, *geometry)
         yield y
@@ -282,6 +292,8 @@ def test_bits_do_not_depend_on_threads_or_residency(isa):
             yield y
             yield cpu.linear_grad_input(y, *pack)
             yield cpu.linear_grad_scores(y, rows[:batch], dense.scores, *pack)
+        pack = [*one_tap.pack(residency)[:-1], [45, 140, 1, 1]]
+        yield cpu.conv2d(many, None, None, *pack, [1, 2], [0, 0], [1, 1], 1)
         y = cpu.conv2d(thin, None, None, *depthwise.pack(residency), *thin_geometry)
         yield y
         yield cpu.conv2d_grad_input(y, list(thin.shape), *depthwise.pack(residency), *thin_geometry)
@@ -318,6 +330,7 @@ def test_any_strides_are_read(isa):
         integers((1, 1), 2).expand(6, 70),
         integers((2, 2, 2, 2, 2, 70), 2).transpose(0, 3),
         integers((70,), 3),
+        integers((3, 100, 80), 2)[:, ::2, 5:75],
     ):
         assert torch.equal(cpu.linear(x, None, None, *f.pack("seed")), F.linear(x, f.weight))
         grad = torch.ones(1).expand(*x.shape[:-1], 33)
@@ -348,9 +361,11 @@ def test_any_strides_are_read(isa):
 def test_infinity_and_nan_pass_as_in_torch(isa):
     extension.set_isa(isa)
     f = Frozen((40, 50), "sign")
-    x = integers((6, 50), 1)
-    x[1, 3], x[2, 7], x[4, 49] = math.inf, math.nan, -math.inf
-    assert torch.equal(cpu.linear(x, None, None, *f.pack()).isnan(), F.linear(x, f.weight).isnan())
+    for pixels in (6, 130):
+        x = integers((pixels, 50), 1)
+        x[1, 3], x[2, 7], x[4, 49] = math.inf, math.nan, -math.inf
+        got, wanted = cpu.linear(x, None, None, *f.pack()), F.linear(x, f.weight)
+        assert torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.isinf(), wanted.isinf())
     scores = f.scores.clone()
     scores[1] = math.nan
     grad, x = integers((6, 40), 2), integers((6, 50), 3)

@@ -58,13 +58,13 @@ struct Result {
     const int64_t bytes = side.dtype == FLOAT32 ? 4 : 2;
     return static_cast<char*>(side.data) + (offset(run) + channel * side.stride[CHANNEL]) * bytes;
   }
-
- private:
-  int64_t offset(const Run& run) const {
+  int64_t offset(const Run& run) const {  // in elements
     int64_t at = run.batch * side.stride[BATCH];
     for (int d = 0; d < 3; ++d) at += (run.q.x[d] * grid.step[d] + shift.x[d]) * side.stride[SPATIAL + d];
     return at;
   }
+
+ private:
   float bias_of(int64_t channel) const;
   float factor_of(int64_t channel) const {
     return epilogue.gain ? scale * epilogue.gain[channel * epilogue.gain_stride] : scale;

@@ -6,6 +6,7 @@
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
 #include "cpu/lookup/lookup.h"
+#include "cpu/one_tap/one_tap.h"
 #include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"
 #include "cpu/stored/stored.h"
@@ -49,6 +50,13 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 #if FK_HAS_TILES
     {{"amx", "at least 8 rows per group, more than one pixel"}, tiles_serve, always<convolve_tiles, Call>},
 #endif
+#if FK_USES_ONE_TAP
+    {{"one_tap",
+      "one tap, at least 128 pixels whose channels are neighbours in memory, at most 4 MB of dense weight; sign and "
+      "constant codes of few rows or few channels"},
+     one_tap_serves,
+     always<convolve_one_tap, Call>},
+#endif
 #if FK_USES_PIXEL_TABLES
     {{"pixel_tables",
       "sign and constant codes, at least 16 rows per group and a vector of pixels, enough reads of each table"},
@@ -63,8 +71,11 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"fma", "everything else"}, any<Call>, always<convolve_panels, Call>},
 };
 
-// Kernels by tables are so much faster that a transposed product turns its weight for them.
-bool tables_serve([[maybe_unused]] const Call& c) {
+// These kernels are so much faster that a transposed product turns its weight for them.
+bool fast_kernel_serves([[maybe_unused]] const Call& c) {
+#if FK_USES_ONE_TAP
+  if (one_tap_serves(c)) return true;
+#endif
 #if FK_USES_PIXEL_TABLES
   if (pixel_tables_serve(c)) return true;
 #endif
@@ -83,8 +94,8 @@ void run(const Kernel<Call> (&kernels)[N], const Call& call) {
 }
 
 bool flipped_serves(const Call& c) {
-  constexpr bool has_tables = FK_USES_PIXEL_TABLES || FK_USES_LOOKUP;
-  if (!has_tables || (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) || c.pixels == 0) return false;
+  constexpr bool has_kernel = FK_USES_ONE_TAP || FK_USES_PIXEL_TABLES || FK_USES_LOOKUP;
+  if (!has_kernel || (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) || c.pixels == 0) return false;
   // With many strides most of the convolutions have few taps or none.
   if (c.g.stride[0] * c.g.stride[1] * c.g.stride[2] > c.layer.taps) return false;
   const std::vector<Flipped> all = flipped(c);
@@ -95,7 +106,7 @@ bool flipped_serves(const Call& c) {
   }
   for (const Flipped& one : all) {
     const Frozen turned = turned_shape(c.f, c.layer, static_cast<int64_t>(one.taps.size()));
-    if (one.taps.size() == most) return tables_serve(one.call(c, turned));
+    if (one.taps.size() == most) return fast_kernel_serves(one.call(c, turned));
   }
   return false;
 }
@@ -120,7 +131,8 @@ constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
      transposed_tiles_serve,
      always<convolve_transposed_tiles, Call>},
 #endif
-    {{"flipped", "sign and constant codes, where the convolution with flipped taps has a kernel by tables"},
+    {{"flipped",
+      "sign and constant codes, where the convolution with flipped taps has a kernel of one tap or by tables"},
      flipped_serves,
      always<convolve_flipped, Call>},
     {{"fma", "everything else"}, any<Call>, always<convolve_transposed_panels, Call>},

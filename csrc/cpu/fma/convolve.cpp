@@ -1,5 +1,6 @@
 // narrow = W wide: linear layers, convolutions, and the input gradient of transposed convolutions.
-// Every result is a sum over chunks of DEPTH columns, in order, of one chain each, or of several (see longest_chain).
+// Every result is a sum over chunks of DEPTH columns, in order, of one chain each, or of several (see
+// longest_forward_chain).
 #include "cpu/conv/codes.h"
 #include "cpu/core/parallel.h"
 #include "cpu/fma/fma.h"
@@ -114,10 +115,9 @@ void Task::over_rows(int64_t row0, int64_t rows, int64_t pixel0, int64_t pixels)
   result.store_channels(sums, ld, row0, rows, runs, run_count);
 }
 
-// Longest chain of a sum. Torch sums small products, and what it takes for dot products, of few pixels or of one row,
-// in many short chains; chains of DEPTH had up to three times its error there. Results of 16 bits do not show it. Large
-// products keep long chains: short ones take 3 to 15 % longer.
-int64_t longest_chain(const Call& c) {
+}  // namespace
+
+int64_t longest_forward_chain(const Call& c) {
   const bool small = c.pixels * c.f.rows * c.f.cols <= SMALL_PRODUCT;
   const bool places = c.g.narrow[0] * c.g.narrow[1] * c.g.narrow[2] > 1;
   const bool few_pixels = c.pixels < 16 && (c.layer.taps == 1 || !places);
@@ -125,8 +125,6 @@ int64_t longest_chain(const Call& c) {
   const bool shows = small || ((few_pixels || one_row) && c.f.cols <= FEW_TERMS);
   return shows && c.narrow.dtype == FLOAT32 ? SHORT_CHAIN : DEPTH;
 }
-
-}  // namespace
 
 void convolve_panels(const Call& call) {
   const Frozen& f = call.f;
@@ -148,7 +146,7 @@ void convolve_panels(const Call& call) {
   const bool seed = !f.keep;
   const int64_t pixel_block = pixels_per_task(pixels, row_block, blocks(), threads, seed);
   const int64_t per_unit = (unit + row_block - 1) / row_block, pixel_blocks = (pixels + pixel_block - 1) / pixel_block;
-  const Task task{f, call.g, layer, call.wide, narrow_grid(call.g), narrow_result(call), longest_chain(call)};
+  const Task task{f, call.g, layer, call.wide, narrow_grid(call.g), narrow_result(call), longest_forward_chain(call)};
   parallel_for(threads, units * per_unit * pixel_blocks, [&](int64_t i) {
     const int64_t block = i / pixel_blocks, pixel0 = i % pixel_blocks * pixel_block;
     const int64_t start = block % per_unit * row_block, row0 = block / per_unit * unit + start;

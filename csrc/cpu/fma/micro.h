@@ -10,8 +10,8 @@ namespace fk::FK_ISA_NS {
 
 constexpr int NARROW = 2, MIDDLE = 4, BROAD = 8;  // vectors per tile
 static_assert(TILE_LANES == NARROW * VL);
-// Where one chain of DEPTH terms would be too long (see longest_chain), for sums of how many terms, and in products of
-// how many.
+// Where one chain of DEPTH terms would be too long (see longest_forward_chain), for sums of how many terms, and in
+// products of how many.
 constexpr int64_t SHORT_CHAIN = 32, FEW_TERMS = 1024, SMALL_PRODUCT = 1 << 22;
 
 #if FK_HAS_AVX512
