@@ -5,6 +5,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 """
 
 from . import backends, distributed, format, functional, importers, nn, ops
+from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
 from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
@@ -14,6 +15,7 @@ from .memory.footprint import Footprint, footprint
 from .memory.residency import set_residency
 from .search.edge_popup import EdgePopup
 from .search.jackpot import Jackpot, tune_weights_
+from .select.aggregate import aggregate_masks, majority_mask
 from .tensor import FrozenTensor
 from .tickets.model import TicketError, load_ticket, save_ticket
 
@@ -28,6 +30,7 @@ __all__ = [
     "FrozenTensor",
     "Jackpot",
     "TicketError",
+    "aggregate_masks",
     "backends",
     "distributed",
     "finalize_",
@@ -37,7 +40,11 @@ __all__ = [
     "freeze_",
     "functional",
     "importers",
+    "load_masks",
+    "load_mean",
     "load_ticket",
+    "majority_mask",
+    "masks",
     "nn",
     "ops",
     "recalibrate_",
