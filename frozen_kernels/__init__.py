@@ -5,6 +5,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 """
 
 from . import backends, distributed, format, functional, importers, nn, ops
+from .bank.mask_bank import MaskBank
 from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
 from .convert.dense import to_dense
@@ -29,6 +30,7 @@ __all__ = [
     "FreezeReport",
     "FrozenTensor",
     "Jackpot",
+    "MaskBank",
     "TicketError",
     "aggregate_masks",
     "backends",

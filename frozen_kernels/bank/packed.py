@@ -1,4 +1,4 @@
-"""All supermasks of a model as one packed tensor, out of it and into it: what clients of a federated search exchange."""
+"""All supermasks of a model as one packed tensor, which clients of a federated search exchange."""
 
 from __future__ import annotations
 

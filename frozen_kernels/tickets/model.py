@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -141,9 +141,8 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | N
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
 
-def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tensor]]:
+def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord], dict[str, Tensor]]:
     """Records in stream order, and what they store by tensor name; layers of one weight are one tensor."""
-    layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers; a ticket holds what freeze_ made")
     first_of: dict[tuple[object, ...], TensorRecord] = {}
@@ -183,10 +182,22 @@ def _stored_tensors(name: str, layer: FrozenLayer) -> list[Tensor] | None:
 @torch.no_grad()
 def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
     """The bytes of the file that `save_ticket` writes, in order, and its errors; collective under `fully_shard`."""
+    model = writable(model)
+    records, tensors = frozen_state(frozen_layers(model))
+    return file_parts(records, tensors | ordinary_state(model, records))
+
+
+def writable(model: nn.Module) -> nn.Module:
+    """The model inside wrappers, for a ticket to be written of; ValueError where it is a bare layer."""
     model = unwrapped(model)
     _check_root(model)
     reshard(model)
-    records, tensors = _frozen_state(model)
+    return model
+
+
+def ordinary_state(model: nn.Module, records: Sequence[TensorRecord]) -> dict[str, Tensor]:
+    """The ordinary tensors of a file by name, in memory of their own; collective under `fully_shard`."""
+    tensors: dict[str, Tensor] = {}
     shapes = {record.shape for record in records}
     for group in _tied(_gathered(_slots(model, set()))):
         for slot in group:
@@ -195,6 +206,11 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
+    return tensors
+
+
+def file_parts(records: Sequence[TensorRecord], tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
+    """The bytes of a file with these records and tensors; ValueError where a reader would refuse it."""
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
         PREFIX + "requires": json.dumps(features_used(records)),
@@ -229,7 +245,11 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written; what was there before is still there.
     """
     warn_of_stale_masks(frozen_layers(model))
-    parts = ticket_parts(model)
+    write_parts(path, ticket_parts(model))
+
+
+def write_parts(path: str | os.PathLike[str], parts: list[bytes | memoryview]) -> None:
+    """Write a file whole or not at all."""
 
     def write(file: IO[bytes]) -> None:
         file.writelines(parts)
@@ -436,14 +456,17 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: S
     return Made(held, counts, place.residency)
 
 
-def _copied(made: Made) -> Made:
+def copied(made: Made) -> Made:
     """The same in memory of its own."""
     copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
     return made._replace(frozen=made.frozen._replace(**copies))
 
 
-def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> dict[str, Made]:
-    """What each layer is to hold, by name, checked against the ticket, whose supermasks are used up."""
+def make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool, end: str | None = None) -> dict[str, Made]:
+    """What each layer is to hold, by name, checked against the ticket, whose supermasks are used up.
+
+    Errors call a tensor by the name of its record, and `end` behind it.
+    """
     layers_of: dict[str, list[str]] = {}
     for name, (_, record) in pairs.items():
         layers_of.setdefault(record.name, []).append(name)
@@ -456,10 +479,10 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
             record.header(), record.rows, record.cols, supermask, hashed=verify,
             hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
         )  # fmt: skip
-        check_regenerated(ticket, record, found)
+        check_regenerated(ticket, record, found, None if end is None else f"{record.name}.{end}")
         for name, place in places.items():
             held = _hold(record, found, supermask, stored, place)
-            made[name] = _copied(held) if made.keys() & places.keys() else held
+            made[name] = copied(held) if made.keys() & places.keys() else held
     return made
 
 
@@ -490,21 +513,52 @@ def load_ticket(
     """
     if residency is not None and residency not in ALL_RESIDENCIES:
         raise ValueError(f"residency: one of {', '.join(ALL_RESIDENCIES)}, got {residency!r}")
+    inside = loadable(model, path)
+    ticket = read_ticket(path)
+    if ticket.masks is not None:
+        raise TicketError(
+            f"{ticket.path}: a bank of {len(ticket.masks)} masks ({_some(ticket.masks)}), not one network; "
+            "MaskBank.load loads it"
+        )
+    pairs, copies = fitted(inside, ticket)
+    made = make(ticket, pairs, residency, verify)
+    place(inside, pairs, copies, made)
+    del ticket, copies, pairs
+    release_memory()
+    return model
+
+
+def loadable(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """The model inside wrappers, for a ticket to be loaded into; TicketError where none can be."""
     try:
         inside = unwrapped(model)
         _check_root(inside)
         _check_not_spread(model)
     except ValueError as why:
         raise TicketError(f"{os.fsdecode(path)}: {why}") from None
-    ticket = read_ticket(path)
+    return inside
+
+
+Copies = list[tuple[Tensor, Tensor]]
+
+
+def fitted(model: nn.Module, ticket: Ticket) -> tuple[Pairs, Copies]:
+    """Which record each layer takes, and which stored tensor each ordinary one; TicketError where any does not fit."""
     try:
-        pairs = _pair_layers(inside, ticket)
-        copies = _pair_tensors(inside, ticket, pairs)
-        _check_meta_buffers(inside)
+        pairs = _pair_layers(model, ticket)
+        copies = _pair_tensors(model, ticket, pairs)
+        _check_meta_buffers(model)
     except ValueError as why:
         raise TicketError(f"{ticket.path}: {why}") from None
-    made = _make(ticket, pairs, residency, verify)
-    settings = {record.name: _restored_config(record) for record in ticket.records}
+    return pairs, copies
+
+
+def place(inside: nn.Module, pairs: Pairs, copies: Copies, made: dict[str, Made], stay: Collection[str] = ()) -> None:
+    """Put what a ticket says into a model, which is refused nothing here; `made` is used up.
+
+    The frozen layers named in `stay` keep what they hold.
+    """
+    settings = {record.name: _restored_config(record) for _, record in pairs.values()}
     new: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
@@ -513,21 +567,20 @@ def load_ticket(
             new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
     by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
     # a frozen layer takes its bias over together with its weight
-    biases = {id(layer.bias) for layer, _ in pairs.values() if isinstance(layer, FrozenLayer)}
+    adopting = {n: layer for n, (layer, _) in pairs.items() if isinstance(layer, FrozenLayer) and n not in stay}
+    biases = {id(layer.bias) for layer in adopting.values()}
     values = {id(old): stored for old, stored in copies if id(old) in biases and not old.is_meta}
-    # nothing above has changed the model, nothing below refuses
+    # nothing above has changed the model
     for old, stored in copies:
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
-        if isinstance(layer, FrozenLayer):
-            layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
-        else:
+        if name in adopting:
+            adopting[name].adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
+        elif name in new:
             replace_module(inside, layer, new[name])
-        held = layer if isinstance(layer, FrozenLayer) else new[name]
-        held.tie_to(first_of.setdefault(record.name, held))
+        held = adopting.get(name) or new.get(name)
+        if held is not None:
+            held.tie_to(first_of.setdefault(record.name, held))
     _put_in_place(inside, by_id)
-    del ticket, copies, by_id, pairs, new
-    release_memory()
-    return model
