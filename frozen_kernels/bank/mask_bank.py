@@ -135,7 +135,6 @@ class MaskBank:
             raise KeyError(f"name: one of {listed(self.names) or 'no masks'}, got {name!r}")
         return self._tasks[name]
 
-    @torch.no_grad()
     def add(self, name: str) -> None:
         """Hold the model's masks as they are, and the tensors of `per_task`, under a new name.
 
@@ -195,7 +194,8 @@ class MaskBank:
         """Bring a task's views into the state of the layers as they are now."""
         for place, layer in self._layers.items():
             view = task.views[place]
-            if layer._buffers["gain"] is not None or layer.relu or layer.tuned is not None:
+            tuned = layer._parameters["tuned"] is not None
+            if tuned or layer.relu or layer._buffers["gain"] is not None:
                 self._check_layers(RuntimeError)
             if not fits(layer, view):
                 stored.check_fits(place, layer, view)

@@ -36,11 +36,12 @@ def record_of(view: FrozenLayer) -> FrozenTensor:
 
 def fits(layer: FrozenLayer, view: FrozenLayer) -> bool:
     """Whether the layer can become the view by taking its tensors: same residency, device, dtype, geometry and bias."""
+    ours, its = layer._buffers, view._buffers  # attributes of a module are looked up in three dicts
     return (
         layer.residency == view.residency
-        and layer._buffers["_like"] is view._buffers["_like"]
+        and ours["_like"] is its["_like"]
         and layer._parameters["bias"] is view._parameters["bias"]
-        and layer.packed == view.packed
+        and (not layer.stored or layer.packed == view.packed)
         and layer.geometry() == view.geometry()
     )
 
@@ -66,22 +67,21 @@ def sharing(layer: FrozenLayer, record: FrozenTensor) -> FrozenTensor:
     return record._replace(**ours)
 
 
-@torch.no_grad()
 def show(layer: FrozenLayer, view: FrozenLayer) -> None:
     """Become a view that fits: on a CPU a finalized layer takes its tensors, and its prepared call, in one assignment.
 
     A layer with scores takes a copy, for its search may write to what it holds; so does one on a GPU.
     """
-    if layer.scores is None and not layer.in_place:
+    if layer._parameters["scores"] is None and not layer.in_place:
+        its = view._buffers
         with swapping:
-            layer._buffers.update({name: view._buffers[name] for name in RECORD})
-            layer.__dict__.update(_words=view._words, _kept=view._kept)
-            # one assignment, last: until then a forward runs on the old state
-            layer._held = view._held
+            layer._buffers.update({name: its[name] for name in RECORD})
+            # `_held` is one assignment: until then a forward runs on the old state
+            layer.__dict__.update(_words=view._words, _kept=view._kept, _held=view._held)
             note_mask(layer)
         return
     record = record_of(view)
-    with swapping, torch.inference_mode(False):
+    with swapping, torch.inference_mode(False), torch.no_grad():
         if layer.scores is not None and layer.stored:
             assert record.supermask is not None
             layer.adopt_supermask(record.supermask.clone())
