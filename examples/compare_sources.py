@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 from training import processes, settings
-from training.checkpoint import replace
 from training.loop import Trainer
+
+from frozen_kernels.files import replace
 
 FREEZE = (0.5, 0.7, 0.9, 0.97)
 VARIED = ("freeze", "freeze.preset", "freeze.freeze_ratio", "seed", "out")

@@ -25,9 +25,10 @@ from .backends.triton import tuning
 from .config import FreezeConfig
 from .format import CODES, HEADER_WORDS
 from .memory import crossover
-from .tensor import RESIDENCIES, STORED_RESIDENCIES, resident_bytes, stored_bytes
+from .tensor import RESIDENCIES, default_residency, residencies_of, resident_bytes, stored_bytes
 from .text import table
 from .tickets.container import short
+from .tickets.features import features_of
 from .tickets.file import TensorRecord, Ticket, read_ticket, verify_ticket
 from .tune import choices as tune_choices
 from .tune import tiles as tune_tiles
@@ -117,7 +118,9 @@ def _span(values: Sequence[float], form: str) -> str:
 
 
 def _code(record: TensorRecord) -> str:
-    return record.code if record.values is None else f"{record.code} {record.values}"
+    code = record.code if record.values is None else f"{record.code} {record.values}"
+    code += "" if record.coats is None else f", {record.coats} coats"
+    return code if record.generations is None else f"{code}, {record.generations} generations"
 
 
 def _sizes(shape: Sequence[int]) -> str:
@@ -132,15 +135,26 @@ def verify(options: argparse.Namespace) -> None:
     print(f"{ticket.path}: whole; {planes} keep planes regenerate as written")
 
 
+_BESIDE = {"stored": "stored values", "signs": "stored signs", "coats": "coats after the first"}
+
+
 def footprint(options: argparse.Namespace) -> None:
     """Bytes of a ticket on disk by kind, and of its frozen weights in memory by residency."""
     ticket = read_ticket(options.file)
     weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
     masks = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.supermask_names)
-    frozen = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.tensor_names)
-    stored = frozen - masks
+    beside: dict[str, int] = {}
+    for r in ticket.records:
+        for feature in features_of(r):
+            names = [f"{r.name}.{end}" for end in feature.tensors(r)]
+            size = sum(
+                ticket.tensors[name].nbytes
+                for name in names
+                if name in ticket.tensors and name not in r.supermask_names
+            )
+            beside[feature.name] = beside.get(feature.name, 0) + size
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
-    disk = [("supermasks", masks), *([("stored values", stored)] if stored else [])]
+    disk = [("supermasks", masks), *((_BESIDE.get(name, name), size) for name, size in beside.items())]
     disk += [("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
     disk.append(("file", ticket.file_bytes))
     many = "" if ticket.masks is None else f", a bank of {len(ticket.masks)} masks"
@@ -152,32 +166,46 @@ def footprint(options: argparse.Namespace) -> None:
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
-    drawn = any(r.values is None for r in ticket.records)
-    packed = any(r.values is not None for r in ticket.records)
+    codes = {r.code for r in ticket.records}
+    # those of the codes that have the most; other codes are in their own beside them
+    shown = max((residencies_of(code) for code in codes), key=len)
     out: list[tuple[str, int, str]] = []
-    for residency in RESIDENCIES if drawn else STORED_RESIDENCIES:
-        size = sum(_held(ticket, r, residency) for r in ticket.records)
-        beside = ", packed" if drawn and packed and residency != "dense" else ""
-        out.append((residency + beside, size, _bits(size, weights)))
+    for residency in shown:
+        size = sum(_held(r, _nearest(r, residency), ticket) for r in ticket.records)
+        beside = sorted({_nearest(r, residency) for r in ticket.records} - {residency})
+        out.append((", ".join((residency, *beside)), size, _bits(size, weights)))
     return out
 
 
-def _held(ticket: Ticket, record: TensorRecord, residency: str) -> int:
+def _nearest(record: TensorRecord, residency: str) -> str:
+    """The residency itself, or the one that a tensor has in its place."""
+    layered = record.coats is not None, record.generations is not None
+    return residency if residency in residencies_of(record.code, *layered) else default_residency(record.code, *layered)
+
+
+def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
     """Bytes of a weight in a residency, under each mask of a bank: what masks have in common is there once."""
     others = len(record.networks) - 1
     if record.values is not None:
-        where = "dense" if residency == "dense" else "packed"
-        size = sum(stored_bytes(record.shape, n.kept, record.values, where) for n in record.networks)
+        size = sum(stored_bytes(record.shape, n.kept, record.values, residency) for n in record.networks)
         scale = 4 * record.rows if record.values == "int8" else 0
         union = ticket.tensors[f"{record.name}.values"].nbytes + ticket.tensors[record.supermask_names[0]].nbytes
         return size - others * scale + (union if record.masks is not None else 0)
-    alone = resident_bytes(record.shape, record.code, record.free, residency)
+    alone = resident_bytes(
+        record.shape,
+        record.code,
+        record.free,
+        residency,
+        coats=record.coats or 1,
+        generations=record.generations or 1,
+        row_scaled=f"{record.name}.row_scale" in ticket.tensors,
+    )
     own = alone
     if residency == "seed":
         own = 4 * HEADER_WORDS + -(-record.free // 8)
     elif residency == "planes":
         own = resident_bytes(record.shape, record.code, record.free, "mask")
-    return alone + others * own
+    return alone + others * own if others else alone
 
 
 def _bits(size: int, weights: int) -> str:

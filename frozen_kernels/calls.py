@@ -7,7 +7,7 @@ that layers know no backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -38,6 +38,45 @@ class Prepared(Protocol):
         """The same with gradients of whatever of the three requires them."""
 
 
+class Coats:
+    """A layer in several coats, without gradients: the sum of a prepared call of each, as `functional` sums ops."""
+
+    def __init__(
+        self,
+        each: Sequence[Prepared],
+        spatial: int,
+        bias: Tensor | None,
+        gain: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.each, self.spatial, self.relu, self.dtype = each, spatial, relu, dtype
+        self.bias, self.gain = bias, gain
+
+    def forward(self, x: Tensor) -> Tensor | None:
+        if x.dtype is not self.dtype:
+            return None
+        wide = x if x.itemsize >= 4 else x.to(torch.float32)
+        first, *others = self.each
+        y = first.forward(wide)
+        for call in others:
+            part = call.forward(wide)
+            if y is None or part is None:
+                return None
+            y += part
+        if y is None:
+            return None
+        along = [-1, *[1] * self.spatial]
+        if self.gain is not None:
+            y *= self.gain.view(along)
+        if self.bias is not None:
+            y += self.bias.view(along)
+        return (y.relu_() if self.relu else y).to(self.dtype)
+
+    def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
+        return None
+
+
 Prepare = Callable[[FrozenTensor, Geometry, "Tensor | None", "Tensor | None", bool, torch.dtype], "Prepared | None"]
 
 _makers: list[Prepare] = []
@@ -53,6 +92,10 @@ def prepare(
     record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
 ) -> Prepared | None:
     """A call of a layer whose state these tensors are, None where nobody prepares one."""
+    if record.in_coats:
+        wide = torch.promote_types(dtype, torch.float32)
+        each = [prepare(one, geometry, None, None, False, wide) for one in record.each_coat()]
+        return None if None in each else Coats(each, len(record.shape) - 2, bias, gain, relu, dtype)  # type: ignore[arg-type]
     for maker in _makers:
         found = maker(record, geometry, bias, gain, relu, dtype)
         if found is not None:

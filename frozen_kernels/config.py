@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from .format import ALL_CODES, STORED, Code, check_bits, check_seed
+from .format import ALL_CODES, SIGNS, STORED, Code, check_bits, check_seed
 
 DEFAULT_FREEZE_RATIO = 0.7  # arXiv 2402.14029
 _TOLERANCE = 1e-9  # ratios that are sums of decimals
@@ -18,7 +18,7 @@ Distribution = Literal["uniform", "erk", "epl", "igq"]
 RatioRule = Literal["sparsity_distribution", "density_distribution"]
 Scope = Literal["global", "local"]
 Scaling = Literal["none", "static", "dynamic"]
-ScoreInit = Literal["kaiming_normal", "kaiming_uniform", "magnitude", "centred"]
+ScoreInit = Literal["kaiming_normal", "kaiming_uniform", "unit_uniform", "magnitude", "centred"]
 Rates = Literal["l1", "uniform"]
 ScoreDtype = Literal["float32", "bfloat16"]
 
@@ -48,7 +48,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 _RATIOS = ("prune_ratio", "lock_ratio", "freeze_ratio")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "code": ALL_CODES,
-    "distribution": DISTRIBUTIONS,
     "ratio_rule": RATIO_RULES,
     "scope": SCOPES,
     "scaling": SCALINGS,
@@ -84,19 +83,23 @@ class FreezeConfig:
     Args:
         seed: integer in `[0, 2^64)`; with the layer's stream it fixes every weight.
         code: sign, uniform, normal or constant, drawn from the seed; or stored, the module's own weights, of which a
-            mask is searched (Zhang et al., arXiv 2104.08700): all of them free, without scaling.
+            mask is searched (Zhang et al., arXiv 2104.08700): all of them free, without scaling. With signs the search
+            finds the sign of each weight beside its mask, from one score (signed supermasks, Koster et al. 2022): the
+            seed draws the scores alone, and all weights are free.
         sparsity: fraction of zeros in the effective weight, 0 to 1 inclusive.
         prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
             lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
             weights split evenly: `prune = clip(sparsity - (1 - freeze) / 2, 0, freeze)`.
         distribution: how prune and lock ratios spread over the layers that `freeze_` converts together: uniform,
-            erk, epl or igq (see `distribution`). One layer by itself has the ratios as they are.
+            erk, epl or igq (see `distribution`), or a dict of the density of each layer by name, as `fk.search.snip`,
+            `grasp` and `synflow` give it. One layer by itself has the ratios as they are.
         ratio_rule: with `D(density)` the layers' sparsities, prune ratios are `D(1 - prune)`, and lock ratios
             `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
-        score_init: kaiming_normal (the default of drawn codes), kaiming_uniform, or magnitude (of codes that have one);
-            stored weights start centred, at +0.005 where the first mask keeps a weight and at -0.005 where not.
+        score_init: kaiming_normal (the default of drawn codes), kaiming_uniform, unit_uniform in (0, 1), or magnitude
+            (of codes that have one); stored weights start centred, at +0.005 where the first mask keeps a weight and at
+            -0.005 where not.
         threshold_bits: 1 to 16; 8 regenerates the partition twice as fast as 16.
         score_dtype: float32 or bfloat16, of scores, their gradients and what an optimizer keeps of them, beside a layer
             of any dtype; `.to(dtype)` casts scores as every parameter. bfloat16 loses updates below 2^-9 of a score.
@@ -117,7 +120,7 @@ class FreezeConfig:
     prune_ratio: float | None = None
     lock_ratio: float | None = None
     freeze_ratio: float | None = None
-    distribution: Distribution = "uniform"
+    distribution: Distribution | Mapping[str, float] = field(default="uniform", hash=False)
     ratio_rule: RatioRule = "sparsity_distribution"
     scope: Scope = "global"
     scaling: Scaling = "none"
@@ -133,8 +136,9 @@ class FreezeConfig:
             self._set("score_init", "centred" if self.code == STORED else "kaiming_normal")
         for name, choices in _CHOICES.items():
             self._set(name, _check_choice(name, getattr(self, name), choices))
+        self._resolve_distribution()
         self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
-        if self.score_init == "magnitude" and self.code in ("sign", "constant"):
+        if self.score_init == "magnitude" and self.code in ("sign", "constant", SIGNS):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
         self._resolve_stored()
         self._resolve_ratios()
@@ -142,10 +146,21 @@ class FreezeConfig:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
+    def _resolve_distribution(self) -> None:
+        if not isinstance(self.distribution, Mapping):
+            _check_choice("distribution", self.distribution, DISTRIBUTIONS)
+            return
+        densities = {str(k): _check_ratio(f"distribution[{k!r}]", v) for k, v in self.distribution.items()}
+        if not any(densities.values()):
+            raise ValueError(f"distribution: the density of a layer must be above 0, got {densities}")
+        self._set("distribution", densities)
+
     def _resolve_stored(self) -> None:
         stored = self.code == STORED
         if (self.score_init == "centred") != stored:
             raise ValueError(f"score_init: 'centred' with code 'stored' and with no other, got {self.score_init!r}")
+        if self.code == SIGNS:
+            self._all_free("sign")
         if not stored:
             for name in ("rates", "pattern"):
                 if getattr(self, name) is not None:
@@ -154,10 +169,7 @@ class FreezeConfig:
             return
         if self.scaling != "none":
             raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")
-        for name in _RATIOS:
-            if getattr(self, name):
-                raise ValueError(f"{name}: every stored weight is free, 0, got {getattr(self, name)!r}")
-            self._set(name, 0.0)
+        self._all_free("weight")
         if isinstance(self.rates, Mapping):
             self._set("rates", {str(k): _check_ratio(f"rates[{k!r}]", v) for k, v in self.rates.items()})
         elif self.rates is None:
@@ -171,6 +183,12 @@ class FreezeConfig:
             raise ValueError(f"rates: a pattern gives every layer the same, 'uniform', got {self.rates!r}")
         if abs(self.sparsity - (1 - kept / of)) > _TOLERANCE:
             raise ValueError(f"sparsity: {self.sparsity}, but pattern {self.pattern!r} makes it {1 - kept / of:g}")
+
+    def _all_free(self, what: str) -> None:
+        for name in _RATIOS:
+            if getattr(self, name):
+                raise ValueError(f"{name}: every stored {what} is free, 0, got {getattr(self, name)!r}")
+            self._set(name, 0.0)
 
     def _resolve_ratios(self) -> None:
         for name in ("sparsity", *_RATIOS):
@@ -210,7 +228,8 @@ class FreezeConfig:
                 pruned and locked (which of them, the sparsity decides: at 0.9 all of 0.7 is pruned). These are for
                 32x32 images and graphs; with "_imagenet" appended, for ImageNet.
                 "edge_popup": Ramanujan et al. 2020. "jackpot": Zhang et al., arXiv 2104.08700, stored weights; with a
-                pattern, the sparsity is the pattern's.
+                pattern, the sparsity is the pattern's. Each other rule of `fk.search` has one of its own, which its
+                class names.
             settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
                 edge_popup, lock_ratio of sparse_source. freeze_ratio is 0.7, and the sparsity of a sparse source is
                 `(1 + prune_ratio) / 2` where none is given: half of its free weights are kept.
@@ -249,3 +268,13 @@ class FreezeConfig:
         if self.scaling == "dynamic":
             return math.sqrt(count / kept) if kept else 0.0
         return 1.0
+
+
+def register_preset(name: str, **settings: Any) -> None:
+    """Let `FreezeConfig.preset` know the settings of a rule, fields of `FreezeConfig`; a rule's file calls this.
+
+    ValueError for settings that `FreezeConfig` refuses, or a name that has others already.
+    """
+    FreezeConfig(**settings)
+    if PRESETS.setdefault(name, settings) != settings:
+        raise ValueError(f"preset: {name!r} is {PRESETS[name]}, got {settings}")

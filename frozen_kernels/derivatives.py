@@ -24,7 +24,8 @@ from . import format as fmt
 from .ops import CONVOLUTIONS, NAMESPACE, PACK_ARGS, TRANSPOSED_CONVOLUTIONS, library
 
 # of the pack: how many lead, then places
-_TENSORS, _KEEP, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, 3, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
+_TENSORS, _KEEP, _DRAW, _VALUES, _CODE, _SHAPE = PACK_ARGS - 2, 3, 4, PACK_ARGS - 4, PACK_ARGS - 2, PACK_ARGS - 1
+_ROW_SCALE = _VALUES + 1
 
 _LEVEL = 0  # of forward mode: torch has one, and torch.func nests by wrapping tensors
 
@@ -39,14 +40,19 @@ def _op(name: str) -> Any:
 def weight_change(v: Tensor, scores: Tensor, pack: Sequence) -> Tensor:
     """How the weight changes where the scores change by v: `v * sign(S) * code * scale`, dense, of torch's shape.
 
-    v and scores: 1-D of the free weights in stream order. Of a stored weight `v * value`. Gives float32, or float64
-    where v is.
+    v and scores: 1-D of the free weights in stream order. Of a stored weight `v * value`, of stored signs
+    `v * scale * row_scale`. Gives float32, or float64 where v is.
     """
     header, shape = pack[0], pack[_SHAPE]
     rows, cols = fmt.matrix_shape(shape)
     if pack[_CODE] == fmt.STORED:
         values = fmt.from_stream(v.to(torch.promote_types(v.dtype, torch.float32)), rows, cols)
         return fmt.from_matrix(values, shape) * pack[_VALUES]
+    if pack[_CODE] == fmt.SIGNS:
+        values = fmt.from_stream(v.to(torch.promote_types(v.dtype, torch.float32)), rows, cols)
+        values = values * header[fmt.SCALE].view(torch.float32)
+        row_scale = pack[_ROW_SCALE]
+        return fmt.from_matrix(values if row_scale is None else values * row_scale[:, None], shape)
     free = _op("partition")(header, rows, cols, 0, 0) == 0
     places = fmt.stream_order(torch.arange(rows * cols, device=header.device).view(rows, cols))
     entries = fmt.stream_order(free).cumsum(0) - 1
@@ -54,8 +60,18 @@ def weight_change(v: Tensor, scores: Tensor, pack: Sequence) -> Tensor:
     values = v.to(torch.promote_types(v.dtype, torch.float32)) * scores.sign()
     # weights that are not free read a zero behind the last entry
     values = torch.cat((values, values.new_zeros(1)))[torch.where(free, entries, scores.shape[0])]
-    codes = _op("codes")(header, pack[_CODE], rows, cols, 0, 0)
+    codes = _codes(pack, rows, cols)
     return fmt.from_matrix(values * codes * header[fmt.SCALE].view(torch.float32), shape)
+
+
+def _codes(pack: Sequence, rows: int, cols: int) -> Tensor:
+    """[rows, cols], from the draws where the tensor holds them: a header gives those of one generation."""
+    header, draw = pack[0], pack[_DRAW]
+    if draw is None:
+        return _op("codes")(header, pack[_CODE], rows, cols, 0, 0)
+    every = _op("planes")(torch.ones(rows, cols, dtype=torch.bool, device=header.device))
+    whole = fmt.with_scale(header, 1.0), None, None, every, draw, None, None, None, pack[_CODE], (rows, cols)
+    return _op("weight")(None, *whole, torch.float32)
 
 
 class _Rule:

@@ -17,11 +17,13 @@ from .nn.models import frozen_layers
 
 
 def _digest(layers: dict[str, FrozenLayer]) -> bytes:
-    """sha256 over the names, settings, headers, supermasks and stored values of frozen layers."""
+    """sha256 over the names, settings, headers, supermasks, stored values, coats and generations of frozen layers."""
     digest = hashlib.sha256()
     for name, layer in layers.items():
         digest.update(f"{name} {layer.shape} {layer.config}\n".encode())
-        for tensor in (layer.header, layer.packed_supermask(), layer.values, layer.row_scale):
+        for tensor in (
+            layer.header, layer.packed_supermask(), layer.values, layer.row_scale, layer.coats, layer.generations,
+        ):  # fmt: skip
             if tensor is not None:
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()

@@ -23,16 +23,17 @@ PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 PHILOX_ROUNDS = 10
 
-SIGN, BYTE, PARTITION, SCORE = 0, 1, 16, 32  # purposes of the generator
+SIGN, BYTE, PARTITION, SCORE, SEARCH = 0, 1, 16, 32, 33  # purposes of the generator
 PARTITION_CALLS = 4
 CHUNK_WORDS = 32  # words per entry of a stream offset table
 
 _NAN_KEY = 0x7F800001  # see score_keys
 
 DrawnCode = Literal["sign", "uniform", "normal", "constant"]
-Code = Literal["sign", "uniform", "normal", "constant", "stored"]
+Code = Literal["sign", "uniform", "normal", "constant", "stored", "signs"]
 CODES: tuple[DrawnCode, ...] = get_args(DrawnCode)  # that the generator draws
 STORED: Literal["stored"] = "stored"  # values that are tensors, section 8
+SIGNS: Literal["signs"] = "signs"  # signs that are stored bits, section 8
 ALL_CODES: tuple[Code, ...] = get_args(Code)
 VALUE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
@@ -59,7 +60,8 @@ class Pack(NamedTuple):
     `header` int32 [8]; `supermask` uint8, `offsets` int64 [rows * chunks + 1], `keep` int32 [rows, words], `draw` int32
     [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `shape` of the torch weight.
     Of a stored weight `values`: all of them in the torch weight's shape, or the kept ones, 1-D in stream order, times
-    `row_scale` float32 [rows] where they are int8; its `offsets` count kept values.
+    `row_scale` float32 [rows] where they are int8; its `offsets` count kept values. Of stored signs `keep` and `draw`,
+    and `row_scale` float32 [rows] where rows have one.
     """
 
     header: Tensor
@@ -212,9 +214,14 @@ def kaiming_sigma(cols: int) -> float:
     return math.sqrt(2.0 / cols) if cols else 0.0
 
 
+def rms_of(code: str) -> float:
+    """Root mean square of a code; ValueError for one that has none."""
+    return 1.0 if code == SIGNS else RMS[check_code(code)]
+
+
 def scale_of(code: str, sigma: float, factor: float = 1.0) -> float:
     """The fp32 number that multiplies every code: `float32(factor * sigma / RMS)`, computed in float64."""
-    bits = float32_bits(factor * sigma / RMS[check_code(code)])
+    bits = float32_bits(factor * sigma / rms_of(code))
     return struct.unpack("<f", struct.pack("<i", bits))[0]
 
 
@@ -230,7 +237,7 @@ def dynamic_scale_bits(code: str, sigma: float, kept: Tensor, count: int) -> Ten
 
     # tensors all: a GPU divides by a host number as it multiplies by its rounded inverse
     factor = torch.sqrt(number(count) / kept.to(torch.float64))
-    scale = (factor * number(sigma) / number(RMS[code])).to(torch.float32)
+    scale = (factor * number(sigma) / number(rms_of(code))).to(torch.float32)
     return scale.view(torch.int32) * (kept > 0)
 
 
@@ -266,7 +273,7 @@ def make_header(
         tau_prune,
         tau_freeze,
         float32_bits(scale),
-        ALL_CODES.index(code if code == STORED else check_code(code)),  # type: ignore[arg-type]
+        ALL_CODES.index(code if code in (STORED, SIGNS) else check_code(code)),  # type: ignore[arg-type]
     ]
     return torch.tensor(values, dtype=torch.int32, device=device)
 
@@ -279,6 +286,11 @@ def float32_bits(value: float) -> int:
     except OverflowError:
         pass
     raise ValueError(f"scale: a finite float32, got {value!r}")
+
+
+def with_scale(header: Tensor, scale: float) -> Tensor:
+    """The header of the same tensor with another scale."""
+    return header.index_fill(0, torch.tensor([SCALE], device=header.device), float32_bits(scale))
 
 
 def header_fields(header: Tensor) -> dict:
@@ -445,6 +457,34 @@ def unpack_bits(stream: Tensor, count: int) -> Tensor:
     """bool [count]: the inverse of `pack_bits`."""
     places = torch.arange(8, dtype=torch.uint8, device=stream.device)
     return (stream[:, None] >> places & 1).flatten()[:count].bool()
+
+
+_BIT_BLOCK = 1 << 18  # bits unpacked at once, a byte each; whole bytes of a stream
+
+
+def select_bits(stream: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """uint8: the bits of a stream at those of its `count` positions that the stream `chosen` has set, as a stream."""
+    parts = [torch.zeros(0, dtype=torch.bool, device=stream.device)]
+    for first in range(0, count, _BIT_BLOCK):
+        here, end = min(_BIT_BLOCK, count - first), -(-min(first + _BIT_BLOCK, count) // 8)
+        where = unpack_bits(chosen[first // 8 : end], here)
+        parts.append(unpack_bits(stream[first // 8 : end], here)[where])
+    return pack_bits(torch.cat(parts))
+
+
+def deposit_bits(bits: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """uint8 [ceil(count / 8)]: the inverse of `select_bits`; 0 at the positions that are not chosen."""
+    out, done = torch.zeros_like(chosen), 0
+    for first in range(0, count, _BIT_BLOCK):
+        here, end = min(_BIT_BLOCK, count - first), -(-min(first + _BIT_BLOCK, count) // 8)
+        where = unpack_bits(chosen[first // 8 : end], here)
+        taken = int(where.sum())
+        values = unpack_bits(bits[done // 8 : -(-(done + taken) // 8)], done % 8 + taken)[done % 8 :]
+        found = torch.zeros_like(where)
+        found[where] = values
+        out[first // 8 : end] = pack_bits(found)
+        done += taken
+    return out
 
 
 def check_supermask(stream: Tensor, free: int, name: str = "supermask") -> None:

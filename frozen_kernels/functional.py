@@ -97,6 +97,27 @@ def _epilogue(y: Tensor, channel: int, bias: Tensor | None, gain: Tensor | None,
     return y.relu() if relu else y
 
 
+def _in_coats(
+    call: Callable[[Tensor, FrozenTensor], Tensor],
+    x: Tensor,
+    frozen: FrozenTensor,
+    channel: int,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """The sum of `call(x, record)` over coats, in float32 or float64, then the epilogue; rounded once to x's dtype."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    first, *others = frozen.each_coat()
+    y = call(wide, first)
+    for coat in others:
+        y = y + call(wide, coat)
+    along = [-1, *[1] * (y.dim() - 1 - channel)]
+    y = y if gain is None else y * gain.view(along)
+    y = y if bias is None else y + bias.to(y.dtype).view(along)
+    return (y.relu() if relu else y).to(x.dtype)
+
+
 def linear(
     x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None, *, gain: Tensor | None = None, relu: bool = False
 ) -> Tensor:
@@ -119,7 +140,13 @@ def linear(
     weight = _trained(frozen, x)
     if weight is not None:
         return _epilogue(F.linear(x, weight, bias if gain is None else None), x.dim() - 1, bias, gain, relu)
+    if frozen.in_coats:
+        return _in_coats(_linear_of, x, frozen, x.dim() - 1, bias, gain, relu)
     return _linear_op(x, bias, frozen.scores, *frozen.pack(), gain, relu)
+
+
+def _linear_of(x: Tensor, frozen: FrozenTensor) -> Tensor:
+    return _linear_op(x, None, frozen.scores, *frozen.pack())
 
 
 _INTEGERS = (int, torch.SymInt)  # a symbolic integer of a compiler is left symbolic
@@ -213,6 +240,12 @@ def _convolution(
         plain = getattr(F, f"conv{dims}d")
         y = plain(x, weight, bias if gain is None else None, stride, padding, dilation, in_groups)
         y = _epilogue(y, 1, bias, gain, relu)
+    elif frozen.in_coats:
+
+        def call(x: Tensor, one: FrozenTensor) -> Tensor:
+            return _CONVOLUTIONS[dims](x, None, one.scores, *one.pack(), stride, padding, dilation, in_groups)
+
+        y = _in_coats(call, x, frozen, 1, bias, gain, relu)
     else:
         y = _CONVOLUTIONS[dims](
             x, bias, frozen.scores, *frozen.pack(), stride, padding, dilation, in_groups, gain, relu
@@ -317,6 +350,13 @@ def _transposed(
         y = _epilogue(
             plain(x, weight, inner, stride, padding, output_padding, in_groups, dilation), 1, bias, gain, relu
         )
+    elif frozen.in_coats:
+
+        def call(x: Tensor, one: FrozenTensor) -> Tensor:
+            settings = (stride, padding, output_padding, dilation, in_groups)
+            return _TRANSPOSED[dims](x, None, one.scores, *one.pack(), *settings)
+
+        y = _in_coats(call, x, frozen, 1, bias, gain, relu)
     else:
         y = _TRANSPOSED[dims](
             x, bias, frozen.scores, *frozen.pack(), stride, padding, output_padding, dilation, in_groups, gain, relu
@@ -427,4 +467,8 @@ def embedding(
     padding = -1 if padding_idx is None else padding_row(frozen.shape[0], index(padding_idx))
     if frozen.values is not None and frozen.values.requires_grad and torch.is_grad_enabled():
         return derivatives.look_up(indices, frozen.weight(dtype), padding)
+    if frozen.in_coats:
+        return frozen.counted(
+            dtype, lambda one, kind: _embedding_op(indices, one.scores, *one.pack(), kind, padding)
+        )  # fmt: skip
     return _embedding_op(indices, frozen.scores, *frozen.pack(), dtype, padding)

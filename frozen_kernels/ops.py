@@ -49,7 +49,7 @@ SCHEMAS: dict[str, str] = {
     "histogram": f"(Tensor header, {_EXTENT}) -> Tensor",
     "partition_counts": f"(Tensor header, {_EXTENT}) -> Tensor",
     "offsets": f"(Tensor header, {_EXTENT}) -> Tensor",
-    "free_draws": f"(Tensor header, Tensor offsets, {_EXTENT}) -> Tensor",
+    "free_draws": f"(Tensor header, Tensor offsets, {_EXTENT}, int purpose) -> Tensor",
     "pack": "(Tensor keep, Tensor partition) -> Tensor",
     "unpack": "(Tensor stream, Tensor partition) -> Tensor",
     "planes": "(Tensor keep) -> Tensor",
@@ -156,7 +156,7 @@ def shape_offsets(header: Tensor, rows: int, cols: int) -> Tensor:
 
 
 @_shape
-def shape_free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+def shape_free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int, purpose: int) -> Tensor:
     return header.new_empty(_free_count(), dtype=torch.int32)
 
 

@@ -182,7 +182,7 @@ def test_free_draws_are_the_scores_of_the_free_weights(backend):
     rows, cols = 5, 1061
     ops = torch.ops.frozen_kernels
     offsets = ops.offsets(header, rows, cols)
-    draws = ops.free_draws(header, offsets, rows, cols)
+    draws = ops.free_draws(header, offsets, rows, cols, fmt.SCORE)
     scores = fmt.uniform_scores(rows, cols, seed=5, stream=6)
     partition = ops.partition(header, rows, cols, 0, 0)
     expected = torch.stack([scores[p] for p in stream_positions(partition)])
@@ -328,7 +328,7 @@ def test_matrix_layout(shape):
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [(fmt.TAU_FREEZE, 65537), (fmt.TAU_PRUNE, 9), (fmt.CODE, 5), (fmt.CODE, -1), (fmt.GENERATION, -1)],
+    [(fmt.TAU_FREEZE, 65537), (fmt.TAU_PRUNE, 9), (fmt.CODE, 6), (fmt.CODE, -1), (fmt.GENERATION, -1)],
 )
 def test_headers_with_impossible_values_are_refused(word, value):
     header = fmt.make_header(0, tau_freeze=8)

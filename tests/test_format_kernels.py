@@ -194,7 +194,7 @@ def test_partition_and_streams(rows, cols, tau, threads):
                 plane,
                 cpu.unpack(supermask, torch.from_numpy(part)),
                 cpu.pack_plane(header, plane, offsets, rows, cols),
-                cpu.free_draws(header, offsets, rows, cols),
+                cpu.free_draws(header, offsets, rows, cols, fmt.SCORE),
             ]
         )
     for other in results[1:]:
@@ -398,7 +398,7 @@ def test_empty(rows, cols):
     assert supermask.numel() == 0 and cpu.unpack(supermask, part).shape == (rows, cols)
     plane = cpu.keep_plane(header, supermask, offsets, rows, cols)
     assert plane.shape == (rows, fmt.words(cols)) and cpu.pack_plane(header, plane, offsets, rows, cols).numel() == 0
-    assert cpu.free_draws(header, offsets, rows, cols).numel() == 0
+    assert cpu.free_draws(header, offsets, rows, cols, fmt.SCORE).numel() == 0
     for held in ((supermask, offsets, *[None] * 5), (None, offsets, plane, *[None] * 4)):
         pack = (header, *held, "sign", [rows, cols])
         assert cpu.weight(None, *pack, torch.float32).shape == (rows, cols)

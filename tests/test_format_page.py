@@ -22,7 +22,7 @@ def test_the_generator():
     assert words == [*fmt.PHILOX_MULTIPLIERS, *fmt.PHILOX_WEYL]
     assert f"Philox4x32-{fmt.PHILOX_ROUNDS} " in SECTIONS[3]
     ids = {row[0]: int(row[1].split()[0]) for row in cells(3)}
-    assert ids == {name: getattr(fmt, name) for name in ("SIGN", "BYTE", "PARTITION", "SCORE")}
+    assert ids == {name: getattr(fmt, name) for name in ("SIGN", "BYTE", "PARTITION", "SCORE", "SEARCH")}
 
 
 def test_codes():
@@ -36,7 +36,8 @@ def test_the_file():
     keys = re.findall(r"^- `frozen_kernels\.(\w+)`", SECTIONS[7], re.M)
     assert tuple(keys) == file.KEYS and f'`"{fmt.VERSION}"`' in SECTIONS[7]
     named = [name for row in cells(7) for name in re.findall(r"`(\w+)`", row[0])]
-    named += re.findall(r"; `(\w+)`: `float32`", cells(8)[0][1])
+    known = [row for row in cells(8) if row[0].strip("`") in file.KNOWN_FEATURES]
+    named += [name for row in known for name in re.findall(r"`(\w+)`:", row[1])]
     assert sorted(named) == sorted(field.name for field in fields(file.TensorRecord))
     assert f"{container.LARGEST_HEADER:,} bytes" in SECTIONS[7]
     assert (container.MOST_VALUES, file._PLANES, file._PLANES_PER_BYTE) == (1 << 20, 1 << 30, 16)
@@ -45,7 +46,9 @@ def test_the_file():
 
 def test_reserved_features_are_not_known():
     named = {row[0].strip("`") for row in cells(8)}
-    reads = re.search(r"reads and writes `(\w+)`", SECTIONS[8])
-    assert reads and file.KNOWN_FEATURES == (reads[1],) == (fmt.STORED,)
+    reads = re.search(r"reads and writes ((?:`\w+`(?:,|\s|and)*)+)\.", SECTIONS[8])
+    assert reads and (*re.findall(r"`(\w+)`", reads[1]),) == file.KNOWN_FEATURES
     assert len(named) == 6 and named >= {*file.KNOWN_FEATURES} and not named & {*fmt.CODES}
-    assert fmt.make_header(0, code=fmt.STORED)[fmt.CODE] == int(re.search(r"has the code (\d)", SECTIONS[8])[1])
+    for code, kind in ((fmt.STORED, "A stored weight"), (fmt.SIGNS, "A weight of stored signs")):
+        said = re.search(rf"{kind} has the code (\d)", SECTIONS[8])
+        assert fmt.make_header(0, code=code)[fmt.CODE] == int(said[1])

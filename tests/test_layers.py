@@ -438,5 +438,5 @@ def test_a_finalized_layer_has_no_threshold():
     layer.finalize()
     kept = layer.counts["kept"]
     with pytest.raises(RuntimeError, match="finalized"):
-        layer.apply_threshold(None)
+        layer.mask_above(None)
     assert layer.counts["kept"] == kept

@@ -20,6 +20,7 @@ from helpers import (
 from torch.nn import functional as F
 
 import frozen_kernels as fk
+from frozen_kernels import format as fmt
 from frozen_kernels import functional
 from frozen_kernels.ops import SCHEMAS
 
@@ -323,7 +324,7 @@ def sample(op: str) -> list[tuple]:
         "histogram": [(header, *extent)],
         "partition_counts": [(header, *extent)],
         "offsets": [(header, *extent)],
-        "free_draws": [(header, offsets, *extent)],
+        "free_draws": [(header, offsets, *extent, purpose) for purpose in (fmt.SCORE, fmt.SEARCH)],
         "pack": [(keep, partition), (keep.T.contiguous().T, partition)],
         "unpack": [(stream, partition)],
         "planes": [(keep,), (keep.T,)],

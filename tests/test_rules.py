@@ -190,7 +190,7 @@ def test_format_constants_agree_between_python_and_native_code():
     constants = constants_of(header)
     assert constants["FORMAT_VERSION"] == fmt.VERSION
     assert [constants[f"{code.upper()}_CODE"] for code in fmt.ALL_CODES] == list(range(len(fmt.ALL_CODES)))
-    purposes = ("SIGN", "BYTE", "PARTITION", "SCORE")
+    purposes = ("SIGN", "BYTE", "PARTITION", "SCORE", "SEARCH")
     assert [constants[f"{p}_PURPOSE"] for p in purposes] == [getattr(fmt, p) for p in purposes]
     assert constants["PLANES"] == 4 * fmt.PARTITION_CALLS and constants["FULL_THRESHOLD"] == 65536
     assert numbers_of(header, "FK_NORMAL_HALF") == list(fmt.NORMAL_UPPER_HALF)

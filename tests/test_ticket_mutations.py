@@ -1,4 +1,4 @@
-"""Thirteen thousand mutated tickets: a clean error or the model that the file says, never another exception."""
+"""Nearly fourteen thousand mutated tickets: a clean error or the model that the file says, never another exception."""
 
 import json
 import random
@@ -8,19 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ticket_cases import good_ticket, joined, parts, small, stored_ticket, unchanged
+from ticket_cases import good_ticket, joined, layered_ticket, parts, signs_ticket, small, stored_ticket, unchanged
 
 import frozen_kernels as fk
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """Bytes by what is in the file: drawn weights, or stored ones of two dtypes."""
+    """Bytes by what is in the file: drawn weights, also in coats and of several generations, stored ones, or signs."""
     folder = tmp_path_factory.mktemp("good")
     return {
         "drawn": good_ticket(folder / "drawn")[0],
+        "layered": layered_ticket(folder / "layered"),
         "int8": stored_ticket(folder / "int8", "int8"),
         "float16": stored_ticket(folder / "float16", "float16"),
+        "signs": signs_ticket(folder / "signs")[0],
     }
 
 
@@ -49,7 +51,7 @@ def raw_mutation(rng: random.Random, data: bytes) -> bytes:
 
 ODD_VALUES = [
     None, True, -1, 0, 1, 2, 7, 65536, 65537, 1 << 40, 10**30, 0.5, "", "0", "1", "x", "nan", "0x1p-3", "sign",
-    "normal", "stored", "int8", [], [7, 9], [3, 7], [7, 3, 3], {}, "18446744073709551615", "0" * 64,
+    "normal", "stored", "signs", "int8", [], [7, 9], [3, 7], [7, 3, 3], {}, "18446744073709551615", "0" * 64,
 ]  # fmt: skip
 
 
@@ -116,7 +118,9 @@ def says(path: Path) -> tuple[list, dict]:
     ("holds", "mutate", "count"),
     [
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
-        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000),
+        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("layered", raw_mutation, 300),
+        ("layered", consistent_mutation, 600),
+        ("signs", raw_mutation, 150), ("signs", consistent_mutation, 250),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):

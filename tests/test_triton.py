@@ -95,6 +95,7 @@ BODIES = [
     long("test_ops.py", "bitwise or (test_other_codes and linear)"),
     long("test_ops.py", "not (test_values or test_inputs or test_other or bitwise or opcheck)"),
     long("test_format.py", f"not ({BIG})"),
+    long("test_signs.py", "triton"),
     long(
         "test_search.py test_layers.py test_epilogue.py",
         "(test_search and (step or nothing)) or (test_epilogue and stride)"

@@ -59,6 +59,29 @@ def stored_ticket(path: Path, values: str) -> bytes:
     return path.read_bytes()
 
 
+def layered_ticket(path: Path) -> bytes:
+    """The bytes of a ticket of `small` whose weights count up to four times, and of which some were drawn again."""
+    model = good_ticket(path)[1]
+    for layer, coats in ((model[0], 4), (model[2], 2)):
+        layer.adopt_counts(torch.randint(0, coats + 1, (layer.free,), dtype=torch.uint8), coats=coats)
+    for _ in range(3):
+        model[2].redraw(torch.rand(model[2].free) < 0.5)
+    fk.save_ticket(model, path)
+    return path.read_bytes()
+
+
+def signs_ticket(path: Path) -> tuple[bytes, nn.Module]:
+    """The bytes of a ticket of `small` whose weights are stored signs, with a scale per row and per tensor."""
+    torch.manual_seed(0)
+    model = small()
+    with torch.no_grad():
+        for layer, rows in ((model[0], 7), (model[2], 1)):
+            layer.weight.copy_(torch.randint(-1, 2, layer.weight.shape) * torch.rand(rows, 1))
+    fk.importers.ternary_(model)
+    fk.save_ticket(model, path)
+    return path.read_bytes(), model
+
+
 def unchanged(model: nn.Module, before: dict, modules: list) -> bool:
     after = model.state_dict()
     return (

@@ -5,6 +5,6 @@ import frozen_kernels as fk
 WRONG = (
     fk.freeze_model,  # type: ignore[attr-defined]
     fk.nn.FrozenLinaer,  # type: ignore[attr-defined]
-    fk.FreezeConfig(code="signs"),  # type: ignore[arg-type]
+    fk.FreezeConfig(code="signed"),  # type: ignore[arg-type]
     fk.FreezeConfig(scope="layer"),  # type: ignore[arg-type]
 )

@@ -102,11 +102,12 @@ void bind_generators(py::module_& m) {
       py::arg("header_at"), py::arg("rows"), py::arg("cols"), py::arg("out_at"), py::arg("threads"), nogil);
   m.def(
       "free_draws",
-      [](int64_t header_at, int64_t offsets_at, int64_t rows, int64_t cols, int64_t out_at, int threads) {
-        table().free_draws(with_offsets(header_at, offsets_at, rows, cols), pointer<int32_t>(out_at), threads);
+      [](int64_t header_at, int64_t offsets_at, int64_t rows, int64_t cols, uint32_t purpose, int64_t out_at,
+         int threads) {
+        table().free_draws(with_offsets(header_at, offsets_at, rows, cols), purpose, pointer<int32_t>(out_at), threads);
       },
-      py::arg("header_at"), py::arg("offsets_at"), py::arg("rows"), py::arg("cols"), py::arg("out_at"),
-      py::arg("threads"), nogil);
+      py::arg("header_at"), py::arg("offsets_at"), py::arg("rows"), py::arg("cols"), py::arg("purpose"),
+      py::arg("out_at"), py::arg("threads"), nogil);
 }
 
 void bind_streams(py::module_& m) {

@@ -11,7 +11,7 @@ primitives for all of them, each in a file of its name:
         from the tensors on both sides of the layer
 
 and the ops of `weights` and `embeddings`, which take a `Pack` too. A backend without these two files leaves their ops
-to the next.
+to the next. No backend sees code "signs": `signs` calls them with code "sign".
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..ops import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, conv_output_size, conv_
 from .checks import check_operand, check_size
 from .errors import Unsupported
 from .geometry import POINT, Geometry, geometry
+from .signs import Signs
 
 # of the size of a layer's input, the shape of its weight and the op's spatial arguments: size of the result, geometry
 Describe = Callable[..., tuple[Sequence[int], Geometry]]
@@ -76,7 +77,8 @@ def _layer(
     backend: ModuleType, describe: Describe, spatial: int
 ) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
     """The op of a layer with so many spatial arguments, the gradient of its input and that of its scores."""
-    product, score_gradient = backend.product.product, backend.score_gradient.score_gradient
+    primitives = Signs(backend)
+    product, score_gradient = primitives.product, primitives.score_gradient
 
     def forward(
         x: Tensor, bias: Tensor | None, scores: Tensor | None, pack: Pack, *rest: Any, **epilogue: Any
@@ -121,10 +123,11 @@ def derive(backend: ModuleType) -> None:
         setattr(backend, name, _op(name, function, at))
 
     if hasattr(backend, "weights"):
-        add("weight", backend.weights.weight, 1)
-        add("weight_grad_scores", backend.weights.weight_grad_scores, 2)
-        add("embedding", backend.embeddings.embedding, 2)
-        add("embedding_grad_scores", backend.embeddings.embedding_grad_scores, 3)
+        signs = Signs(backend)
+        add("weight", signs.weight, 1)
+        add("weight_grad_scores", signs.weight_grad_scores, 2)
+        add("embedding", signs.embedding, 2)
+        add("embedding_grad_scores", signs.embedding_grad_scores, 3)
 
     linear, linear_grad_input, linear_grad_scores = _layer(backend, _linear, 0)
     add("linear", linear, 3)

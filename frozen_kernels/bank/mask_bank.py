@@ -68,8 +68,9 @@ class MaskBank:
             None for parameters and buffers of batch norms, `[]` for nothing.
 
     Raises:
-        ValueError: no frozen layers, folded ones, ones on the meta device or with tuned values, a model that is spread
-            over processes; or a name in `per_task` that is none of the model's.
+        ValueError: no frozen layers, folded ones, ones on the meta device or with tuned values, ones of code "signs" or
+            with coats or generations, whose masks share no backbone; a model that is spread over processes; or a name
+            in `per_task` that is none of the model's.
     """
 
     def __init__(self, model: nn.Module, per_task: Iterable[str] | None = None) -> None:
@@ -126,6 +127,13 @@ class MaskBank:
             if layer.tuned is not None:
                 raise error(
                     f"model: {name or 'model'!r} tunes its values, which a bank's masks share; finalize it first"
+                )
+            if layer.signed:
+                raise error(f"model: {name or 'model'!r} has code 'signs', and a mask without its signs is none")
+            if layer.coats is not None or layer.generations is not None:
+                what = "coats" if layer.coats is not None else "generations"
+                raise error(
+                    f"model: {name or 'model'!r} has {what} of its own mask, which others of a bank do not share"
                 )
             if layer.device.type == "meta":
                 raise error(f"model: {name or 'model'!r} is on the meta device: it has no supermask")

@@ -38,6 +38,7 @@ def masks(model: nn.Module) -> Tensor:
     The supermask of each weight as in a ticket (one bit for each free weight, in stream order), layer after layer in
     traversal order; layers of one weight come once. Every layer begins on a byte: a slice is a layer's own supermask,
     and the whole is one bit for each free weight and less than a byte for each layer. A copy: the model keeps its own.
+    Of a weight in several coats it is the first; signs and generations are not in it.
 
     ValueError where the model has no frozen layers, or layers on the meta device.
     """
@@ -75,7 +76,7 @@ def load_masks(model: nn.Module, packed: Tensor) -> None:
     Raises:
         ValueError: another dtype or size, or bits set after a layer's last free weight; the layer and both values are
             named. The model is unchanged.
-        RuntimeError: a stored layer is finalized: the values of weights that it drops are gone.
+        RuntimeError: a layer of stored values or signs is finalized: those of weights that it drops are gone.
     """
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.dim() != 1:
         found = f"{packed.dtype} {list(packed.shape)}" if isinstance(packed, Tensor) else type(packed).__name__
@@ -83,10 +84,11 @@ def load_masks(model: nn.Module, packed: Tensor) -> None:
     parts = list(_parts(model, packed, "packed", 1))
     for name, layers, place in parts:
         fmt.check_supermask(packed[place], layers[0].free, f"packed: {name!r}")
-        if layers[0].stored and layers[0].packed:
-            kept = layers[0].counts["kept"]
+        first = layers[0]
+        if (first.stored and first.packed) or (first.signed and first.scores is None):
+            what, kept = "values" if first.stored else "signs", first.counts["kept"]
             raise RuntimeError(
-                f"packed: {name!r} is finalized with {kept} of {layers[0].free} values, those of other masks are gone"
+                f"packed: {name!r} is finalized with {kept} of {first.free} {what}, those of other masks are gone"
             )
     for _, layers, place in parts:
         first = layers[0]

@@ -72,26 +72,45 @@ _DENSITIES: dict[str, Callable[[Sequence[Shape], float], list[float]]] = {
 }
 
 
-def layer_densities(distribution: str, shapes: Sequence[Shape], density: float) -> list[float]:
+def _proportional(shapes: Sequence[Shape], given: Sequence[float], density: float) -> list[float]:
+    """Densities in proportion to those given, so that `density` of all weights remain; none above 1."""
+    counts = [math.prod(shape) for shape in shapes]
+    if density == 1:
+        return [1.0] * len(counts)
+    some = [i for i, g in enumerate(given) if g]
+    room, total = sum(counts[i] for i in some), density * sum(counts)
+    if total > room:
+        raise ValueError(
+            f"distribution: layers of a density above 0 have {room} of {sum(counts)} weights, {total:g} kept"
+        )
+    kept = dict(zip(some, _filled([counts[i] for i in some], [counts[i] * given[i] for i in some], total), strict=True))
+    return [kept.get(i, 0.0) / n for i, n in enumerate(counts)]
+
+
+def layer_densities(distribution: str | Sequence[float], shapes: Sequence[Shape], density: float) -> list[float]:
     """The density of each layer so that `density` of all weights remain.
 
     Args:
         distribution: uniform; erk, in proportion to `sum(dims) / prod(dims)`; epl, the same number of weights in each;
-            igq, `n / (1 + f n)` weights of a layer's `n`. A layer that would exceed 1 is dense, and the others share
-            the rest anew.
+            igq, `n / (1 + f n)` weights of a layer's `n`; or in proportion to the densities given. A layer that would
+            exceed 1 is dense, and the others share the rest anew.
         shapes: of the weight tensors, kernel dimensions included.
         density: fraction in [0, 1].
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution: one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
     if not 0 <= density <= 1:
         raise ValueError(f"density: a number in [0, 1], got {density!r}")
+    if not isinstance(distribution, str):
+        given = [g for g, shape in zip(distribution, shapes, strict=True) if math.prod(shape)]
+        spread = iter(_proportional([shape for shape in shapes if math.prod(shape)], given, density))
+        return [next(spread) if math.prod(shape) else density for shape in shapes]
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
     found = iter(_DENSITIES[distribution]([shape for shape in shapes if math.prod(shape)], density))
     return [next(found) if math.prod(shape) else density for shape in shapes]  # layers without weights have no say
 
 
 def layer_ratios(
-    distribution: str, ratio_rule: str, shapes: Sequence[Shape], prune_ratio: float, lock_ratio: float
+    distribution: str | Sequence[float], ratio_rule: str, shapes: Sequence[Shape], prune_ratio: float, lock_ratio: float
 ) -> list[tuple[float, float]]:
     """prune_ratio and lock_ratio of each layer, for those of the whole network.
 

@@ -17,6 +17,7 @@ from ..nn.models import frozen_layers, replace_module, reshard, unwrapped, warn_
 from ..process import release_memory
 from ..search.rule import update_masks
 from ..tensor import FrozenTensor
+from ..text import listed
 from .choose import FilterFn, candidates, check_wrappers, model_bytes, passed_over
 from .distribution import layer_ratios
 from .rates import kept_counts, leave_dense
@@ -29,8 +30,9 @@ ConfigFn = Callable[[nn.Module, str], FreezeConfig | None]
 def _next_streams(model: nn.Module) -> dict[int, int]:
     """The first unused stream of each seed that the model's frozen tensors use."""
     following: dict[int, int] = {}
-    drawn = [layer for layer in frozen_layers(model).values() if not layer.stored]
-    for layer in drawn:
+    for layer in frozen_layers(model).values():
+        if layer.stored or (layer.signed and layer.scores is None):
+            continue  # nothing of it is drawn
         following[layer.seed] = max(following.get(layer.seed, 0), layer.stream + 1)
     return following
 
@@ -57,21 +59,37 @@ def _chosen_configs(
 def _spread_ratios(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module]) -> dict[str, tuple[float, float]]:
     """prune_ratio and lock_ratio of each layer: those of equal ratios and distribution are one network.
 
-    ValueError for a layer whose own sparsity cannot be reached within them.
+    ValueError for a layer whose own sparsity cannot be reached within them, or that a dict of densities does not name,
+    and for a name in it that is no such layer.
     """
     networks: dict[tuple, dict[int, list[str]]] = {}
     for name, config in configs.items():
-        network = networks.setdefault((config.distribution, config.ratio_rule, *config.ratios), {})
+        spread = config.distribution
+        key = spread if isinstance(spread, str) else tuple(sorted(spread.items()))
+        network = networks.setdefault((key, config.ratio_rule, *config.ratios), {})
         network.setdefault(id(chosen[name].weight), []).append(name)
     found: dict[str, tuple[float, float]] = {}
     for settings, tensors in networks.items():
         shapes = [tuple(chosen[names[0]].weight.shape) for names in tensors.values()]  # type: ignore[arg-type]
-        solved = layer_ratios(settings[0], settings[1], shapes, *settings[2:])
+        known = settings[0]
+        if not isinstance(known, str):
+            densities = _densities_of(dict(known), [name for names in tensors.values() for name in names])
+            known = [densities[names[0]] for names in tensors.values()]
+        solved = layer_ratios(known, settings[1], shapes, *settings[2:])
         for shape, names, ratios in zip(shapes, tensors.values(), solved, strict=True):
             for name in names:
                 _check_local(name, configs[name], ratios, math.prod(shape))
                 found[name] = ratios
     return found
+
+
+def _densities_of(given: dict[str, float], names: list[str]) -> dict[str, float]:
+    missing = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names]
+    if missing or unknown:
+        what = f"no density of {listed(missing)}" if missing else f"a density of {listed(unknown)}"
+        raise ValueError(f"distribution: {what}, the layers that are converted with it are {listed(names)}")
+    return given
 
 
 def _check_local(name: str, config: FreezeConfig, ratios: tuple[float, float], count: int) -> None:
@@ -81,9 +99,13 @@ def _check_local(name: str, config: FreezeConfig, ratios: tuple[float, float], c
         return
     bound = f"below its prune_ratio {prune:.4g}" if config.sparsity < prune else f"above 1 - its lock_ratio {lock:.4g}"
     raise ValueError(
-        f"sparsity: {config.sparsity} is {bound} in layer {name!r}, by distribution {config.distribution!r}; "
+        f"sparsity: {config.sparsity} is {bound} in layer {name!r}, by distribution {_named(config)}; "
         "scope 'local' needs it within the bounds of every layer"
     )
+
+
+def _named(config: FreezeConfig) -> str:
+    return repr(config.distribution) if isinstance(config.distribution, str) else "the dict given"
 
 
 def _planned_streams(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..format import STORED
+from ..format import SIGNS, STORED
 from ..text import listed
 
 
@@ -30,6 +30,8 @@ class Converted:
         named, total = f"{self.name}: {self.kind}{list(self.shape)}", max(self.weights, 1)
         if self.code == STORED:
             return f"{named} stored, {self.kept:,} kept, sparsity {1 - self.kept / total if self.weights else 0:.1%}"
+        if self.code == SIGNS:
+            return f"{named} signs, scores of stream {self.stream}, {self.kept:,} kept"
         pruned, locked, free = (f"{n / total:.1%}" for n in (self.pruned, self.locked, self.free))
         return f"{named} stream {self.stream}, {pruned} pruned, {locked} locked, {free} free"
 

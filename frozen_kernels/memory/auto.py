@@ -8,10 +8,10 @@ import torch
 
 from ..backends.cuda import choices
 from ..backends.geometry import geometry
-from ..format import STORED
+from ..format import SIGNS, STORED
 from ..nn.layer import FrozenLayer
 from ..nn.layers import FrozenEmbedding
-from ..tensor import Residency, resident_bytes
+from ..tensor import Residency, default_residency, resident_bytes
 from . import crossover
 
 Goal = Literal["speed", "memory"]
@@ -67,9 +67,9 @@ def auto_residency(
         return Choice("dense", "its mask is being searched")
     if layer.tuned is not None:
         return Choice("packed", "its values are being tuned")
-    small: Residency = "planes" if layer.code == "sign" and wish.goal == "speed" else "mask"
-    if layer.stored:
-        small = "packed"
+    small = default_residency(layer.code, layer.coats is not None, layer.generations is not None)
+    if layer.code == "sign" and wish.goal == "speed":
+        small = "planes"
     if pixels is None:
         pixels = LINEAR_SAMPLES if len(layer.shape) == 2 else CONVOLUTION_PIXELS
     if layer.device.type == "cuda":
@@ -82,8 +82,8 @@ def auto_residency(
     if layer.dtype == torch.float64:
         return Choice("dense", "float64 has no fused kernels")
     dtype = "float32" if layer.dtype == torch.float32 else "bfloat16"
-    # a constant code has nothing but a mask, and runs as sign does with both planes at hand
-    code: str = "sign" if layer.code == "constant" else layer.code
+    # a constant code has nothing but a mask, and runs as sign does with both planes at hand, as stored signs do
+    code: str = "sign" if layer.code in ("constant", SIGNS) else layer.code
     if layer.stored:
         measured = measured_sparsity(1 - layer.counts["kept"] / max(layer.rows * layer.cols, 1))
         if measured is None:
@@ -101,6 +101,7 @@ def auto_residency(
         return Choice("dense", "smaller than all that was measured", True)
     if layer.stored:
         return _packed(found, wish)
+    found = _in_coats(layer, found)
     return _smallest(layer, found, wish.factor) if wish.goal == "memory" else _fastest(layer, found)
 
 
@@ -110,7 +111,8 @@ def _on_gpu(layer: FrozenLayer, small: Residency, pixels: int) -> Choice:
         return Choice(small, "not measured on cuda")
     # a constant code has all planes that it needs
     residency = "planes" if layer.code == "constant" else small
-    found = choices.choose(op, layer.device, layer.dtype, layer.code, residency, pixels)
+    code = "sign" if layer.signed else layer.code
+    found = choices.choose(op, layer.device, layer.dtype, code, residency, pixels)
     why = f"GPU choices name {found.backend}, {found.why}"
     return Choice("dense" if found.backend == "dense" else small, why)
 
@@ -142,8 +144,21 @@ def _packed(found: crossover.Estimate, wish: Wish) -> Choice:
     return Choice("packed" if found.floors["mask"] >= enough else "dense", said, True)
 
 
+def _in_coats(layer: FrozenLayer, found: crossover.Estimate) -> crossover.Estimate:
+    """A call of a layer in several coats is as many calls of one, and only some residencies are possible."""
+    calls = 1 if layer.coats is None else 1 + layer.coats.shape[0]
+
+    def of(by_residency: dict[str, float]) -> dict[str, float]:
+        return {name: x / calls for name, x in by_residency.items() if name in layer.residencies}
+
+    return found._replace(factors=of(found.factors), floors=of(found.floors))
+
+
 def _of_code(layer: FrozenLayer, by_residency: dict[str, float]) -> dict[str, float]:
-    """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask."""
+    """Of a constant code, whose planes are a mask alone, the figures of planes as those of the mask; of stored signs
+    those of planes alone."""
+    if layer.signed:
+        return {"planes": by_residency["planes"]}
     if layer.code != "constant":
         return by_residency
     return {("mask" if name == "planes" else name): x for name, x in by_residency.items() if name != "mask"}
@@ -167,7 +182,12 @@ def _fastest(layer: FrozenLayer, found: crossover.Estimate) -> Choice:
 
 def _smallest(layer: FrozenLayer, found: crossover.Estimate, factor: float) -> Choice:
     factors, floors = _of_code(layer, found.factors), _of_code(layer, found.floors)
-    names: tuple[Residency, ...] = ("seed", "mask", "planes")
-    size = {name: resident_bytes(layer.shape, layer.code, layer.free, name) for name in names}
+    names: list[Residency] = [name for name in layer.residencies if name != "dense"]
+    coats = 1 if layer.coats is None else 1 + layer.coats.shape[0]
+    generations = 1 if layer.generations is None else 1 << layer.generations.shape[0]
+    size = {
+        name: resident_bytes(layer.shape, layer.code, layer.free, name, coats=coats, generations=generations)
+        for name in names
+    }
     good = [name for name in names if floors.get(name, 0.0) * factor >= 1]
     return Choice(min(good, key=lambda name: size[name], default="dense"), _said(factors, found), True)

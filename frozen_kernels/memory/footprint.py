@@ -154,12 +154,14 @@ class Footprint:
         return "\n".join(lines)
 
 
-def _stored_bytes(layer: FrozenLayer) -> int:
-    """Bytes of a ticket for the values of a stored weight and the scales of its rows."""
-    if layer.values is None:
-        return 0
-    scale = 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
-    return layer.counts["kept"] * layer.values.element_size() + scale
+def _beside_the_supermask(layer: FrozenLayer) -> int:
+    """Bytes of a ticket for values or signs and the scales of their rows, coats after the first, and generations."""
+    own = 0 if layer.generations is None else layer.generations.numel()
+    own += sum(-(-kept // 8) for kept in layer.coat_kept()[:-1])
+    own += 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
+    if layer.signed:
+        return own + -(-layer.counts["kept"] // 8)
+    return own if layer.values is None else own + layer.counts["kept"] * layer.values.element_size()
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:
@@ -308,7 +310,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
                 residency=layer.residency,
                 weights=weights,
                 free=free,
-                disk=0 if shared else -(-free // 8) + _stored_bytes(layer),
+                disk=0 if shared else -(-free // 8) + _beside_the_supermask(layer),
                 resident=storage_bytes(state),
                 scores=scores,
                 dense=0 if shared else weights * layer.dtype.itemsize,

@@ -62,7 +62,7 @@ class ResidencyReport(dict[str, str]):
 
 def _held(layer: FrozenLayer) -> list[Tensor]:
     """What a layer's residency holds."""
-    names = ("header", "supermask", "offsets", "keep", "draw", "dense", "values", "row_scale")
+    names = ("header", "supermask", "offsets", "keep", "draw", "dense", "values", "row_scale", "coats", "generations")
     return [t for name in names if (t := layer._buffers[name]) is not None]
 
 
@@ -110,11 +110,12 @@ def set_residency(
 ) -> ResidencyReport:
     """Hold every frozen layer as seed, mask, planes or dense, or as `auto` picks; returns what each layer got by name.
 
-    Stored weights are packed or dense. A residency that not all layers have is for those that do; the others stay as
-    they are. Fused residencies of drawn weights (all but dense) give bitwise the same outputs. `auto` for speed takes
-    dense where torch was measured to be faster than the fused kernels on a layer of about this size, its call included,
-    and where that is not sure; on a GPU where the table that chooses its backends says so. `python -m frozen_kernels
-    bench --tune` measures your machine.
+    Stored weights are packed or dense, stored signs planes or dense; several coats are in all but seed, weights drawn
+    again in planes or dense. A
+    residency that not all layers have is for those that do; the others stay as they are. Fused residencies of drawn
+    weights (all but dense) give bitwise the same outputs. `auto` for speed takes dense where torch was measured to be
+    faster than the fused kernels on a layer of about this size, its call included, and where that is not sure; on a GPU
+    where the table that chooses its backends says so. `python -m frozen_kernels bench --tune` measures your machine.
 
     Args:
         model: a module with frozen layers, bare or in a wrapper such as `torch.compile`'s.
@@ -147,9 +148,9 @@ def set_residency(
         picked = {name: auto_residency(layer, pixels.get(layer), wish, table) for name, layer in layers.items()}
     else:
         picked = {name: _asked_for(layer, residency) for name, layer in layers.items()}
-        if not any(residency in residencies_of(layer.code) for layer in layers.values()):
-            codes = ", ".join(sorted({layer.code for layer in layers.values()}))
-            raise ValueError(f"residency: {residency!r}, which no layer of code {codes} has")
+        if not any(residency in layer.residencies for layer in layers.values()):
+            lacking = ", ".join(sorted({_lacking(layer, residency) for layer in layers.values()}))
+            raise ValueError(f"residency: {residency!r}, which no layer of {lacking} has")
         for name, layer in layers.items():
             if layer.stored and residency == "packed" and not layer.packed:
                 raise ValueError(f"residency: 'packed' is for finalized layers, and {name or 'model'!r} is searched")
@@ -172,9 +173,16 @@ def set_residency(
 
 
 def _asked_for(layer: FrozenLayer, residency: Residency) -> Choice:
-    if residency in residencies_of(layer.code):
+    if residency in layer.residencies:
         return Choice(residency, "asked for")
-    return Choice(layer.residency, f"stays: code {layer.code} has no {residency}")  # type: ignore[arg-type]
+    return Choice(layer.residency, f"stays: {_lacking(layer, residency)} has no {residency}")  # type: ignore[arg-type]
+
+
+def _lacking(layer: FrozenLayer, residency: Residency) -> str:
+    """What of a layer rules a residency out."""
+    if residency not in residencies_of(layer.code):
+        return f"code {layer.code}"
+    return "several coats" if layer.generations is None else "generations of its own"
 
 
 def _bytes_held(layers: dict[str, FrozenLayer]) -> tuple[dict[str, int], int]:

@@ -13,7 +13,7 @@ from .. import format as fmt
 from ..config import FreezeConfig
 from ..functional import autocasting
 from ..select import sharded
-from ..tensor import FrozenTensor
+from ..tensor import FrozenTensor, default_residency
 from .effective import HOW, EffectiveWeight
 from .loading import FrozenLoading
 from .masks import Made, check_recomputed
@@ -24,7 +24,7 @@ __all__ = ["OWN_BUFFERS", "FrozenLayer", "Made"]
 _gradients = torch.is_grad_enabled
 
 # dynamo fixes the sizes of parameters and buffers, and these differ from layer to layer: it would compile each anew
-_SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['supermask'\]"
+_SIZES_VARY = r".*_parameters\['scores'\],.*_buffers\['(supermask|generations)'\]"
 if hasattr(torch.compiler.config, "dynamic_sources"):
     _others = torch.compiler.config.dynamic_sources
     torch.compiler.config.dynamic_sources = f"{_others},{_SIZES_VARY}" if _others else _SIZES_VARY
@@ -35,7 +35,8 @@ class FrozenLayer(FrozenLoading):
 
     Saved state: `header` int32 [8] (seed, stream, generation, thresholds, scale, code), `supermask` uint8
     [ceil(free / 8)], `weight_shape`, `scores` [free] while searching, `bias`, and `gain` where the layer is folded.
-    Planes and offsets are derived and not saved.
+    Planes and offsets are derived and not saved; `coats` int32 [C - 1, rows, words] and `generations` are, where
+    `adopt_counts` or `redraw` made them.
     A folded layer gives `relu(gain * W x + bias)`: `gain`, a buffer with one float32 value per output channel (float64
     in a float64 layer), None by default, and `relu`, an attribute, False by default. Embeddings have neither.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
@@ -45,6 +46,7 @@ class FrozenLayer(FrozenLoading):
     `masks`: False where the caller makes the masks of many layers together, until when there is no forward.
     With code "stored": `weight`, the values of torch's shape, and `kept`, how many the mask keeps (the sparsity's by
     default); its state has `values`, all of them or once finalized the kept ones packed, and `row_scale`.
+    With code "signs" the state has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class FrozenLayer(FrozenLoading):
         super().__init__(shape, device, dtype)
         self.config = FreezeConfig(**settings) if config is None else config
         self.ratios = self.config.ratios if ratios is None else ratios
+        self.residency = default_residency(self.code)
         self.sigma = fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)
         self._start = {"seed": self.config.seed, "stream": stream, "generation": generation}
         self.register_parameter("scores", None)
@@ -182,7 +185,13 @@ class FrozenLayer(FrozenLoading):
             values = "" if self.values is None else f", values={str(self.values.dtype).split('.')[-1]}"
             kept = f"kept={self.counts['kept']} of {self.rows * self.cols}" if self.device.type != "meta" else "meta"
             return f"code=stored, {kept}, residency={self.residency}{values}, dtype={dtype}{folded}"
+        coats = "" if self.coats is None else f", coats={1 + self.coats.shape[0]}"
+        again = "" if self.generations is None else ", generations=True"
+        if self.signed and self.scores is None:
+            scales = "a scale per row" if self.row_scale is not None else f"scale={self.scale:.6g}"
+            kept = f"kept={self.counts['kept']} of {self.rows * self.cols}" if self.device.type != "meta" else "meta"
+            return f"code=signs, {kept}, {scales}, residency={self.residency}, dtype={dtype}{folded}"
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
-            f"freeze_ratio={sum(self.ratios):.6g}, residency={self.residency}, dtype={dtype}{folded}"
+            f"freeze_ratio={sum(self.ratios):.6g}{coats}{again}, residency={self.residency}, dtype={dtype}{folded}"
         )

@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 
 from .. import format as fmt
-from .state import STORED, swapping
-from .stored import FrozenStored
+from ..coats import check_coats
+from ..generations import check_generations, check_redrawn
+from ..tensor import FrozenTensor, check_row_scale
+from .coats import FrozenCoats
+from .state import LAYERED, STORED, swapping
 
 _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 
-class FrozenLoading(FrozenStored):
-    """Saving and loading of the state: header, supermask, shape, and scores while searching."""
+class FrozenLoading(FrozenCoats):
+    """Saving and loading of the state: header, supermask, shape, and scores while searching.
+
+    A state says all of a layer: one without coats or generations loads as a layer without them.
+    """
 
     @property
     def weight_shape(self) -> Tensor:
@@ -40,12 +46,13 @@ class FrozenLoading(FrozenStored):
 
     def _derived_state(self) -> dict[str, Tensor]:
         """What a state holds beside parameters and buffers."""
-        if self.device.type == "meta":
-            supermask = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
-        else:
-            supermask = self.packed_supermask()
+        meta = self.device.type == "meta"
+        empty = torch.empty(-(-self._counts[2] // 8), dtype=torch.uint8, device="meta")
         # weights of other shapes can have the same counts, so nothing else in a state tells them apart
-        return {"supermask": supermask, "weight_shape": self.weight_shape}
+        found = {"supermask": empty if meta else self.packed_supermask(), "weight_shape": self.weight_shape}
+        if self.signed:
+            found["signs"] = empty if meta else self.packed_signs()
+        return found
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -62,19 +69,24 @@ class FrozenLoading(FrozenStored):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own = ("header", "supermask", "weight_shape")
+        own = ("header", "supermask", "weight_shape", *(("signs",) if self.signed else ()))
         state = dict(state_dict)
-        header, supermask, shape = (state.pop(prefix + name, None) for name in own)
+        found = {name: state.pop(prefix + name, None) for name in own}
+        header, supermask = found["header"], found["supermask"]
         if strict:
-            missing_keys += [f"{prefix}{n}" for n, v in zip(own, (header, supermask, shape), strict=True) if v is None]
-        trouble = self._state_trouble(prefix, header, supermask, shape, state)
-        stored = {name: state.pop(prefix + name, None) for name in STORED if self.stored}
+            missing_keys += [f"{prefix}{name}" for name, value in found.items() if value is None]
+        trouble = self._state_trouble(prefix, header, supermask, found["weight_shape"], state)
+        if trouble is None and self.signed and header is not None and header.device.type != "meta":
+            trouble = self._signs_trouble(prefix, found["signs"], state.get(prefix + "row_scale"))
+        names = STORED if self.stored else STORED[1:] if self.signed else ()
+        stored = {name: state.pop(prefix + name, None) for name in names}
+        layered = {name: state.pop(prefix + name, None) for name in LAYERED}
         if trouble is not None:
             error_msgs.append(trouble)
             return
         with swapping, torch.inference_mode(False), torch.no_grad():
             # buffers that torch must not write: a forward of another thread may be reading them
-            kept = {name: self._buffers[name] for name in (*own[:2], *stored)}
+            kept = {name: self._buffers[name] for name in (*own[:2], *stored, *layered)}
             self._held = None
             self._buffers.update(dict.fromkeys(kept))
             super()._load_from_state_dict(
@@ -91,6 +103,9 @@ class FrozenLoading(FrozenStored):
                 return
             header = header.detach().to("cpu", copy=True)
             held = {name: self._held_values(value) for name, value in stored.items()}
+            held |= {name: None if v is None else v.to(self.device, copy=True) for name, v in layered.items()}
+            if self.signed:
+                held["draw"] = self.sign_plane(found["signs"].to(self.device), header.to(self.device))
             supermask = supermask.to(self.device, copy=True)
             self._become(header, self._partition_counts(header), supermask, rescale=False, **held)
             self._tie_tuned()
@@ -100,6 +115,7 @@ class FrozenLoading(FrozenStored):
         """Values of a state as the layer holds them: packed ones as they are, all of them in the layer's dtype."""
         if value is None:
             return None
+        # row scales are float32 in a layer of any dtype
         dtype = value.dtype if value.dim() == 1 else self.dtype
         return value.detach().to(self.device, dtype, copy=True)
 
@@ -107,9 +123,9 @@ class FrozenLoading(FrozenStored):
         """Take the sigma that explains a loaded scale, so that a later step rescales from it and not from our own."""
         if self.stored:
             return
-        factor = self.config.factor(self._count_kept(), self.rows * self.cols)
+        factor = self.config.factor(self._sum_of_squares(), self.rows * self.cols)
         if factor and fmt.scale_of(self.code, self.sigma, factor) != self.scale:
-            self.sigma = self.scale * fmt.RMS[self.code] / factor
+            self.sigma = self.scale * fmt.rms_of(self.code) / factor
 
     def _state_trouble(self, prefix: str, header: Any, supermask: Any, shape: Any, state: dict[str, Any]) -> str | None:
         """Why a state cannot be loaded, found before anything is changed."""
@@ -131,6 +147,7 @@ class FrozenLoading(FrozenStored):
                 return f"{prefix}header: code {fields['code']}, the layer has {self.code}"
             free = self._partition_counts(header.cpu())[2]
             fmt.check_supermask(supermask, free, prefix + "supermask")
+            self._check_layered(header, supermask, *(state.get(prefix + name) for name in LAYERED))
         except ValueError as why:
             return f"{prefix.rstrip('.')}: {why}"
         if self.scores is not None and self.scores.numel() != free:
@@ -138,6 +155,31 @@ class FrozenLoading(FrozenStored):
         if scores is not None and tuple(scores.shape) != (free,):
             return f"{prefix}scores: {list(scores.shape)} for {free} free weights"
         return self._values_trouble(prefix, supermask, state) if self.stored else None
+
+    def _check_layered(
+        self, header: Tensor, supermask: Tensor, coats: Tensor | None, generations: Tensor | None
+    ) -> None:
+        """ValueError for coats or generations that the layer cannot have."""
+        if coats is not None:
+            if self.stored:
+                raise ValueError("coats: none of a stored weight, got some")
+            # whatever device each came from
+            record = FrozenTensor(self.shape, self.code, header.cpu(), supermask.cpu())
+            check_coats(coats.cpu(), record.keep_plane())
+        if generations is not None:
+            check_redrawn(self.code, fmt.header_fields(header)["generation"])
+            check_generations(generations, self._partition_counts(header.cpu())[2])
+
+    def _signs_trouble(self, prefix: str, signs: Tensor | None, row_scale: Tensor | None) -> str | None:
+        if signs is None:
+            return f"{prefix}signs: missing, and the weight is made of them"
+        try:
+            fmt.check_supermask(signs, self.rows * self.cols, prefix + "signs")
+            if row_scale is not None:
+                check_row_scale(row_scale, self.rows, prefix + "row_scale")
+        except ValueError as why:
+            return str(why)
+        return None
 
     def _values_trouble(self, prefix: str, supermask: Tensor, state: dict[str, Any]) -> str | None:
         values, scale = (state.get(prefix + name) for name in STORED)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import format as fmt
+from ..coats import sum_of_squares
 from ..config import FreezeConfig
 from ..select import initial, sharded, thresholds
 from ..tensor import FrozenTensor, all_kept, calibrated
@@ -67,14 +68,7 @@ class FrozenMasks(FrozenState):
         config = self.config
         score_dtype = getattr(torch, config.score_dtype)
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
-            seed, stream = self._start["seed"], self._start["stream"]
-            tau_prune, tau_freeze, counts = calibrated(
-                self.rows, self.cols, seed, stream, *self.ratios, config.threshold_bits
-            )
-            header = fmt.make_header(
-                seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
-                code=self.code,
-            )  # fmt: skip
+            drawn, header, counts = self._started()
             self._describe(header, counts)
             if self.bias is not None:
                 nn.init.zeros_(self.bias)
@@ -84,15 +78,27 @@ class FrozenMasks(FrozenState):
             offsets = torch.ops.frozen_kernels.offsets(header, self.rows, self.cols)
             scale = fmt.scale_of(self.code, self.sigma)
             scores = initial.initial_scores(
-                header, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
+                drawn, offsets, self.code, self.rows, self.cols, self.free, str(config.score_init), scale
             )
             self._start_scores(scores.to(self.device, score_dtype))
         record = FrozenTensor(self.shape, self.code, header.to(self.device), None, offsets.to(self.device))
         if masks:
             key = thresholds.threshold([self.competitor], self.device)
-            self._adopt(record._replace(supermask=self._above(key)), rescale=True)
+            self._adopt(record._replace(supermask=self.mask_above(key)), rescale=True)
         else:
             self._put(record, self.residency)
+
+    def _started(self) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+        """Headers that draw the initial scores and that the layer begins with, on the CPU, and the latter's counts."""
+        seed, stream = self._start["seed"], self._start["stream"]
+        tau_prune, tau_freeze, counts = calibrated(
+            self.rows, self.cols, seed, stream, *self.ratios, self.config.threshold_bits
+        )
+        header = fmt.make_header(
+            seed, stream, generation=self._start["generation"], tau_prune=tau_prune, tau_freeze=tau_freeze,
+            code=self.code,
+        )  # fmt: skip
+        return header, header, counts
 
     def _start_scores(self, scores: Tensor) -> None:
         if self.scores is not None and sharded.is_sharded(self.scores):
@@ -159,8 +165,9 @@ class FrozenMasks(FrozenState):
         self._note_mask()
         if rescale:
             assert record.supermask is not None
-            record = record._replace(header=self._rescaled(record.header, record.supermask))
-        self._take(record, self.residency)
+            record = record._replace(header=self._rescaled(record.header, record.supermask, record.coats))
+        # several coats, or generations, are not in every residency
+        self._take(record, self.residency if self.residency in record.residencies else record.residencies[0])
 
     def _note_mask(self) -> None:
         self._kept = None
@@ -168,12 +175,16 @@ class FrozenMasks(FrozenState):
             note_mask(self)
             self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
 
-    def _rescaled(self, header: Tensor, supermask: Tensor) -> Tensor:
-        """The header with the scale that the settings ask for: a new tensor, or the same one written in place."""
+    def _rescaled(self, header: Tensor, supermask: Tensor, coats: Tensor | None) -> Tensor:
+        """The header with the scale that the settings ask for: a new tensor, or the same one written in place.
+
+        A dynamic one makes the mean square of the weight the same whatever is kept, so several coats count squared.
+        """
         weights = self.rows * self.cols
         if self.config.scaling == "dynamic":
             # nobody waits for the count
             kept = torch.ops.frozen_kernels.popcount(supermask) + self._counts[1]
+            kept = kept if coats is None else sum_of_squares(kept, coats)
             header = header if self.in_place else header.clone()
             header[fmt.SCALE] = fmt.dynamic_scale_bits(self.code, self.sigma, kept, weights)
             return header
@@ -185,20 +196,23 @@ class FrozenMasks(FrozenState):
             header = torch.tensor(self._words, dtype=torch.int32)
         return header
 
-    def _above(self, key: Tensor | None) -> Tensor:
-        """The supermask of a threshold: all free weights where it is None."""
-        if key is None or self.scores is None:
-            return all_kept(self.free, self.device)
-        return thresholds.pack_above(self.scores, key, self.device)
-
-    def apply_threshold(self, key: Tensor | None) -> None:
-        """Keep the free weights whose |score| orders above `key` (see `search`), all of them where it is None.
+    def mask_above(self, key: Tensor | None) -> Tensor:
+        """uint8 [ceil(free / 8)]: which |scores| order above `key` (see `search`), all of them where it is None.
 
         RuntimeError for a finalized layer: it has no scores to compare. Collective where the scores are sharded.
         """
         if self.scores is None and self._counts[2]:
             raise RuntimeError(f"scores: the layer is finalized, its {self._counts[2]} free weights have none")
-        self.adopt_supermask(self._above(key))
+        if key is None or self.scores is None:
+            return all_kept(self.free, self.device)
+        return thresholds.pack_above(self.scores, key, self.device)
+
+    def search_draws(self, step: int) -> Tensor:
+        """int32 [free]: what the generator draws for a search at a step, of each free weight in stream order."""
+        header, ops = self.header.clone(), torch.ops.frozen_kernels
+        header[fmt.GENERATION] = step % (1 << 24)
+        offsets = ops.offsets(self.header, self.rows, self.cols) if self.offsets is None else self.offsets
+        return ops.free_draws(header, offsets, self.rows, self.cols, fmt.SEARCH)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
@@ -213,8 +227,8 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Take over a supermask that fits, on the layer's device, without a check or a wait."""
-        self._adopt(self._record()._replace(supermask=supermask, keep=None, dense=None), rescale)
+        """Take over a supermask that fits, on the layer's device, without a check or a wait; it is the only coat."""
+        self._adopt(self._record()._replace(supermask=supermask, keep=None, dense=None, coats=None), rescale)
 
     @torch.no_grad()
     def set_keep_mask(self, keep: Tensor) -> None:

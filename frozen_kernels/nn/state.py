@@ -12,15 +12,17 @@ from torch.autograd.graph import increment_version
 
 from .. import calls
 from .. import format as fmt
+from ..coats import sum_of_squares
 from ..config import FreezeConfig
 from ..select import sharded
-from ..tensor import FrozenTensor, residencies_of
+from ..tensor import FrozenTensor, Residency, check_residency, residencies_of
 
 DERIVED = ("offsets", "keep", "draw", "dense")
-STORED = ("values", "row_scale")  # of a stored weight
+STORED = ("values", "row_scale")  # of a stored weight; stored signs may have the latter
+LAYERED = ("coats", "generations")  # of a weight that counts several times, or was drawn again
 # what seed and scores make again, or values that never change: the same in every process
-OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED)
-RECORD = ("header", "supermask", *DERIVED, *STORED)  # the fields of a FrozenTensor
+OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED, *LAYERED)
+RECORD = ("header", "supermask", *DERIVED, *STORED, *LAYERED)  # the fields of a FrozenTensor
 _READ = (*RECORD, "gain")  # by a forward
 # what a prepared call was made of: assigning one makes the call anew
 _PREPARED_FROM = {
@@ -71,6 +73,8 @@ class FrozenState(nn.Module):
     dense: Tensor | None
     values: Tensor | None
     row_scale: Tensor | None
+    coats: Tensor | None
+    generations: Tensor | None
     bias: nn.Parameter | None
     gain: Tensor | None
     scores: nn.Parameter | None
@@ -93,7 +97,7 @@ class FrozenState(nn.Module):
         self._counts: tuple[int, ...] = (0, 0, 0)
         self._words: list[int] = []
         self._held: Held | None = None
-        # layers of one stored weight have one list, which copies and pickles keep one
+        # layers of one weight that no seed draws have one list, which copies and pickles keep one
         self._weight: list[None] = []
         like = torch.empty(0, device=device, dtype=dtype)
         self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
@@ -101,7 +105,7 @@ class FrozenState(nn.Module):
         self.register_buffer("supermask", None)
         for name in DERIVED:
             self.register_buffer(name, None, persistent=False)
-        for name in (*STORED, "gain"):
+        for name in (*STORED, *LAYERED, "gain"):
             self.register_buffer(name, None)
         self.relu = False
 
@@ -149,15 +153,20 @@ class FrozenState(nn.Module):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What layers of one weight have in common, and no others of a model: seed and stream, or the values."""
-        if self.config.code == fmt.STORED:
-            return (fmt.STORED, id(self._weight))
+        """What layers of one weight have in common, and no others of a model: seed and stream, or what is stored."""
+        if self.config.code in (fmt.STORED, fmt.SIGNS):
+            return (self.config.code, id(self._weight))
         return (self.seed, self.stream)
 
     @property
     def scale(self) -> float:
         """The fp32 factor on every code."""
         return fmt.header_fields(self.header)["scale"]
+
+    @property
+    def residencies(self) -> tuple[Residency, ...]:
+        """Those that the weight can be in."""
+        return residencies_of(self.code, self.coats is not None, self.generations is not None)
 
     @property
     def folded(self) -> bool:
@@ -190,11 +199,16 @@ class FrozenState(nn.Module):
                 self._kept = self._counts[1] + int(popcount(self.supermask))
         return self._kept
 
+    def _sum_of_squares(self) -> int:
+        """Of how often each weight counts: of one coat, how many are kept."""
+        kept = self._count_kept()
+        return kept if self.coats is None else int(sum_of_squares(torch.tensor(kept), self.coats))
+
     def _record(self, scores: Tensor | None = None) -> FrozenTensor:
         b: Any = self._buffers  # attributes of a module are looked up in three dicts, one after the other
         return FrozenTensor(
             self.shape, self.config.code, b["header"], b["supermask"], b["offsets"], b["keep"], b["draw"], b["dense"],
-            b["values"], b["row_scale"], scores,
+            b["values"], b["row_scale"], scores, b["coats"], b["generations"],
         )  # fmt: skip
 
     def _partition_counts(self, header: Tensor) -> tuple[int, ...]:
@@ -251,6 +265,8 @@ class FrozenState(nn.Module):
             and b["dense"] is record.dense
             and b["values"] is record.values
             and b["row_scale"] is record.row_scale
+            and b["coats"] is record.coats
+            and b["generations"] is record.generations
             and b["gain"] is held.gain
             and self._has_bias_of(held)
         )
@@ -302,7 +318,7 @@ class FrozenState(nn.Module):
     def _write(self, held: FrozenTensor, residency: str) -> None:
         self.residency = residency
         self.supermask = held.supermask
-        for name in ("header", *DERIVED, *STORED):
+        for name in ("header", *DERIVED, *STORED, *LAYERED):
             new, old = getattr(held, name), getattr(self, name)
             if new is not None and old is not None and new is not old and _alike(new, old):
                 old.copy_(new)  # in place: captured graphs and views stay valid
@@ -310,10 +326,11 @@ class FrozenState(nn.Module):
                 setattr(self, name, new)
 
     def set_residency(self, residency: str) -> None:
-        """Hold the weight as seed, mask, planes or dense, a stored one packed or dense; the weights do not change."""
-        known = residencies_of(self.code)
-        if residency not in known:
-            raise ValueError(f"residency: one of {', '.join(known)} for code {self.code!r}, got {residency!r}")
+        """Hold the weight as seed, mask, planes or dense; the weights do not change.
+
+        A stored weight is packed or dense, stored signs are planes or dense; ValueError for another.
+        """
+        check_residency(residency, self.code, self.coats is not None, self.generations is not None)
         if self.device.type == "meta":
             self.residency = residency
         else:
@@ -329,7 +346,8 @@ class FrozenState(nn.Module):
         super()._apply(fn, recurse)
         values: Any = held["values"]
         packed = values is not None and values.dim() == 1 and not isinstance(values, nn.Parameter)
-        for name in ("header", "supermask", *DERIVED[:3], *(STORED if packed else ())):
+        packed = packed or self.config.code == fmt.SIGNS
+        for name in ("header", "supermask", *DERIVED[:3], *LAYERED, *(STORED if packed else ())):
             old, new = held[name], self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
                 # bits are no numbers to cast, and what is packed is not rounded again

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import nn
 
 from .rule import Search, check_count, update_masks
@@ -31,7 +29,7 @@ class EdgePopup(Search):
     """
 
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
-        self.refresh_every, self.steps = check_count("refresh_every", refresh_every, 1), 0
+        self.refresh_every = check_count("refresh_every", refresh_every, 1)
         super().__init__(model)
 
     def step(self) -> None:
@@ -39,7 +37,7 @@ class EdgePopup(Search):
         self._check()
         self.steps += 1
         if self.steps % self.refresh_every == 0:
-            update_masks(self.layers)
+            self._update()
 
     def refresh(self) -> None:
         """New threshold, new packed masks, uncounted: every mask becomes the one that the scores now say.
@@ -48,17 +46,8 @@ class EdgePopup(Search):
         GPU: how many weights a mask keeps is counted when `counts` is asked. Collective where the scores are sharded.
         """
         self._check()
+        self._update()
+
+    def _update(self) -> None:
+        """Make the masks of the scores as they are; rules of |score| change this."""
         update_masks(self.layers)
-
-    def state_dict(self) -> dict[str, int]:
-        """The steps counted so far; scores and masks are in the model's state."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on counting where `state_dict` was taken; masks stay as they are until the next refresh is due.
-
-        ValueError where the state is not `{"steps": an integer >= 0}`.
-        """
-        if set(state) != {"steps"}:
-            raise ValueError(f"state: the key 'steps' and no other, got {sorted(map(str, state))}")
-        self.steps = check_count("steps", state["steps"], 0)

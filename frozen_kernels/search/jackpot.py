@@ -13,7 +13,7 @@ from .. import format as fmt
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, warn_of_stale_masks
 from ..select.swaps import short_restriction
-from .rule import Search, check_count
+from .rule import Search, check_count, check_state
 
 Restriction = Literal["short"] | Callable[[float], float] | None
 
@@ -49,7 +49,7 @@ class Jackpot(Search):
         self, model: nn.Module, *, epochs: int, steps_per_epoch: int, restriction: Restriction = "short"
     ) -> None:
         self.epochs = check_count("epochs", epochs, 1)
-        self.steps_per_epoch, self.steps = check_count("steps_per_epoch", steps_per_epoch, 1), 0
+        self.steps_per_epoch = check_count("steps_per_epoch", steps_per_epoch, 1)
         if restriction not in ("short", None) and not callable(restriction):
             raise ValueError(f"restriction: 'short', None or a function of progress, got {restriction!r}")
         self.restriction = restriction
@@ -106,8 +106,7 @@ class Jackpot(Search):
         ValueError where the state is another, or a mask of it has another size or keeps another number of weights than
         the layer: nothing is changed then.
         """
-        if not isinstance(state, Mapping) or set(state) != {"steps", "masks"}:
-            raise ValueError(f"state: the keys 'masks' and 'steps', got {sorted(map(str, state or ()))}")
+        check_state(state, "masks", "steps")
         steps, masks = check_count("steps", state["steps"], 0), state["masks"]
         if not isinstance(masks, Mapping):
             raise ValueError(f"masks: a mapping of names to masks, got {type(masks).__name__}")

@@ -1,23 +1,38 @@
-"""What every search has in common: new masks from the scores as they are, and checks of the model."""
+"""What searches have in common: new masks from the scores as they are, checks of the model, and rules of one's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..format import as_integer
+from .. import format as fmt
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, reshard
-from ..select import sharded, thresholds
+from ..select import sharded, swaps, thresholds
+
+Adopt = Callable[[FrozenLayer, Tensor], None]
+Ask = Callable[[str, Tensor], Tensor]
+_BLOCK = 1 << 18  # weights whose temporaries exist at once
+# the hook on each scores' gradient, and whose it is: of two searches over one model the later one counts
+_slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_masks(layers: Iterable[FrozenLayer]) -> None:
-    """New thresholds and masks from the scores as they are: one for all global layers, one per local layer."""
+def update_masks(
+    layers: Iterable[FrozenLayer], sparsity: Callable[[float], float] | None = None, adopt: Adopt | None = None
+) -> None:
+    """New thresholds and masks from |scores| as they are: one for all global layers, one per local layer.
+
+    `sparsity` gives what is asked for in place of a layer's own; `adopt` takes a mask over, without it the layer.
+    """
     layers = list(layers)
+    adopt = FrozenLayer.adopt_supermask if adopt is None else adopt
     together = [layer for layer in layers if layer.config.scope == "global"]
     groups = [together] if together else []
     by_scores: dict[int, list[FrozenLayer]] = {}
@@ -26,17 +41,24 @@ def update_masks(layers: Iterable[FrozenLayer]) -> None:
             by_scores.setdefault(id(layer.scores), []).append(layer)
     groups += by_scores.values()
     if any(sharded.is_sharded(layer.scores) for layer in layers):
-        _update_sharded(groups)
+        _update_sharded(groups, sparsity, adopt)
         return
     for group in groups:
-        key = thresholds.threshold([layer.competitor for layer in group], group[0].device)
+        key = thresholds.threshold(_competitors(group, sparsity), group[0].device)
         for layer in group:
-            layer.apply_threshold(key)
+            adopt(layer, layer.mask_above(key))
 
 
-def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
+def _competitors(
+    group: Sequence[FrozenLayer], sparsity: Callable[[float], float] | None
+) -> list[thresholds.Competitor]:
+    every = [layer.competitor for layer in group]
+    return every if sparsity is None else [c._replace(sparsity=sparsity(c.sparsity)) for c in every]
+
+
+def _update_sharded(groups: list[list[FrozenLayer]], sparsity: Callable[[float], float] | None, adopt: Adopt) -> None:
     """The same masks from sharded scores, in four collective calls for all groups together."""
-    asked = [thresholds.rank_of([layer.competitor for layer in group]) for group in groups]
+    asked = [thresholds.rank_of(_competitors(group, sparsity)) for group in groups]
     searched: list[FrozenLayer] = []
     place: list[int] = []
     selections: list[tuple[list[Tensor], int]] = []
@@ -48,22 +70,30 @@ def _update_sharded(groups: list[list[FrozenLayer]]) -> None:
             selections.append((scores, rank))
         for layer in group:
             if layer not in here:
-                layer.apply_threshold(None)
+                adopt(layer, layer.mask_above(None))
     if searched:
         device = searched[0].device
         keys = sharded.select(selections, device)
         held = [layer.scores for layer in searched if layer.scores is not None]
         masks = sharded.pack_above(held, [keys[i] for i in place], device)
         for layer, mask in zip(searched, masks, strict=True):
-            layer.adopt_supermask(mask)
+            adopt(layer, mask)
 
 
 def check_count(name: str, value: object, least: int) -> int:
     """The value as a Python int; ValueError where it is no integer, or less than `least`."""
-    found = as_integer(value)
+    found = fmt.as_integer(value)
     if found is None or found < least:
         raise ValueError(f"{name}: an integer >= {least}, got {value!r}")
     return found
+
+
+def check_state(state: Mapping[str, Any], *keys: str) -> None:
+    """ValueError where a search's state has other keys."""
+    if not isinstance(state, Mapping) or set(state) != set(keys):
+        named = f"the key {keys[0]!r} and no other" if len(keys) == 1 else f"the keys {' and '.join(map(repr, keys))}"
+        found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(f"state: {named}, got {found}")
 
 
 def check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
@@ -81,12 +111,15 @@ class Search:
     stored = False  # whether the layers hold stored weights, or drawn ones
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model, self.steps = model, 0
         everything = frozen_layers(model)
         check_buffers(everything)
         self._found = {name: layer for name, layer in everything.items() if layer.stored == self.stored}
         self._others = len(everything) - len(self._found)
         self._check()
+        for scores in self.parameters():
+            if scores in _slopes:
+                _slopes.pop(scores)[0].remove()
 
     @property
     def layers(self) -> list[FrozenLayer]:
@@ -111,3 +144,210 @@ class Search:
     def param_groups(self, **options: object) -> list[dict]:
         """One optimizer group with the scores and the options given, such as weight_decay."""
         return [{"params": self.parameters(), **options}]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps counted so far; scores and masks are in the model's state."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state_dict` was taken; masks stay as they are until the next step makes new ones.
+
+        ValueError where the state is not `{"steps": an integer >= 0}`.
+        """
+        check_state(state, "steps")
+        self.steps = check_count("steps", state["steps"], 0)
+
+
+class MaskRule(Search):
+    """A rule of one's own: scores in, keys or masks out. Optimise `parameters()`, call `step()` after the optimizer's.
+
+    A subclass overrides one of two methods, with `name` the layer's and `scores` float32 [free], all of its free
+    weights in stream order (docs/format.md, section 6):
+
+    - `keys(name, scores)` gives a floating [free]: the highest are kept, between equal ones the lower position, as many
+      as the sparsity says: of all layers of scope global together, of a local one by itself;
+    - `keep(name, scores)` gives a bool [free]: which are kept.
+
+    It may override `count(name, free)`, how many of its free weights a layer keeps, and `slope(name, scores)`, the
+    derivative of a mask bit by its score, floating [free]. Without a slope a score gets `sign(S) * dL/dW * code *
+    scale`, which is right for rules of |score|; with one, `slope * dL/dW * code * scale`: of raw scores that pass
+    straight through it is `torch.ones_like(scores)`. Where several layers share scores, the name is the first's.
+
+    `self.steps` counts the steps, from 1 at the first. A subclass with a constructor calls this one's.
+
+    Args:
+        model: a model that `freeze_` has converted, bare or in a wrapper that `EdgePopup` takes.
+
+    Raises:
+        ValueError: no frozen layers with scores, or `fully_shard` holds the scores of a rule with a slope.
+        TypeError: the class overrides both of `keys` and `keep`, or neither.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        own = [name for name in ("keys", "keep") if getattr(type(self), name) is not getattr(MaskRule, name)]
+        if len(own) != 1:
+            raise TypeError(
+                f"{type(self).__name__}: one of keys and keep, overridden are {' and '.join(own) or 'none'}"
+            )
+        super().__init__(model)
+        self._sloped = type(self).slope is not MaskRule.slope
+        self._watch()
+
+    def keys(self, name: str, scores: Tensor) -> Tensor:
+        """Floating [free], the highest of which are kept."""
+        raise NotImplementedError
+
+    def keep(self, name: str, scores: Tensor) -> Tensor:
+        """bool [free]: which free weights are kept."""
+        raise NotImplementedError
+
+    def count(self, name: str, free: int) -> int | None:
+        """How many of a layer's free weights are kept; None where the sparsity, or `keep`, decides."""
+        return None
+
+    def slope(self, name: str, scores: Tensor) -> Tensor:
+        """Floating [free]: the derivative of a mask bit by its score."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Counts one step of the optimizer, and `refresh()`; where that raises, the step is not counted."""
+        self.steps += 1
+        try:
+            self.refresh()
+        except BaseException:
+            self.steps -= 1
+            raise
+
+    def refresh(self) -> None:
+        """New masks from the scores as they are, uncounted. Collective where the scores are sharded.
+
+        ValueError, with no mask changed, where the rule gives another shape or dtype, NaN, or another number of kept
+        weights than it counts; or where no layer has scores any more.
+        """
+        self._make(None if type(self).keep is MaskRule.keep else self.keep)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _make(self, keep: Ask | None) -> None:
+        """Adopt the masks that `keep` gives, or where it is None those of the highest keys."""
+        self._check()
+        self._watch()
+        first = self._by_scores()
+        masks = self._best(first) if keep is None else {i: self._asked(*first[i], keep) for i in first}
+        # nothing above has changed a mask
+        for i, (_, layer) in first.items():
+            if self._sloped and layer.scores is not None:
+                # kernels give a score the sign of itself, and at 0 none
+                layer.scores.masked_fill_(layer.scores == 0, torch.finfo(layer.scores.dtype).tiny)
+            for other in self.layers:
+                if id(other.scores) == i:
+                    self._adopt(other, masks[i])
+
+    def _adopt(self, layer: FrozenLayer, keep: Tensor) -> None:
+        """Take over bool [free] as a layer's mask."""
+        layer.adopt_supermask(fmt.pack_bits(keep))
+
+    def _by_scores(self) -> dict[int, tuple[str, FrozenLayer]]:
+        """The first name and layer of each scores, by their id."""
+        found: dict[int, tuple[str, FrozenLayer]] = {}
+        for name, layer in self._found.items():
+            if layer.scores is not None:
+                found.setdefault(id(layer.scores), (name, layer))
+        return found
+
+    def _scores(self, layer: FrozenLayer) -> Tensor:
+        assert layer.scores is not None
+        return sharded.whole(layer.scores.detach()).to(torch.float32)
+
+    def _asked(self, name: str, layer: FrozenLayer, ask: Ask, kind: str = "keep") -> Tensor:
+        """What a method of the rule gives for a layer, checked, on the layer's device."""
+        given, free = ask(name, self._scores(layer)), layer.free
+        floating = kind != "keep"
+        expected = f"{'floating' if floating else 'torch.bool'} [{free}]"
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{kind}: of layer {name!r} {type(given).__name__}, expected {expected}")
+        if tuple(given.shape) != (free,) or given.is_floating_point() != floating or given.dtype.is_complex:
+            raise ValueError(f"{kind}: of layer {name!r} {given.dtype} {list(given.shape)}, expected {expected}")
+        if not floating and given.dtype != torch.bool:
+            raise ValueError(f"{kind}: of layer {name!r} {given.dtype} {list(given.shape)}, expected {expected}")
+        if floating and given.isnan().any():
+            raise ValueError(f"{kind}: of layer {name!r} NaN at {int(given.isnan().sum())} of {free}, expected none")
+        wanted = None if floating else self._count(name, free)
+        if wanted is not None and int(given.sum()) != wanted:
+            raise ValueError(f"{kind}: of layer {name!r} {int(given.sum())} weights kept, expected {wanted}")
+        return given.detach().to(layer.device)
+
+    def _count(self, name: str, free: int) -> int | None:
+        wanted = self.count(name, free)
+        if wanted is not None and not 0 <= check_count("count", wanted, 0) <= free:
+            raise ValueError(f"count: of layer {name!r} {wanted}, expected 0 to its {free} free weights")
+        return wanted
+
+    def _best(self, first: Mapping[int, tuple[str, FrozenLayer]]) -> dict[int, Tensor]:
+        """bool [free] of each scores: the highest keys of each group of layers that compete."""
+        keys = {i: self._asked(*first[i], self.keys, "keys") for i in first}
+        groups: list[tuple[list[int], int]] = []
+        together = []
+        for i, (name, layer) in first.items():
+            wanted = self._count(name, layer.free)
+            if wanted is None and layer.config.scope == "global":
+                together.append(i)
+            else:
+                groups.append(([i], kept_of([layer]) if wanted is None else wanted))
+        if together:
+            rest = [m for m in self.layers if m.config.scope == "global" and (m.free == 0 or id(m.scores) in together)]
+            groups.append((together, kept_of(rest)))
+        return {i: mask for ids, kept in groups for i, mask in highest({i: keys[i] for i in ids}, kept).items()}
+
+    def _watch(self) -> None:
+        """Let the gradients of the scores, as they are now, be those of the slope."""
+        if not self._sloped:
+            return
+        for name, layer in self._by_scores().values():
+            scores = layer.scores
+            assert scores is not None
+            if sharded.is_sharded(scores):
+                raise ValueError(
+                    f"scores: fully_shard holds those of {name!r}, and a rule with a slope needs them whole"
+                )
+            if scores in _slopes:
+                handle, rule = _slopes[scores]
+                if rule() is self:
+                    continue
+                handle.remove()
+            _slopes[scores] = (scores.register_hook(self._gradient_of(name, layer)), weakref.ref(self))
+
+    def _gradient_of(self, name: str, layer: FrozenLayer) -> Callable[[Tensor], Tensor]:
+        def hook(grad: Tensor) -> Tensor:
+            slope = self._asked(name, layer, self.slope, "slope")
+            return grad * (slope * self._scores(layer).sign()).to(grad.dtype)
+
+        return hook
+
+
+def kept_of(layers: Sequence[FrozenLayer]) -> int:
+    """How many free weights the sparsity keeps of layers that compete."""
+    scores, rank = thresholds.rank_of([layer.competitor for layer in layers])
+    return sum(s.numel() for s in scores) - rank
+
+
+def highest(keys: Mapping[int, Tensor], kept: int) -> dict[int, Tensor]:
+    """bool of each tensor of keys: the `kept` highest of all, between equal ones those of lower positions."""
+    every = torch.cat([k.to(torch.float32) for k in keys.values()])
+    if kept > every.numel():
+        raise ValueError(f"keys: {kept} to keep of {every.numel()}")
+    keep = fmt.unpack_bits(swaps.best(every, kept), every.numel())
+    return dict(zip(keys, keep.split([k.numel() for k in keys.values()]), strict=True))
+
+
+def by_chance(draws: Tensor, probability: Tensor) -> Tensor:
+    """bool: where int32 draws of the generator fall below a probability (docs/format.md, section 3)."""
+    keep = torch.empty(draws.shape, dtype=torch.bool, device=draws.device)
+    for start in range(0, draws.numel(), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        drawn = ((draws[block].to(torch.int64) & 0xFFFFFFFF).to(torch.float64) + 0.5) * 2.0**-32
+        keep[block] = drawn < probability[block]
+    return keep
+
+
+__all__ = ["MaskRule", "Search"]

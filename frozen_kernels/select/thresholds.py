@@ -58,3 +58,9 @@ def pack_above(scores: Tensor, key: Tensor, device: torch.device) -> Tensor:
     if sharded.is_sharded(scores):
         return sharded.pack_above([scores], [key], device)[0]
     return torch.ops.frozen_kernels.pack_above(scores.detach(), key.to(device))
+
+
+def pack_negative(scores: Tensor, device: torch.device) -> Tensor:
+    """uint8 [ceil(count / 8)] on `device`: which scores are below 0. Collective where they are sharded."""
+    none = torch.zeros((), dtype=torch.int64, device=device)
+    return pack_above((-scores.detach()).clamp_(min=0), none, device)

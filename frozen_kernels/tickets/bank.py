@@ -20,7 +20,8 @@ from ..process import release_memory
 from ..tensor import ALL_RESIDENCIES, FrozenTensor
 from .container import short
 from .file import PER_MASK, BankMask, TensorRecord, Ticket, TicketError, check_regenerated, read_ticket
-from .model import Pairs, copied, file_parts, fitted, frozen_state, loadable, make, ordinary_state, place, writable
+from .made import Pairs, copied, make
+from .model import file_parts, fitted, frozen_state, loadable, ordinary_state, place, writable
 from .regenerate import regenerate
 
 _OF_MASK = ".mask."  # between the name of an ordinary tensor and that of the task whose it is

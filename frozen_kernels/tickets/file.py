@@ -58,8 +58,10 @@ PER_MASK = BankMask._fields[1:]
 class TensorRecord:
     """What a ticket says of one frozen tensor; the fields are those of format section 7.
 
-    `values`, of a stored weight (section 8), is what its kept values are: float32, float16, bfloat16 or int8. `masks`,
-    of a bank: each mask; `scale`, `kept` and `keep_sha256` are then the first one's, and lists in the file.
+    Those with a default are of section 8. `values`, of a stored weight, is what its kept values are: float32, float16,
+    bfloat16 or int8. `coats` is how often a weight counts at most, `coat_kept` how many weights each coat keeps, and
+    `generations` how many draws there are. `masks`, of a bank: each mask; `scale`, `kept` and `keep_sha256` are then
+    the first one's, and lists in the file.
     """
 
     name: str
@@ -77,6 +79,9 @@ class TensorRecord:
     kept: int
     keep_sha256: str
     values: str | None = None
+    coats: int | None = None
+    coat_kept: tuple[int, ...] | None = None
+    generations: int | None = None
     masks: tuple[BankMask, ...] | None = None
 
     @property
@@ -98,7 +103,7 @@ class TensorRecord:
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
-        """The tensors of the file that are this weight's: its supermask, and those of its features."""
+        """The tensors that the file may have of this weight: its supermask, and those of its features."""
         own = (self.supermask_name,) if self.masks is None else ()
         return (*own, *(f"{self.name}.{end}" for end in features.tensors_of(self)))
 
@@ -125,10 +130,11 @@ class TensorRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
-        found = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        found = asdict(self) | {"seed": str(self.seed), "scale": self.scale.hex()}
         if self.masks is not None:
             found |= {name: [getattr(mask, name) for mask in self.masks] for name in PER_MASK}
             found |= {"masks": [m.name for m in self.masks], "scale": [m.scale.hex() for m in self.masks]}
+        found = {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
         return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
 
     @classmethod
@@ -203,6 +209,7 @@ class TensorRecord:
         checked = {"code": code, "seed": int(seed), "scale": scale, "rows": rows, "cols": cols, **numbers, **optional}
         for feature in features.FEATURES:
             feature.check_fields(checked)
+        optional = {name: tuple(v) if isinstance(v, list) else v for name, v in optional.items()}
         return cls(
             name=value["name"],
             shape=sizes,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import format as fmt
+from ..coats import check_coats
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
 from ..files import write_whole
@@ -33,20 +34,20 @@ from ..nn.models import (
 )
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
+from ..tensor import ALL_RESIDENCIES, Residency
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .file import (
     PREFIX,
     TensorRecord,
     Ticket,
     TicketError,
-    check_regenerated,
     content_digest,
     features_used,
     read_ticket,
     verify_ticket,
 )
-from .regenerate import Regenerated, hash_plane, regenerate
+from .made import Pairs, make
+from .regenerate import hash_plane, regenerate
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
 
@@ -57,6 +58,8 @@ _FROZEN_STATE = (
     "values",
     "row_scale",
     "tuned",
+    "coats",
+    "generations",
 )  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
@@ -120,7 +123,7 @@ def _check_not_spread(model: nn.Module) -> None:
         raise ValueError("model: spread over processes; load a ticket before DistributedDataParallel or fully_shard")
 
 
-def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | None) -> TensorRecord:
+def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, features: dict[str, Any]) -> TensorRecord:
     """What a ticket says of a layer; ValueError that names it where a reader would refuse that."""
     try:
         layer.check_buffers()
@@ -136,7 +139,7 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | N
     assert found.keep_sha256 is not None
     if layer.keep is not None and hash_plane(layer.keep) != found.keep_sha256:
         raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
-    known: dict[str, Any] = {**fmt.header_fields(header), **counts, "values": values}
+    known: dict[str, Any] = {**fmt.header_fields(header), **counts, **features}
     record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
@@ -154,13 +157,17 @@ def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord],
             raise ValueError(
                 f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
             )
-        supermask, stored = layer.packed_supermask().cpu(), _stored_tensors(name, layer)
-        values = None if stored is None else str(stored[0].dtype).removeprefix("torch.")
-        record = _record_of(name, layer, supermask, values)
+        supermask = layer.packed_supermask().cpu()
+        features, own = _features_of(name, layer)
+        record = _record_of(name, layer, supermask, features)
         first = first_of.setdefault(layer.identity, record)
+        own = {f"{first.name}.{end}": t for end, t in own.items()}
         if first is record:
-            tensors.update(zip(record.tensor_names, (supermask, *(stored or ())), strict=True))
-        elif first.to_json() != record.to_json() | {"name": first.name}:
+            tensors.update(own)
+            tensors[record.supermask_name] = supermask
+        elif first.to_json() != record.to_json() | {"name": first.name} or not (
+            layer.stored or all(torch.equal(t, tensors[end]) for end, t in own.items())
+        ):
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
                 "but not the same shape, code, scale and mask; give one of them another stream"
@@ -168,15 +175,34 @@ def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord],
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
 
 
-def _stored_tensors(name: str, layer: FrozenLayer) -> list[Tensor] | None:
-    """The kept values of a stored layer, and the scales of their rows where they are int8; None of a drawn one."""
-    if not layer.stored:
-        return None
-    try:
-        packed = layer.packed_record()
-    except ValueError as why:
-        raise ValueError(f"model: {name!r}: {why}") from None
-    return [t.detach().cpu() for t in (packed.values, packed.row_scale) if t is not None]
+def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fields of a record that a layer needs beyond section 7, and its tensors by the end of their names."""
+    fields: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    if layer.signed:
+        supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
+        tensors["signs"] = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        tensors |= {} if layer.row_scale is None else {"row_scale": layer.row_scale}
+    if layer.stored:
+        try:
+            packed = layer.packed_record()
+        except ValueError as why:
+            raise ValueError(f"model: {name!r}: {why}") from None
+        assert packed.values is not None
+        tensors |= {"values": packed.values}
+        tensors |= {} if packed.row_scale is None else {"row_scale": packed.row_scale}
+        fields["values"] = str(packed.values.dtype).removeprefix("torch.")
+    if layer.coats is not None:
+        try:
+            check_coats(layer.coats, layer.frozen.keep_plane())
+        except ValueError as why:
+            raise ValueError(f"model: {name!r} is no longer the layer it was: {why}") from None
+        tensors |= {f"coat{i}": stream for i, stream in enumerate(layer.coat_streams(), 2)}
+        fields |= {"coats": 1 + layer.coats.shape[0], "coat_kept": tuple(layer.coat_kept())}
+    if layer.generations is not None:
+        tensors["generation"] = layer.generations
+        fields["generations"] = 1 + int(layer.generations_of().max())
+    return fields, {end: t.detach().cpu() for end, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -270,27 +296,28 @@ def _ordered_header(data: bytes) -> tuple[bytes, memoryview]:
 def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
     """Settings and sigma that give a record's seed, code, thresholds and scale again."""
     total = record.rows * record.cols
+    squares = sum((2 * i + 1) * kept for i, kept in enumerate(record.coat_kept or (record.kept,)))
     sparsity = (total - record.kept) / total if total else 0.0
     if record.values is not None:
         return FreezeConfig(code=fmt.STORED, sparsity=sparsity, scope="local"), 0.0
     grid = record.tau_prune | record.tau_freeze
-    config = FreezeConfig(
-        seed=record.seed,
-        code=record.code,
-        sparsity=sparsity,
-        prune_ratio=record.pruned / total if total else 0.0,
-        lock_ratio=record.locked / total if total else 0.0,
-        threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
-    )
+    if record.code == fmt.SIGNS:
+        config = FreezeConfig(code=fmt.SIGNS, sparsity=sparsity)
+    else:
+        config = FreezeConfig(
+            seed=record.seed,
+            code=record.code,
+            sparsity=sparsity,
+            prune_ratio=record.pruned / total if total else 0.0,
+            lock_ratio=record.locked / total if total else 0.0,
+            threshold_bits=16 - min((grid & -grid).bit_length() - 1, 15) if grid else 1,
+        )
     sigma = fmt.kaiming_sigma(record.cols)
     for scaling in ("none", "dynamic"):
         scaled = replace(config, scaling=scaling)
-        if fmt.scale_of(record.code, sigma, scaled.factor(record.kept, total)) == record.scale:
+        if fmt.scale_of(record.code, sigma, scaled.factor(squares, total)) == record.scale:
             return scaled, sigma
-    return config, record.scale * fmt.RMS[record.code]
-
-
-Pairs = dict[str, tuple[nn.Module, TensorRecord]]
+    return config, record.scale * fmt.rms_of(record.code)
 
 
 def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
@@ -407,83 +434,6 @@ def _put_in_place(model: nn.Module, by_id: dict[int, Tensor]) -> None:
                     held[name] = by_id[id(tensor)]  # type: ignore[assignment]
         if isinstance(module, FrozenLayer):
             module.prepare_calls()
-
-
-class _Place(NamedTuple):
-    """Where and how a layer is to hold its weight."""
-
-    residency: str
-    device: torch.device
-    dtype: torch.dtype
-
-
-def _place(layer: nn.Module, residency: str | None, code: str) -> _Place:
-    if isinstance(layer, FrozenLayer):
-        residency, device, dtype = residency or layer.residency, layer.device, layer.dtype
-    else:
-        weight: Any = layer.weight
-        device, dtype = weight.device, weight.dtype
-    if residency not in residencies_of(code):
-        residency = "packed" if code == fmt.STORED else "mask"
-    return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
-
-
-def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, stored: Sequence[Tensor], place: _Place) -> Made:
-    """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again.
-
-    `stored`: the values of a stored weight, and the scales of their rows where they are int8.
-    """
-    base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
-    counts = found.pruned, found.locked, found.free
-    if stored:
-        assert found.keep is not None
-        values, scale, *_ = (*(t.to(place.device) for t in stored), None)
-        packed = base._replace(keep=found.keep.to(place.device), values=values, row_scale=scale)
-        return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
-    if place.residency == "seed":
-        assert found.offsets is not None
-        held = base._replace(supermask=supermask.to(place.device), offsets=found.offsets.to(place.device))
-        return Made(held, counts, "seed")
-    assert found.keep is not None
-    masked = base._replace(keep=found.keep.to(place.device))
-    if place.residency == "dense":
-        held = base._replace(supermask=supermask.to(place.device), dense=masked.weight(place.dtype))
-    elif place.residency == "planes" and record.code != "constant":
-        draw = torch.ops.frozen_kernels.draw_plane(base.header, record.code, record.rows, record.cols)
-        held = masked._replace(draw=draw)
-    else:
-        held = masked
-    return Made(held, counts, place.residency)
-
-
-def copied(made: Made) -> Made:
-    """The same in memory of its own."""
-    copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
-    return made._replace(frozen=made.frozen._replace(**copies))
-
-
-def make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool, end: str | None = None) -> dict[str, Made]:
-    """What each layer is to hold, by name, checked against the ticket, whose supermasks are used up.
-
-    Errors call a tensor by the name of its record, and `end` behind it.
-    """
-    layers_of: dict[str, list[str]] = {}
-    for name, (_, record) in pairs.items():
-        layers_of.setdefault(record.name, []).append(name)
-    made: dict[str, Made] = {}
-    for record in ticket.records:
-        places = {name: _place(pairs[name][0], residency, record.code) for name in layers_of[record.name]}
-        kinds = {place.residency for place in places.values()}
-        supermask, *stored = (ticket.tensors.pop(name) for name in record.tensor_names)
-        found = regenerate(
-            record.header(), record.rows, record.cols, supermask, hashed=verify,
-            hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
-        )  # fmt: skip
-        check_regenerated(ticket, record, found, None if end is None else f"{record.name}.{end}")
-        for name, place in places.items():
-            held = _hold(record, found, supermask, stored, place)
-            made[name] = copied(held) if made.keys() & places.keys() else held
-    return made
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="constant"):
         triton.draw_plane(h, "constant", 2, 2)
     with pytest.raises(Unsupported):
-        triton.free_draws(h, torch.zeros(1, dtype=torch.int64, device="meta"), 0, 2)
+        triton.free_draws(h, torch.zeros(1, dtype=torch.int64, device="meta"), 0, 2, format.SCORE)
     spaced = torch.stack([h, h], 1)[:, 0]
     assert same_bits(triton.draws(spaced, 3, 31, 0, 0), triton.draws(h, 3, 31, 0, 0))
 

@@ -7,6 +7,7 @@ import torch
 from common import DEVICE, INTERPRETING, THRESHOLDS, VECTORS, header, same_bits, sha256
 from torch import Tensor
 
+from frozen_kernels import format as fmt
 from frozen_kernels.backends import Unsupported, reference, triton
 
 SHAPES = [(1, 1), (3, 31), (5, 33), (33, 147), (19, 70)]
@@ -38,7 +39,9 @@ def check(h: Tensor, rows: int, cols: int) -> None:
     assert same_bits(triton.planes(guarded(kept)), plane)
     assert same_bits(triton.keep_plane(on_device, guarded(stream), offsets, *extent), plane)
     assert same_bits(triton.pack_plane(on_device, guarded(plane), offsets, *extent), stream)
-    assert same_bits(triton.free_draws(on_device, offsets, *extent), reference.free_draws(h, offsets.cpu(), *extent))
+    for purpose in (fmt.SCORE, fmt.SEARCH):
+        drawn = triton.free_draws(on_device, offsets, *extent, purpose)
+        assert same_bits(drawn, reference.free_draws(h, offsets.cpu(), *extent, purpose)), purpose
     for bits in (stream, plane):
         assert same_bits(triton.popcount(guarded(bits)), reference.popcount(bits))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from frozen_kernels import format as fmt
 from frozen_kernels import ops
 from frozen_kernels.backends import triton as backend
 from frozen_kernels.format import HEADER_WORDS, chunks, matrix_shape, words
@@ -273,7 +274,7 @@ def formats() -> Iterator[Case]:
     yield Case("histogram", "", run("histogram", header(), *extent))
     yield Case("partition_counts", "", run("partition_counts", header(), *extent))
     yield Case("offsets", "", run("offsets", header(), *extent))
-    yield Case("free_draws", "", run("free_draws", header(), offsets(*extent), *extent))
+    yield Case("free_draws", "", run("free_draws", header(), offsets(*extent), *extent, fmt.SCORE))
 
 
 def masks() -> Iterator[Case]:

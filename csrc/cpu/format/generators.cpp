@@ -95,9 +95,10 @@ struct ScoreState {
   const Generator& generator;
   vu32 rows;
   vu32 score[32];
+  uint32_t c2 = SCORE_PURPOSE;
   void next(int64_t w, int64_t) {
     for (int64_t call = 0; call < 8; ++call) {
-      const Four four = generator(static_cast<uint32_t>(8 * w + call), rows, SCORE_PURPOSE);
+      const Four four = generator(static_cast<uint32_t>(8 * w + call), rows, c2);
       for (int i = 0; i < 4; ++i) score[4 * call + i] = four.x[i];
     }
   }
@@ -208,14 +209,15 @@ void histogram(const Frozen& f, int64_t* counts, int threads) {
   }
 }
 
-void free_draws(const Frozen& f, int32_t* out, int threads) {
+void free_draws(const Frozen& f, uint32_t purpose, int32_t* out, int threads) {
   const Generator generator(f);
+  const uint32_t c2 = purpose == SEARCH_PURPOSE ? purpose | f.generation << 8 : purpose;
   for_tiles(f.rows, 0, f.words, SEGMENT_WORDS, threads, [&](int64_t r0, int64_t nrows, int64_t w0, int64_t nw) {
     RowBlock block(f, r0, nrows, VL);
     block.seek(w0);
     int64_t at[VL];
     block.stream_positions(w0, at);
-    ScoreState state{generator, vu32::set(static_cast<uint32_t>(r0)) + vu32::iota(), {}};
+    ScoreState state{generator, vu32::set(static_cast<uint32_t>(r0)) + vu32::iota(), {}, c2};
     uint32_t free[VL], score[32][VL];
     for (int64_t w = w0; w < w0 + nw; ++w) {
       block.next_free(1, free);

@@ -55,7 +55,7 @@ struct FormatKernels {
   void (*histogram)(const Frozen&, int64_t* counts, int threads);         // [65536] of u
   void (*partition_counts)(const Frozen&, int64_t* counts, int threads);  // pruned, locked, free
   void (*offsets)(const Frozen&, int64_t* out, int threads);
-  void (*free_draws)(const Frozen&, int32_t* out, int threads);
+  void (*free_draws)(const Frozen&, uint32_t purpose, int32_t* out, int threads);
   void (*keep_plane)(const Frozen&, uint32_t* out, int threads);
   void (*pack_plane)(const Frozen&, uint8_t* stream, int64_t bytes, int threads);  // from `keep` and `offsets`
   void (*sign_plane)(const Frozen&, uint32_t* out, int threads);

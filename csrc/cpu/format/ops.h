@@ -14,7 +14,7 @@ void uniform_scores(const Frozen&, int64_t row0, int64_t col0, float bound, floa
 void histogram(const Frozen&, int64_t* counts, int threads);
 void partition_counts(const Frozen&, int64_t* counts, int threads);
 void offsets(const Frozen&, int64_t* out, int threads);
-void free_draws(const Frozen&, int32_t* out, int threads);
+void free_draws(const Frozen&, uint32_t purpose, int32_t* out, int threads);
 void keep_plane(const Frozen&, uint32_t* out, int threads);
 void pack_plane(const Frozen&, uint8_t* stream, int64_t bytes, int threads);
 void sign_plane(const Frozen&, uint32_t* out, int threads);

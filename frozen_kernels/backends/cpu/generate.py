@@ -33,11 +33,11 @@ def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int
     return out
 
 
-def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int, purpose: int) -> Tensor:
     header = header_of(header)
     offsets = checked_offsets(offsets, header, rows, cols)
     out = torch.empty(int(offsets[-1]), dtype=torch.int32)
-    _C.free_draws(header.data_ptr(), offsets.data_ptr(), rows, cols, out.data_ptr(), threads())
+    _C.free_draws(header.data_ptr(), offsets.data_ptr(), rows, cols, purpose, out.data_ptr(), threads())
     return out
 
 

@@ -12,9 +12,10 @@ from torch.utils.dlpack import from_dlpack
 
 from ... import calls
 from ...calls import Geometry
-from ...format import STORED, Pack, memory_format_of
+from ...format import SIGNS, STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
 from ..native import DTYPES
+from ..signs import as_sign, row_scale_of, scaled
 from .extension import _C, pack_args
 from .product import LARGE_RESULT
 from .weights import weight_grad_scores
@@ -64,8 +65,9 @@ class _Train(torch.autograd.Function):
             return None, None, None, None
         call, (x, scores, _, _) = ctx.call, ctx.saved_tensors
         need_x, need_bias, need_scores, _ = ctx.needs_input_grad
-        # a derivative of this one, or somebody who watches, takes the ops
-        if torch.is_grad_enabled() or not (_plain(grad, call.dtype) and type(grad) is Tensor and calls.unwatched()):
+        # a derivative of this one, somebody who watches, or signs, whose rows have scales, take the ops
+        by_ops = call.signs or torch.is_grad_enabled()
+        if by_ops or not (_plain(grad, call.dtype) and type(grad) is Tensor and calls.unwatched()):
             return *call.backward_by_ops(ctx, grad, x, scores), None
         grad_x = call.grad_input(grad, ctx.size) if need_x else None
         grad_bias = call.grad_bias(grad).to(ctx.bias_dtype) if need_bias else None
@@ -85,11 +87,17 @@ class _Fused:
         relu: bool,
         dtype: torch.dtype,
     ) -> None:
-        (args, packed), spatial = pack_args(record.pack(), product=True), len(record.shape) - 2
+        pack, spatial = record.pack(), len(record.shape) - 2
+        self.trains, self.signs = gain is None and not relu, pack.code == SIGNS
+        scale, self.input_scale = row_scale_of(pack), None
+        if scale is not None and geometry.op.startswith("conv_transpose"):
+            self.input_scale = scale
+        elif scale is not None:
+            gain = scale if gain is None else gain * scale
+        args, packed = pack_args(as_sign(pack), product=True)
         self.record, self.geometry, self.dtype = record, geometry, dtype
         self.shape, self.spatial = record.shape, spatial
         self.tensors = (packed, bias, gain)  # the call points into their memory
-        self.trains = gain is None and not relu
         numbers = (
             (record.shape[2:], 1), (geometry.stride, 1), (geometry.padding, 0),
             (geometry.output_padding or (0,) * spatial, 0), (geometry.dilation, 1),
@@ -206,6 +214,8 @@ class _Convolution(_Fused):
         size = self.call.size(shape)
         if size is None:
             return None
+        if self.input_scale is not None:
+            x = scaled(x, self.input_scale, 1)
         count = prod(size)
         if count >= _OWN_COUNT:
             y = _own(x, size, count, memory_format_of(x))
@@ -339,6 +349,9 @@ def prepare(
         return (_DenseLinear if linear else _DenseConvolution)(record, geometry, bias, dtype)
     if _C is None or dtype not in DTYPES or (record.keep is None and record.supermask is None):
         return None
+    scaled_inputs = record.code == SIGNS and record.row_scale is not None and geometry.op.startswith("conv_transpose")
+    if scaled_inputs and dtype == torch.float16:
+        return None  # scaled they become float32
     try:
         return (_Linear if linear else _Convolution)(record, geometry, bias, gain, relu, dtype)
     except (RuntimeError, ValueError):

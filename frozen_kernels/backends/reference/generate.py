@@ -34,7 +34,7 @@ def philox(c0: Tensor, c1: Tensor, c2: int, c3: int, seed: int) -> tuple[Tensor,
 
 
 def _call(fields: dict, c0: Tensor, rows: Tensor, purpose: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    generation = fields["generation"] if purpose in (fmt.SIGN, fmt.BYTE) else 0
+    generation = fields["generation"] if purpose in (fmt.SIGN, fmt.BYTE, fmt.SEARCH) else 0
     return philox(c0[None, :], rows[:, None], purpose | generation << 8, fields["stream"], fields["seed"])
 
 
@@ -66,8 +66,8 @@ def _u16(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
     return u
 
 
-def _score_draws(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
-    return _pick(_call(fields, cols >> 2, rows, fmt.SCORE), cols & 3)
+def _score_draws(fields: dict, rows: Tensor, cols: Tensor, purpose: int = fmt.SCORE) -> Tensor:
+    return _pick(_call(fields, cols >> 2, rows, purpose), cols & 3)
 
 
 def _as_int32(x: Tensor) -> Tensor:
@@ -80,13 +80,18 @@ def _normal_table(device: torch.device) -> Tensor:
 
 
 def _code_values(code: str, fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
+    if code == "constant":
+        return torch.ones(len(rows), len(cols), dtype=torch.int16, device=rows.device)
+    return codes_of_draw(code, (sign_bits if code == "sign" else byte_draws)(fields, rows, cols))
+
+
+def codes_of_draw(code: str, draw: Tensor) -> Tensor:
+    """int16: the codes of int64 draws, sign bits or bytes."""
     if code == "sign":
-        return (1 - 2 * sign_bits(fields, rows, cols)).to(torch.int16)
+        return (1 - 2 * draw).to(torch.int16)
     if code == "uniform":
-        return (2 * byte_draws(fields, rows, cols) - 255).to(torch.int16)
-    if code == "normal":
-        return _normal_table(rows.device)[byte_draws(fields, rows, cols)]
-    return torch.ones(len(rows), len(cols), dtype=torch.int16, device=rows.device)
+        return (2 * draw - 255).to(torch.int16)
+    return _normal_table(draw.device)[draw]
 
 
 def _partition_values(fields: dict, rows: Tensor, cols: Tensor) -> Tensor:
@@ -137,14 +142,15 @@ def uniform_scores(header: Tensor, bound: float, rows: int, cols: int, row0: int
     return fill(out, row0, col0, values)
 
 
-def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int, purpose: int) -> Tensor:
+    """int32 [free]: the draws of a purpose, SCORE or SEARCH, of the free weights in stream order."""
     fields = fmt.header_fields(header)
     columns = torch.arange(cols, device=header.device)
     parts = [torch.empty(0, dtype=torch.int32, device=header.device)]
     for block in _blocks(rows, cols):
         r = torch.arange(block.start, block.stop, device=header.device)
         free = fmt.stream_order(_partition_values(fields, r, columns) == 0)
-        parts.append(_as_int32(fmt.stream_order(_score_draws(fields, r, columns)))[free])
+        parts.append(_as_int32(fmt.stream_order(_score_draws(fields, r, columns, purpose)))[free])
     return torch.cat(parts)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import format as fmt
 from ...format import Pack
-from .generate import codes, partition
+from .generate import codes, codes_of_draw, partition
 from .masks import from_planes, unpack
 
 
@@ -39,6 +39,15 @@ def _scale(header: Tensor) -> Tensor:
     return header[fmt.SCALE].view(torch.float32)
 
 
+def _codes(pack: Pack) -> Tensor:
+    """int16 [rows, cols], from the draws where the tensor holds them: a header gives those of one generation."""
+    rows, cols = fmt.matrix_shape(pack.shape)
+    if pack.draw is None or pack.code == "constant":
+        return codes(pack.header, pack.code, rows, cols, 0, 0)
+    draw = from_planes(pack.draw, cols) if pack.code == "sign" else pack.draw
+    return codes_of_draw(pack.code, draw.to(torch.int64))
+
+
 def effective(pack: Pack, dtype: torch.dtype) -> Tensor:
     """The weight in torch's shape: `float32(code) * scale` where kept, rounded once; the dense one where it is held."""
     if pack.dense is not None:
@@ -46,7 +55,7 @@ def effective(pack: Pack, dtype: torch.dtype) -> Tensor:
     if pack.code == fmt.STORED:
         return _stored(pack, dtype)
     rows, cols = fmt.matrix_shape(pack.shape)
-    value = codes(pack.header, pack.code, rows, cols, 0, 0).to(torch.float32) * _scale(pack.header)
+    value = _codes(pack).to(torch.float32) * _scale(pack.header)
     value = torch.where(_keep(pack, rows, cols), value, 0.0)
     return fmt.from_matrix(value.to(dtype), pack.shape)
 
@@ -67,6 +76,6 @@ def weight_grad_scores(grad: Tensor, scores: Tensor, pack: Pack) -> Tensor:
         if pack.values is None or pack.values.dim() != len(pack.shape):
             raise ValueError("values: all of a stored weight are needed for a score gradient; it is packed")
         return fmt.stream_order(fmt.to_matrix(grad.to(work) * pack.values)).to(scores.dtype)
-    local = fmt.to_matrix(grad).to(work) * codes(pack.header, pack.code, rows, cols, 0, 0) * _scale(pack.header)
+    local = fmt.to_matrix(grad).to(work) * _codes(pack) * _scale(pack.header)
     free = fmt.stream_order(partition(pack.header, rows, cols, 0, 0) == 0)
     return (fmt.stream_order(local)[free] * scores.sign()).to(scores.dtype)

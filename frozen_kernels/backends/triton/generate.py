@@ -80,7 +80,7 @@ def _float32(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
 
 
-def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
+def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int, purpose: int) -> Tensor:
     header = header_of(header)
     check_cols(cols)
     offsets = checked_offsets(offsets, header, rows, cols)
@@ -90,7 +90,7 @@ def free_draws(header: Tensor, offsets: Tensor, rows: int, cols: int) -> Tensor:
 
         programs = -(-rows // 16) * chunks(cols)
         with on(out.device):
-            free_draws_kernel[(programs,)](out, header, offsets, rows, cols, ROWS=16, WORDS=4)
+            free_draws_kernel[(programs,)](out, header, offsets, rows, cols, PURPOSE=purpose, ROWS=16, WORDS=4)
     return out
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from .tile import NORMAL, SIGN, UNIFORM
 from .words import (
     SCORE_PURPOSE,
+    SEARCH_PURPOSE,
     byte_totals,
     bytes_of,
     columns_of,
@@ -15,6 +16,7 @@ from .words import (
     partition_words,
     signs_of,
     valid_bits,
+    versioned,
 )
 
 
@@ -32,9 +34,13 @@ def shard(rows, cols, row0, col0, across, ROWS: tl.constexpr, WORDS: tl.constexp
 
 
 @triton.jit
-def score_draws(header, row, word0, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """The SCORE draw of each column, uint32 [ROWS, 32 * WORDS]."""
-    return generated(header, tl.full((), SCORE_PURPOSE, tl.uint32), row, word0 * 8, ROWS, 8 * WORDS)
+def score_draws(header, row, word0, PURPOSE: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The draw of each column, of purpose SCORE or SEARCH, uint32 [ROWS, 32 * WORDS]."""
+    if PURPOSE == SEARCH_PURPOSE:
+        c2 = versioned(header, SEARCH_PURPOSE)
+    else:
+        c2 = tl.full((), PURPOSE, tl.uint32)
+    return generated(header, c2, row, word0 * 8, ROWS, 8 * WORDS)
 
 
 @triton.jit(do_not_specialize=["row0", "col0"])
@@ -98,7 +104,7 @@ def partition_counts_kernel(counts, header, rows, cols, across, ROWS: tl.constex
 @triton.jit(do_not_specialize=["row0", "col0"])
 def uniform_scores_kernel(out, header, bound, rows, cols, row0, col0, across, ROWS: tl.constexpr, WORDS: tl.constexpr):
     row, word0, place, inside = shard(rows, cols, row0, col0, across, ROWS, WORDS)
-    draw = score_draws(header, row, word0, ROWS, WORDS).to(tl.int32, bitcast=True)
+    draw = score_draws(header, row, word0, SCORE_PURPOSE, ROWS, WORDS).to(tl.int32, bitcast=True)
     # exact before the bound, which rounds once: no sum here that a compiler could contract
     exact = (draw >> 8).to(tl.float32) * (2.0**-23)
     tl.store(out + place, exact * tl.full((), bound, tl.float32), mask=inside)

@@ -101,8 +101,8 @@ def pack_kernel(out, header, partition, keep, offsets, rows, cols, ROWS: tl.cons
 
 
 @triton.jit
-def free_draws_kernel(out, header, offsets, rows, cols, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """The SCORE draw of each free weight in stream order."""
+def free_draws_kernel(out, header, offsets, rows, cols, PURPOSE: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """The draw of each free weight in stream order, of purpose SCORE or SEARCH."""
     row, word, chunk = chunk_block(cols, ROWS, WORDS)
     position = stream_position(offsets, rows, cols, row, chunk, ROWS)
     last = tl.minimum(chunk * 32 + 32, (cols + 31) // 32)
@@ -114,7 +114,8 @@ def free_draws_kernel(out, header, offsets, rows, cols, ROWS: tl.constexpr, WORD
         before, _, position = runs(free, position)
         free = free[:, :, None]
         rank = byte_totals(free & ((one << bit) - 1)) >> 24
-        draw = tl.reshape(score_draws(header, row, tl.min(word, 1)[:, None], ROWS, WORDS), (ROWS, WORDS, 32))
+        first = tl.min(word, 1)[:, None]
+        draw = tl.reshape(score_draws(header, row, first, PURPOSE, ROWS, WORDS), (ROWS, WORDS, 32))
         taken = (row < rows)[:, :, None] & (((free >> bit) & 1) != 0)
         tl.store(out + before[:, :, None] + rank, draw.to(tl.int32, bitcast=True), mask=taken)
 

@@ -13,6 +13,7 @@ SIGN_PURPOSE = tl.constexpr(0)
 BYTE_PURPOSE = tl.constexpr(1)
 PARTITION_PURPOSE = tl.constexpr(16)
 SCORE_PURPOSE = tl.constexpr(32)
+SEARCH_PURPOSE = tl.constexpr(33)
 
 CHUNK_WORDS = tl.constexpr(32)
 ONES = tl.constexpr(0xFFFFFFFF)
