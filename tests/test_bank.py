@@ -6,8 +6,10 @@ import copy
 import io
 import json
 import pickle
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -399,6 +401,34 @@ def test_a_mixture_is_of_its_thread_alone():
     assert torch.equal(found[0], alone)
 
 
+def test_weights_whose_masks_share_no_backbone_are_refused():
+    signs, coats, drawn_again = (small() for _ in range(3))
+    fk.freeze_(signs, fk.FreezeConfig(code="signs"))
+    with pytest.raises(ValueError, match="'0' has code 'signs', and a mask without its signs is none"):
+        fk.MaskBank(signs)
+    for model in (coats, drawn_again):
+        fk.freeze_(model, fk.FreezeConfig(freeze_ratio=0.0))
+    bank, other = fk.MaskBank(coats), fk.MaskBank(drawn_again)
+    bank.add("one")
+    coats[4].adopt_counts(torch.full((coats[4].free,), 2, dtype=torch.uint8), coats=2)
+    drawn_again[4].redraw(torch.ones(drawn_again[4].free, dtype=torch.bool))
+    for held, what in ((bank, "coats"), (other, "generations")):
+        with pytest.raises(RuntimeError, match=f"'4' has {what} of its own mask"):
+            held.add("two")
+        with pytest.raises(ValueError, match=f"'4' has {what} of its own mask"):
+            fk.MaskBank(held.model)
+    bank.use("one")
+    assert coats[4].coats is None
+
+
+def test_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "banks.md").read_text()
+    names: dict = {}
+    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "banks.md", "exec"), names)
+    assert names["loaded"].names == ["digits", "letters"] and names["name"] in names["loaded"]
+
+
 def test_a_forward_that_fails_keeps_nobody_waiting():
     bank, outputs, x = bank_of(2)
     with pytest.raises((RuntimeError, ValueError)):
@@ -461,6 +491,8 @@ def test_the_command_line_tells_a_bank(capsys, tmp_path):
     ("masks", [], "masks: a list of names that is not empty"),
     ("masks", None, "masks: null"),
     ("masks", ["task0", "a.b", "task2"], "masks: names of 1 to 200"),
+    ("coats", 2, "masks: over weights in one coat and of one generation, got coats 2"),
+    ("generations", 2, "masks: over weights in one coat and of one generation, got generations 2"),
     ("masks", ["task0", "task1", "other"], r"'4': masks \['task0', 'task1', 'other'\], '0' has"),
 ])  # fmt: skip
 def test_records_that_no_writer_makes(tmp_path, field, value, what):
