@@ -20,7 +20,9 @@ from training.images import digits
 
 import frozen_kernels as fk
 
-TASKS, EPOCHS, BATCH, SEED = 10, 8, 64, 0
+TASKS, EPOCHS, BATCH, SEED = 10, 6, 64, 0
+# of ten classes: SupSup's superfluous neurons, to which only a net that does not know the task gives a probability
+OUTPUTS = 100
 INFERRED_FROM = 64  # images of a batch whose task is told
 CONFIG = {"code": "sign", "sparsity": 0.5, "freeze_ratio": 0.0, "scope": "local", "scaling": "static"}
 
@@ -36,10 +38,10 @@ class Task(NamedTuple):
 
 
 def build_net(width: int = 256) -> nn.Sequential:
-    """A net of three layers without biases: all that a task needs is its mask."""
+    """A net of three layers without biases, so that all that a task needs is its mask."""
     return nn.Sequential(
         nn.Linear(64, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False), nn.ReLU(),
-        nn.Linear(width, 10, bias=False),
+        nn.Linear(width, OUTPUTS, bias=False),
     )  # fmt: skip
 
 

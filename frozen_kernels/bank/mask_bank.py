@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..memory.footprint import storage_bytes
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, spread, unwrapped, warn_of_stale_masks
-from ..nn.views import fits, made_ready, record_of, sharing, show, view_of
+from ..nn.views import copied_record, fits, made_ready, record_of, sharing, show, view_of
 from ..tensor import Residency
 from ..text import listed
 from ..tickets.bank import BankTask, bank_parts, load_bank
@@ -241,7 +241,7 @@ class MaskBank:
                     layer.finalize()
             for place, (union, records) in found.items():
                 layer = self._layers[place]
-                layer.take_packed(records[active])
+                layer.take_packed(copied_record(records[active]))  # which a GPU will write to
                 self._unions[place] = union
                 for name, record in records.items():
                     self._tasks[name].views[place] = view_of(layer, record)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn.layer import OWN_BUFFERS, FrozenLayer
 from ..nn.models import named_modules
@@ -47,7 +47,7 @@ def places_of(model: nn.Module, per_task: Iterable[str] | None) -> dict[str, Pla
     """
     ordinary = _ordinary(model)
     if per_task is None:
-        return {name: place for name, place in ordinary.items() if isinstance(place.module, _BatchNorm)}
+        return {name: place for name, place in ordinary.items() if isinstance(place.module, _NormBase)}
     if isinstance(per_task, str):
         raise ValueError(f"per_task: a list of names, got the string {per_task!r}")
     found: dict[str, Place] = {}

@@ -89,12 +89,12 @@ def show(layer: FrozenLayer, view: FrozenLayer) -> None:
         layer._words = view._words
         layer._note_mask()
         if layer.scores is not None:
-            layer._take(_copied(record)._replace(offsets=layer.offsets), layer.residency)
+            layer._take(copied_record(record)._replace(offsets=layer.offsets), layer.residency)
         else:
-            layer._put(_copied(record), layer.residency)
+            layer._put(copied_record(record), layer.residency)
 
 
-def _copied(record: FrozenTensor) -> FrozenTensor:
+def copied_record(record: FrozenTensor) -> FrozenTensor:
     """The record in memory of its own, but for what all masks have in common."""
     names = ("header", "supermask", "keep", "dense", *STORED)
     own: dict[str, Any] = {name: t.clone() for name in names if (t := getattr(record, name)) is not None}
