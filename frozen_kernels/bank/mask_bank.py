@@ -267,8 +267,8 @@ class MaskBank:
         """Within the block, forwards of the model in this thread run with `sum_i alphas_i W_i` in place of each weight.
 
         Each frozen layer gives `sum_i alpha_i (W_i x) + bias`, a fused call for each mask and no dense weight; layers
-        with tensors of `per_task` give the sum of theirs in eval mode. Other threads, and the active mask, are not
-        touched: a thread that needs all layers of one task may run within `mix({name: 1.0})`.
+        with tensors of `per_task` give the sum of theirs in eval mode. Scores get no gradient. Other threads, and the
+        active mask, are not touched: a thread that needs all layers of one task may run within `mix({name: 1.0})`.
 
         Args:
             alphas: of each mask in the order of `names`, floating [masks], whose gradient a backward gives; or by name,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import format as fmt
 from ..nn.layer import FrozenLayer
-from ..nn.views import record_of, view_of
+from ..nn.views import copied_record, record_of, view_of
 from ..tensor import FrozenTensor, stored_record
 from ..tickets.bank import chosen_values
 
@@ -49,6 +49,7 @@ def check_values(place: str, layer: FrozenLayer, unions: Mapping[str, Union], ha
 def snapshot(place: str, layer: FrozenLayer, record: FrozenTensor, unions: dict[str, Union]) -> FrozenLayer:
     """A view of a stored layer's mask as it is; while it is searched without the dense weight that it makes."""
     if layer.packed:
+        record = copied_record(record)
         assert record.values is not None
         unions.setdefault(place, Union(layer.packed_supermask().clone(), record.values, record.row_scale))
     else:

@@ -96,6 +96,7 @@ def show(layer: FrozenLayer, view: FrozenLayer) -> None:
 
 def copied_record(record: FrozenTensor) -> FrozenTensor:
     """The record in memory of its own, but for what all masks have in common."""
-    names = ("header", "supermask", "keep", "dense", *STORED)
+    of_values = () if record.values is None else ("offsets",)  # of kept values, and not of free weights
+    names = ("header", "supermask", "keep", "dense", *STORED, *of_values)
     own: dict[str, Any] = {name: t.clone() for name in names if (t := getattr(record, name)) is not None}
     return record._replace(**own)
