@@ -315,8 +315,11 @@ def test_a_file_is_the_backbone_and_the_bits(tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "bank").read_bytes()
     loaded.model.eval()
     for name, expected in outputs.items():
+        bank.use(name)
         loaded.use(name)
         torch.testing.assert_close(loaded.model(x), expected, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(*(frozen_layers(b.model).values() for b in (bank, loaded)), strict=True):
+            assert torch.equal(ours.weight, theirs.weight)
     with pytest.raises(fk.TicketError, match=r"a bank of 5 masks .*, not one network; MaskBank.load loads it"):
         fk.load_ticket(small(), tmp_path / "bank")
     fk.save_ticket(loaded.model, tmp_path / "one")
