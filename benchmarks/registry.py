@@ -311,6 +311,22 @@ def _stored_cases() -> Iterator[Case]:
                      residency=values, line="stored-bytes" if values == "float32" else "")  # fmt: skip
 
 
+def _signs_cases() -> Iterator[Case]:
+    """Stored signs; the residency says what a scale is of."""
+    conv = _square(256, 3, 14)
+    layers: tuple[tuple[str, tuple[int, ...], tuple[int, ...], tuple, int], ...] = (
+        ("linear", LINEAR_SHAPES[0], (1, 4096), (), 1),
+        ("linear", LINEAR_SHAPES[0], (64, 4096), (), 1),
+        ("conv2d", conv.shape, (1, 256, *conv.size), (*conv[2:],), math.prod(output_size(conv))),
+    )
+    for op, shape, size, geometry, pixels in layers:
+        setting = f"signs/{op}/{'x'.join(map(str, shape))}/b{size[0]}/fp32"
+        for scales in ("tensor", "rows"):
+            yield _plain(f"{setting}/{scales}", "signs", op, setting=setting, shape=shape, code="signs", input=size,
+                         residency=scales, batch=size[0], geometry=geometry, baseline="drawn planes", line="signs",
+                         operations=size[0] * math.prod(shape) * pixels)  # fmt: skip
+
+
 def _jackpot_cases() -> Iterator[Case]:
     """A step of a jackpot's search, over a training step of the dense net that it is searched in."""
     for name, batch, size in (("digits", 64, (1, 8, 8)), ("resnet18", 32, (3, 32, 32))):
@@ -345,4 +361,12 @@ def cases() -> tuple[Case, ...]:
         for batch in CONV_BATCHES:
             found += _conv_cases("mobilenet", conv, batch, KEPT[:2])
     found += [*_model_cases(), *_gradient_cases(), *_training_cases(), *_format_cases(), *_counted_cases()]
-    return (*found, *_call_cases(), *_auto_cases(), *_load_cases(), *_stored_cases(), *_jackpot_cases())
+    return (
+        *found,
+        *_call_cases(),
+        *_auto_cases(),
+        *_load_cases(),
+        *_stored_cases(),
+        *_signs_cases(),
+        *_jackpot_cases(),
+    )

@@ -27,6 +27,7 @@ from .records import OK, REFUSED, Row, read_rows, row_of, text, write_rows, writ
 from .registry import Case, cases
 from .served import auto_setup, call_setup
 from .sides import Call, Setup, gradient_setup, layer_setup
+from .signs import signs_setup
 from .stored import jackpot_setup, stored_setup
 from .verify import ROOT, Verdict, run_tests
 from .whole import SETUPS
@@ -43,6 +44,7 @@ BUILDERS = {
     "call": call_setup,
     "auto": auto_setup,
     "stored": stored_setup,
+    "signs": signs_setup,
     "jackpot": jackpot_setup,
     **SETUPS,
 }

@@ -95,6 +95,7 @@ TARGETS = (
         avx2=2.0,
     ),
     Target("stored-conv", "conv2d of ResNet-50, stored at 90 %, `packed`, over torch fp32", "geomean", 1.0),
+    Target("signs", "stored signs over drawn ones, both `planes`; the slowest of linear and conv2d", "minimum", 0.95),
     Target("stored-bytes", "bytes of a stored weight at 90 %, fp32 values", "maximum", 0.55, "bytes/weight"),
     Target("jackpot-digits", "step of a jackpot, a net for digits, over a dense training step", "maximum", 1.2, LONGER),
     Target("jackpot-resnet18", "the same, ResNet-18 on 32x32 images, batch 32", "maximum", 1.1, LONGER),

@@ -20,6 +20,7 @@ TEST_FILES = {
     "mobilenet": "tests/test_gemm_kernels.py",
     "gradient": "tests/test_gemm_kernels.py",
     "stored": "tests/test_stored_kernels.py",
+    "signs": "tests/test_signs.py",
     "jackpot": "tests/test_jackpot.py",
     "select": "tests/test_search.py",
     "generate": "tests/test_format_kernels.py",

@@ -110,6 +110,8 @@ RULES: dict[str, Rule] = {
         lambda m, e, n: search.Multicoated(m, (0.75, 0.875)),
         settings={"sparsity": 0.5},
     ),
+    "signed": Rule("signed supermask", "signed", lambda m, e, n: search.Signed(m)),
+    "trichromatic": Rule("trichromatic", "trichromatic", lambda m, e, n: search.Trichromatic(m)),
     "iterand": Rule("IteRand", "iterand", lambda m, e, n: search.IteRand(m, every=n, rate=0.1)),
     "snip": Rule(
         "edge-popup, SNIP's ratios",

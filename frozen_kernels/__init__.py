@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from . import backends, distributed, format, functional, importers, nn, ops
+from . import backends, distributed, format, functional, importers, nn, ops, search
 from .bank.mask_bank import MaskBank
 from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
@@ -51,6 +51,7 @@ __all__ = [
     "ops",
     "recalibrate_",
     "save_ticket",
+    "search",
     "set_residency",
     "to_dense",
     "tune_weights_",

@@ -459,34 +459,6 @@ def unpack_bits(stream: Tensor, count: int) -> Tensor:
     return (stream[:, None] >> places & 1).flatten()[:count].bool()
 
 
-_BIT_BLOCK = 1 << 18  # bits unpacked at once, a byte each; whole bytes of a stream
-
-
-def select_bits(stream: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """uint8: the bits of a stream at those of its `count` positions that the stream `chosen` has set, as a stream."""
-    parts = [torch.zeros(0, dtype=torch.bool, device=stream.device)]
-    for first in range(0, count, _BIT_BLOCK):
-        here, end = min(_BIT_BLOCK, count - first), -(-min(first + _BIT_BLOCK, count) // 8)
-        where = unpack_bits(chosen[first // 8 : end], here)
-        parts.append(unpack_bits(stream[first // 8 : end], here)[where])
-    return pack_bits(torch.cat(parts))
-
-
-def deposit_bits(bits: Tensor, chosen: Tensor, count: int) -> Tensor:
-    """uint8 [ceil(count / 8)]: the inverse of `select_bits`; 0 at the positions that are not chosen."""
-    out, done = torch.zeros_like(chosen), 0
-    for first in range(0, count, _BIT_BLOCK):
-        here, end = min(_BIT_BLOCK, count - first), -(-min(first + _BIT_BLOCK, count) // 8)
-        where = unpack_bits(chosen[first // 8 : end], here)
-        taken = int(where.sum())
-        values = unpack_bits(bits[done // 8 : -(-(done + taken) // 8)], done % 8 + taken)[done % 8 :]
-        found = torch.zeros_like(where)
-        found[where] = values
-        out[first // 8 : end] = pack_bits(found)
-        done += taken
-    return out
-
-
 def check_supermask(stream: Tensor, free: int, name: str = "supermask") -> None:
     """ValueError unless `stream` is uint8 [ceil(free / 8)] with no bit set after the last one."""
     if stream.dtype != torch.uint8 or stream.dim() != 1 or stream.numel() != -(-free // 8):

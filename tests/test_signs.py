@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from torch import nn
 import frozen_kernels as fk
 from frozen_kernels import format as fmt
 from frozen_kernels.backends import cpu
+from frozen_kernels.tickets.bits import deposit_bits, select_bits
 
 
 def searched(*layers: nn.Module, sparsity: float = 0.5, **settings) -> nn.Sequential:
@@ -413,6 +416,15 @@ def test_compiled():
     assert torch.equal(taken.grad, theirs.grad)
 
 
+def test_the_page_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "signs.md").read_text()
+    names: dict = {}
+    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "signs.md", "exec"), names)
+    assert (tmp_path / "signs.safetensors").exists() and len(names["report"].layers) == 1
+    assert capsys.readouterr().out.rstrip().endswith("True")
+
+
 # what is made of them
 
 
@@ -456,10 +468,11 @@ def test_streams_go_on_after_scores_alone():
     assert model[1].stream == 0  # nothing is drawn for the imported layer
 
 
-def test_the_order_of_bits_is_that_of_a_stream():
-    count = 300001
+@pytest.mark.parametrize("count", [0, 7, 64, 1001, 4096])
+def test_the_order_of_bits_is_that_of_a_stream(monkeypatch, count):
+    monkeypatch.setattr("frozen_kernels.tickets.bits._BLOCK", 104)
     stream, chosen = bits(count), bits(count, 0.3)
-    kept = fmt.select_bits(stream, chosen, count)
+    kept = select_bits(stream, chosen, count)
     every, where = fmt.unpack_bits(stream, count), fmt.unpack_bits(chosen, count)
     assert torch.equal(kept, fmt.pack_bits(every[where]))
-    assert torch.equal(fmt.deposit_bits(kept, chosen, count), fmt.pack_bits(every & where))
+    assert torch.equal(deposit_bits(kept, chosen, count), fmt.pack_bits(every & where))

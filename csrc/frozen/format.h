@@ -7,15 +7,9 @@ namespace fk {
 
 constexpr int FORMAT_VERSION = 1;
 
-// The last two are of section 8, the others are drawn. No kernel is given SIGNS_CODE: its planes are those of SIGN_CODE.
-enum Code {
-  SIGN_CODE = 0,
-  UNIFORM_CODE = 1,
-  NORMAL_CODE = 2,
-  CONSTANT_CODE = 3,
-  STORED_CODE = 4,
-  SIGNS_CODE = 5
-};
+// The last two are of section 8, the others are drawn. No kernel is given SIGNS_CODE: its planes are those of
+// SIGN_CODE.
+enum Code { SIGN_CODE = 0, UNIFORM_CODE = 1, NORMAL_CODE = 2, CONSTANT_CODE = 3, STORED_CODE = 4, SIGNS_CODE = 5 };
 enum Purpose : uint32_t {
   SIGN_PURPOSE = 0,
   BYTE_PURPOSE = 1,

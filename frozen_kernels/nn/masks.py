@@ -209,9 +209,13 @@ class FrozenMasks(FrozenState):
 
     def search_draws(self, step: int) -> Tensor:
         """int32 [free]: what the generator draws for a search at a step, of each free weight in stream order."""
-        header, ops = self.header.clone(), torch.ops.frozen_kernels
-        header[fmt.GENERATION] = step % (1 << 24)
-        offsets = ops.offsets(self.header, self.rows, self.cols) if self.offsets is None else self.offsets
+        ops, words = torch.ops.frozen_kernels, self._words
+        # stored signs have a header without the seed and stream of their search
+        header = fmt.make_header(
+            self.seed, self.stream, generation=step % (1 << 24), tau_prune=words[fmt.TAU_PRUNE],
+            tau_freeze=words[fmt.TAU_FREEZE], device=self.device,
+        )  # fmt: skip
+        offsets = ops.offsets(header, self.rows, self.cols) if self.offsets is None else self.offsets
         return ops.free_draws(header, offsets, self.rows, self.cols, fmt.SEARCH)  # type: ignore[no-any-return]
 
     @torch.no_grad()

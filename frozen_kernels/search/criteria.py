@@ -19,6 +19,7 @@ __all__ = ["grasp", "snip", "synflow"]
 Loss = Callable[[nn.Module], Tensor]
 
 
+@torch.enable_grad()
 def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | None = None) -> dict[str, float]:
     """Densities of layers by connection sensitivity `|g * w|`: the highest of all are kept (Lee et al., 1810.02340).
 
@@ -39,6 +40,7 @@ def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | Non
     return _densities(weights, [(w * g).abs() for (_, w), g in zip(weights, gradients, strict=True)], density)
 
 
+@torch.enable_grad()
 def grasp(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | None = None) -> dict[str, float]:
     """Densities of layers by gradient flow: of `-w * H g` the lowest are kept (Wang et al., arXiv 2002.07376).
 
@@ -53,6 +55,7 @@ def grasp(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | No
     return _densities(weights, [w * h for w, h in zip(held, products, strict=True)], density)
 
 
+@torch.enable_grad()
 def synflow(
     model: nn.Module,
     input_shape: Sequence[int],

@@ -171,7 +171,8 @@ class MaskRule(Search):
     It may override `count(name, free)`, how many of its free weights a layer keeps, and `slope(name, scores)`, the
     derivative of a mask bit by its score, floating [free]. Without a slope a score gets `sign(S) * dL/dW * code *
     scale`, which is right for rules of |score|; with one, `slope * dL/dW * code * scale`: of raw scores that pass
-    straight through it is `torch.ones_like(scores)`. Where several layers share scores, the name is the first's.
+    straight through it is `torch.ones_like(scores)`. Of code "signs", whose sign is the score's, it is `dL/dW * scale`,
+    and `slope * dL/dW * scale`. Where several layers share scores, the name is the first's.
 
     `self.steps` counts the steps, from 1 at the first. A subclass with a constructor calls this one's.
 
@@ -320,7 +321,8 @@ class MaskRule(Search):
     def _gradient_of(self, name: str, layer: FrozenLayer) -> Callable[[Tensor], Tensor]:
         def hook(grad: Tensor) -> Tensor:
             slope = self._asked(name, layer, self.slope, "slope")
-            return grad * (slope * self._scores(layer).sign()).to(grad.dtype)
+            # of drawn codes kernels give sign(S) * dL/dW * code * scale, of stored signs dL/dW * scale
+            return grad * (slope if layer.signed else slope * self._scores(layer).sign()).to(grad.dtype)
 
         return hook
 

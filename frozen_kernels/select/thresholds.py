@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import sharded
 
+_BLOCK = 1 << 18  # scores that are copied at once, a multiple of 8
+
 
 class Competitor(NamedTuple):
     """One tensor in a competition: its scores (None without free weights), how many weights it has and how many of them
@@ -62,5 +64,12 @@ def pack_above(scores: Tensor, key: Tensor, device: torch.device) -> Tensor:
 
 def pack_negative(scores: Tensor, device: torch.device) -> Tensor:
     """uint8 [ceil(count / 8)] on `device`: which scores are below 0. Collective where they are sharded."""
-    none = torch.zeros((), dtype=torch.int64, device=device)
-    return pack_above((-scores.detach()).clamp_(min=0), none, device)
+    none, held = torch.zeros((), dtype=torch.int64, device=device), scores.detach()
+    if sharded.is_sharded(scores) or held.device.type != "cpu":
+        return pack_above((-held).clamp_(min=0), none, device)
+    # the same memory for each part: memory that is new to the process costs more than the bits
+    copied = held.new_empty(min(_BLOCK, held.numel()))
+    packed = [torch.zeros(0, dtype=torch.uint8, device=device)]
+    for part in held.split(_BLOCK):
+        packed.append(pack_above(torch.neg(part, out=copied[: part.numel()]).clamp_(min=0), none, device))
+    return torch.cat(packed)

@@ -11,6 +11,7 @@ from .. import format as fmt
 from ..coats import coat_planes
 from ..nn.layer import FrozenLayer, Made
 from ..tensor import FrozenTensor, default_residency, residencies_of
+from .bits import deposit_bits
 from .features import tensors_of
 from .file import TensorRecord, Ticket, check_regenerated
 from .regenerate import Regenerated, regenerate
@@ -86,7 +87,7 @@ def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict
 def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
     """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
     ops, header = torch.ops.frozen_kernels, record.header()
-    every = fmt.deposit_bits(signs, supermask, record.rows * record.cols)
+    every = deposit_bits(signs, supermask, record.rows * record.cols)
     offsets = ops.offsets(header, record.rows, record.cols)
     plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
     return plane

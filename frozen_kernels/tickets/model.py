@@ -35,6 +35,7 @@ from ..nn.models import (
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, Residency
+from .bits import select_bits
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
 from .file import (
     PREFIX,
@@ -181,7 +182,7 @@ def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[st
     tensors: dict[str, Tensor] = {}
     if layer.signed:
         supermask, signs = layer.packed_supermask().cpu(), layer.packed_signs().cpu()
-        tensors["signs"] = fmt.select_bits(signs, supermask, layer.rows * layer.cols)
+        tensors["signs"] = select_bits(signs, supermask, layer.rows * layer.cols)
         tensors |= {} if layer.row_scale is None else {"row_scale": layer.row_scale}
     if layer.stored:
         try:
