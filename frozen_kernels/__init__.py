@@ -5,6 +5,8 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 """
 
 from . import backends, distributed, format, functional, importers, nn, ops, search
+from .bank.mask_bank import MaskBank
+from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
 from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
@@ -14,6 +16,7 @@ from .memory.footprint import Footprint, footprint
 from .memory.residency import set_residency
 from .search.edge_popup import EdgePopup
 from .search.jackpot import Jackpot, tune_weights_
+from .select.aggregate import aggregate_masks, majority_mask
 from .tensor import FrozenTensor
 from .tickets.model import TicketError, load_ticket, save_ticket
 
@@ -27,7 +30,9 @@ __all__ = [
     "FreezeReport",
     "FrozenTensor",
     "Jackpot",
+    "MaskBank",
     "TicketError",
+    "aggregate_masks",
     "backends",
     "distributed",
     "finalize_",
@@ -37,7 +42,11 @@ __all__ = [
     "freeze_",
     "functional",
     "importers",
+    "load_masks",
+    "load_mean",
     "load_ticket",
+    "majority_mask",
+    "masks",
     "nn",
     "ops",
     "recalibrate_",

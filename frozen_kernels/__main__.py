@@ -23,7 +23,7 @@ from .backends.cuda import choices
 from .backends.targets import Table, target
 from .backends.triton import tuning
 from .config import FreezeConfig
-from .format import CODES
+from .format import CODES, HEADER_WORDS
 from .memory import crossover
 from .tensor import RESIDENCIES, default_residency, residencies_of, resident_bytes, stored_bytes
 from .text import table
@@ -97,16 +97,24 @@ def inspect(options: argparse.Namespace) -> None:
     """What a ticket holds; its digest and counts are checked."""
     ticket = read_ticket(options.file)
     print(f"{ticket.path}: format {ticket.metadata['frozen_kernels.format']}, {ticket.file_bytes:,} bytes\n")
+    if ticket.masks is not None:
+        print(f"a bank of {len(ticket.masks)} masks: {', '.join(map(short, ticket.masks))}\n")
     head = ("frozen", "shape", "code", "seed", "stream", "pruned", "locked", "free", "kept", "scale")
     rows = [
-        (short(r.name), _sizes(r.shape), _code(r), str(r.seed), str(r.stream), r.pruned, r.locked, r.free, r.kept,
-         f"{r.scale:.6g}")
+        (short(r.name), _sizes(r.shape), _code(r), str(r.seed), str(r.stream), r.pruned, r.locked, r.free,
+         _span([n.kept for n in r.networks], "d"), _span([n.scale for n in r.networks], ".6g"))
         for r in ticket.records
     ]  # fmt: skip
     print(table(head, rows))
     if ticket.ordinary:
         rest = [(short(n), _sizes(t.shape), str(t.dtype).split(".")[-1], t.nbytes) for n, t in ticket.ordinary.items()]
         print("\n" + table(("ordinary", "shape", "dtype", "bytes"), rest))
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """One value, or the least and the largest of those of a bank's masks."""
+    least, most = min(values), max(values)
+    return f"{least:{form}}" if least == most else f"{least:{form}} to {most:{form}}"
 
 
 def _code(record: TensorRecord) -> str:
@@ -123,7 +131,8 @@ def verify(options: argparse.Namespace) -> None:
     """Digest, counts and supermasks of a ticket, and every keep plane regenerated from its seed."""
     ticket = read_ticket(options.file)
     verify_ticket(ticket)
-    print(f"{ticket.path}: whole; {len(ticket.records)} keep planes regenerate as written")
+    planes = sum(len(record.supermask_names) for record in ticket.records)
+    print(f"{ticket.path}: whole; {planes} keep planes regenerate as written")
 
 
 _BESIDE = {"stored": "stored values", "signs": "stored signs", "coats": "coats after the first"}
@@ -133,21 +142,27 @@ def footprint(options: argparse.Namespace) -> None:
     """Bytes of a ticket on disk by kind, and of its frozen weights in memory by residency."""
     ticket = read_ticket(options.file)
     weights = max(sum(r.rows * r.cols for r in ticket.records), 1)
-    masks = sum(-(-r.free // 8) for r in ticket.records)
+    masks = sum(ticket.tensors[name].nbytes for r in ticket.records for name in r.supermask_names)
     beside: dict[str, int] = {}
     for r in ticket.records:
         for feature in features_of(r):
             names = [f"{r.name}.{end}" for end in feature.tensors(r)]
-            size = sum(ticket.tensors[name].nbytes for name in names if name in ticket.tensors)
+            size = sum(
+                ticket.tensors[name].nbytes
+                for name in names
+                if name in ticket.tensors and name not in r.supermask_names
+            )
             beside[feature.name] = beside.get(feature.name, 0) + size
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
     disk = [("supermasks", masks), *((_BESIDE.get(name, name), size) for name, size in beside.items())]
     disk += [("ordinary tensors", ordinary), ("metadata", ticket.header_bytes)]
     disk.append(("file", ticket.file_bytes))
-    print(f"{ticket.path}: {weights:,} frozen weights\n")
+    many = "" if ticket.masks is None else f", a bank of {len(ticket.masks)} masks"
+    print(f"{ticket.path}: {weights:,} frozen weights{many}\n")
     print(table(("on disk", "bytes", "bits/weight"), [(n, size, _bits(size, weights)) for n, size in disk]))
     print("\n" + table(("in memory", "bytes", "bits/weight"), _resident(ticket, weights)))
-    print("\nin memory: computed, frozen weights alone; dense is float32. Add the ordinary tensors.")
+    ready = "" if ticket.masks is None else ", all masks held ready"
+    print(f"\nin memory: computed, frozen weights alone{ready}; dense is float32. Add the ordinary tensors.")
 
 
 def _resident(ticket: Ticket, weights: int) -> list[tuple[str, int, str]]:
@@ -169,9 +184,14 @@ def _nearest(record: TensorRecord, residency: str) -> str:
 
 
 def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
+    """Bytes of a weight in a residency, under each mask of a bank: what masks have in common is there once."""
+    others = len(record.networks) - 1
     if record.values is not None:
-        return stored_bytes(record.shape, record.kept, record.values, residency)
-    return resident_bytes(
+        size = sum(stored_bytes(record.shape, n.kept, record.values, residency) for n in record.networks)
+        scale = 4 * record.rows if record.values == "int8" else 0
+        union = ticket.tensors[f"{record.name}.values"].nbytes + ticket.tensors[record.supermask_names[0]].nbytes
+        return size - others * scale + (union if record.masks is not None else 0)
+    alone = resident_bytes(
         record.shape,
         record.code,
         record.free,
@@ -180,6 +200,12 @@ def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
         generations=record.generations or 1,
         row_scaled=f"{record.name}.row_scale" in ticket.tensors,
     )
+    own = alone
+    if residency == "seed":
+        own = 4 * HEADER_WORDS + -(-record.free // 8)
+    elif residency == "planes":
+        own = resident_bytes(record.shape, record.code, record.free, "mask")
+    return alone + others * own if others else alone
 
 
 def _bits(size: int, weights: int) -> str:

@@ -107,7 +107,8 @@ def says(path: Path) -> tuple[list, dict]:
     with safe_open(path, "pt") as f:
         records = json.loads(f.metadata()["frozen_kernels.tensors"])
         for record in records:
-            record["scale"] = float.fromhex(record["scale"])
+            scales = record["scale"]  # of a bank each mask's
+            record["scale"] = [float.fromhex(s) for s in scales] if isinstance(scales, list) else float.fromhex(scales)
         opened = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     tensors = {n: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8).tolist()) for n, t in opened.items()}
     return sorted(records, key=lambda r: (r["stream"], r["name"])), tensors

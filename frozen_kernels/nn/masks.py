@@ -32,6 +32,11 @@ class Made(NamedTuple):
     residency: str
 
 
+def note_mask(layer: nn.Module) -> None:
+    """Count that a layer has another mask than before."""
+    _masks_made[layer] = _masks_made.get(layer, 0) + 1
+
+
 def check_recomputed(layer: nn.Module) -> None:
     """RuntimeError where a backward computes a checkpointed forward of a layer again after the mask changed."""
     # autograd sees no version of what a checkpoint computes again
@@ -167,7 +172,7 @@ class FrozenMasks(FrozenState):
     def _note_mask(self) -> None:
         self._kept = None
         if not torch.compiler.is_compiling():
-            _masks_made[self] = _masks_made.get(self, 0) + 1
+            note_mask(self)
             self._seen = None if self.scores is None else (id(self.scores), self.scores._version)
 
     def _rescaled(self, header: Tensor, supermask: Tensor, coats: Tensor | None) -> Tensor:

@@ -22,8 +22,8 @@ STORED = ("values", "row_scale")  # of a stored weight; stored signs may have th
 LAYERED = ("coats", "generations")  # of a weight that counts several times, or was drawn again
 # what seed and scores make again, or values that never change: the same in every process
 OWN_BUFFERS = ("_like", "header", "supermask", *DERIVED, *STORED, *LAYERED)
-_RECORD = ("header", "supermask", *DERIVED, *STORED, *LAYERED)  # the fields of a FrozenTensor
-_READ = (*_RECORD, "gain")  # by a forward
+RECORD = ("header", "supermask", *DERIVED, *STORED, *LAYERED)  # the fields of a FrozenTensor
+_READ = (*RECORD, "gain")  # by a forward
 # what a prepared call was made of: assigning one makes the call anew
 _PREPARED_FROM = {
     *_READ, "bias", "relu", "stride", "padding", "output_padding", "dilation", "groups", "padding_mode",
@@ -306,7 +306,7 @@ class FrozenState(nn.Module):
             self._held = None
             return
         with torch.inference_mode(False), torch.no_grad():
-            new = {name: _own(getattr(held, name)) for name in _RECORD}
+            new = {name: _own(getattr(held, name)) for name in RECORD}
         with swapping:
             old = [t for name, t in self._buffers.items() if name in new and t is not None and t is not new[name]]
             self._buffers.update(new)

@@ -17,6 +17,8 @@ from ..generations import MOST as MOST_GENERATIONS
 from ..generations import bits_of, check_generations, check_redrawn, numbers_of
 from .container import integer, short
 
+ANY = -1  # a size that the tensors say, and not the record
+_LONGEST_NAME = 200
 Record = Any  # a `file.TensorRecord`, which asks this module what it may hold
 
 
@@ -38,9 +40,9 @@ class Feature(NamedTuple):
 
 
 def _stored_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        "values": (fmt.VALUE_DTYPES[str(record.values)], (record.kept,))
-    }
+    # of a bank the values are those that any mask keeps, as many as its bits say
+    kept = record.kept if record.masks is None else ANY
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"values": (fmt.VALUE_DTYPES[str(record.values)], (kept,))}
     if record.values == "int8":
         found["row_scale"] = (torch.float32, (record.rows,))
     return found
@@ -169,7 +171,57 @@ GENERATIONS = Feature(
     "generations", ("generations",), lambda record: record.generations is not None, _generation_tensors,
     _check_generation_fields, _check_generations,
 )  # fmt: skip
-FEATURES: tuple[Feature, ...] = (STORED, SIGNS, COATS, GENERATIONS)
+
+
+def check_mask_name(name: object) -> str:
+    """The name of a mask in a bank; ValueError where it is none: it is a part of the names of tensors."""
+    if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME or "." in name or not name.isprintable():
+        raise ValueError(f"masks: names of 1 to {_LONGEST_NAME} printable characters without a dot, got {short(name)}")
+    return name
+
+
+def _bank_tensors(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return {f"supermask.{mask.name}": (torch.uint8, (-(-record.free // 8),)) for mask in record.masks}
+
+
+def _check_bank(fields: Mapping[str, Any]) -> None:
+    names = fields.get("masks")
+    if names is None:
+        return
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"masks: a list of names that is not empty, got {short(names)}")
+    for name in names:
+        check_mask_name(name)
+    if len(set(names)) != len(names):
+        raise ValueError(f"masks: a name is there twice in {short(names)}")
+    for field in ("coats", "generations"):
+        if fields.get(field) is not None:
+            raise ValueError(
+                f"masks: over weights in one coat and of one generation, got {field} {short(fields[field])}"
+            )
+    if fields["code"] == fmt.SIGNS:
+        raise ValueError("masks: over drawn or stored weights, got code signs, whose signs are each mask's own")
+
+
+def _check_bank_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    popcount, union = torch.ops.frozen_kernels.popcount, None
+    for mask in record.masks:
+        supermask, name = tensors[f"supermask.{mask.name}"], short(f"{record.name}.supermask.{mask.name}")
+        fmt.check_supermask(supermask, record.free, name)
+        kept = record.locked + int(popcount(supermask))
+        if kept != mask.kept:
+            raise ValueError(f"{name}: kept is {mask.kept}, locked and supermask bits are {kept}")
+        union = supermask if union is None else union | supermask
+    if record.values is not None and tensors["values"].numel() != int(popcount(union)):
+        raise ValueError(
+            f"{short(record.name)}.values: {tensors['values'].numel()} values, the masks keep {int(popcount(union))}"
+        )
+
+
+BANK = Feature(
+    "bank", ("masks",), lambda record: record.masks is not None, _bank_tensors, _check_bank, _check_bank_tensors
+)
+FEATURES: tuple[Feature, ...] = (STORED, SIGNS, COATS, GENERATIONS, BANK)
 OPTIONAL_FIELDS = frozenset(name for feature in FEATURES for name in feature.fields)
 
 
@@ -184,6 +236,10 @@ def tensors_of(record: Record) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]
     return {end: spec for feature in features_of(record) for end, spec in feature.tensors(record).items()}
 
 
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w in (ANY, s) for s, w in zip(shape, wanted, strict=True))
+
+
 def check_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
     """ValueError where a tensor of a record's features is missing, or of another dtype, shape or range."""
     found: dict[str, Tensor] = {}
@@ -195,7 +251,7 @@ def check_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
             continue
         if tensor is None:
             raise ValueError(f"{short(name)}: missing")
-        if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        if tensor.dtype != dtype or not _fits(tuple(tensor.shape), shape):
             raise ValueError(f"{short(name)}: {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")
         found[end] = tensor
     for feature in features_of(record):

@@ -15,8 +15,8 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,13 +42,26 @@ class TicketError(ValueError):
     """A ticket that cannot be read, or that does not fit the model; nothing was changed."""
 
 
+class BankMask(NamedTuple):
+    """What a bank says of one of its masks: the fields of a record that each mask has its own of."""
+
+    name: str
+    scale: float
+    kept: int
+    keep_sha256: str
+
+
+PER_MASK = BankMask._fields[1:]
+
+
 @dataclass(frozen=True)
 class TensorRecord:
     """What a ticket says of one frozen tensor; the fields are those of format section 7.
 
     Those with a default are of section 8. `values`, of a stored weight, is what its kept values are: float32, float16,
     bfloat16 or int8. `coats` is how often a weight counts at most, `coat_kept` how many weights each coat keeps, and
-    `generations` how many draws there are.
+    `generations` how many draws there are. `masks`, of a bank: each mask; `scale`, `kept` and `keep_sha256` are then
+    the first one's, and lists in the file.
     """
 
     name: str
@@ -69,6 +82,7 @@ class TensorRecord:
     coats: int | None = None
     coat_kept: tuple[int, ...] | None = None
     generations: int | None = None
+    masks: tuple[BankMask, ...] | None = None
 
     @property
     def rows(self) -> int:
@@ -90,7 +104,22 @@ class TensorRecord:
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """The tensors that the file may have of this weight: its supermask, and those of its features."""
-        return (self.supermask_name, *(f"{self.name}.{end}" for end in features.tensors_of(self)))
+        own = (self.supermask_name,) if self.masks is None else ()
+        return (*own, *(f"{self.name}.{end}" for end in features.tensors_of(self)))
+
+    @property
+    def networks(self) -> tuple[TensorRecord, ...]:
+        """The record of each mask of a bank as one without a bank would have it; itself where it is none."""
+        if self.masks is None:
+            return (self,)
+        return tuple(replace(self, masks=None, **mask._asdict() | {"name": self.name}) for mask in self.masks)
+
+    @property
+    def supermask_names(self) -> tuple[str, ...]:
+        """The tensors that hold the supermasks, in the order of `networks`."""
+        if self.masks is None:
+            return (self.supermask_name,)
+        return tuple(f"{self.supermask_name}.{mask.name}" for mask in self.masks)
 
     def header(self) -> Tensor:
         """int32 [8] on the CPU, as `format.make_header`."""
@@ -102,6 +131,9 @@ class TensorRecord:
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
         found = asdict(self) | {"seed": str(self.seed), "scale": self.scale.hex()}
+        if self.masks is not None:
+            found |= {name: [getattr(mask, name) for mask in self.masks] for name in PER_MASK}
+            found |= {"masks": [m.name for m in self.masks], "scale": [m.scale.hex() for m in self.masks]}
         found = {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
         return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
 
@@ -118,9 +150,23 @@ class TensorRecord:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name: a string that is not empty, got {short(name)}")
         try:
-            return cls._checked(value)
+            return cls._of_bank(value) if "masks" in value else cls._checked(value)
         except ValueError as why:
             raise ValueError(f"{short(name)}: {why}") from None
+
+    @classmethod
+    def _of_bank(cls, value: dict[str, Any]) -> TensorRecord:
+        names = value["masks"]
+        if names is None:
+            raise ValueError("masks: null, which no writer gives")
+        features.BANK.check_fields(value)
+        for field in PER_MASK:
+            if not isinstance(value[field], list) or len(value[field]) != len(names):
+                raise ValueError(f"{field}: a list with one for each of {len(names)} masks, got {short(value[field])}")
+        plain = {field: v for field, v in value.items() if field != "masks"}
+        found = [cls._checked(plain | {field: value[field][i] for field in PER_MASK}) for i in range(len(names))]
+        masks = (BankMask(n, *(getattr(r, f) for f in PER_MASK)) for n, r in zip(names, found, strict=True))
+        return replace(found[0], masks=tuple(masks))
 
     @classmethod
     def _checked(cls, value: dict[str, Any]) -> TensorRecord:
@@ -188,6 +234,11 @@ class Ticket:
     file_bytes: int
 
     @property
+    def masks(self) -> list[str] | None:
+        """The names of the masks of a bank; None of the ticket of one network."""
+        return _mask_names(self.records[0])
+
+    @property
     def ordinary(self) -> dict[str, Tensor]:
         """The tensors that are no part of a frozen weight."""
         frozen = {name for record in self.records for name in record.tensor_names}
@@ -245,6 +296,20 @@ def _check_metadata(metadata: dict[str, str]) -> None:
         raise ValueError(f"metadata: unknown keys {short(sorted(extra))}")
 
 
+def _check_supermask(record: TensorRecord, tensors: dict[str, Tensor]) -> None:
+    supermask = tensors.get(record.supermask_name)
+    if supermask is None:
+        raise ValueError(f"{short(record.supermask_name)}: missing")
+    fmt.check_supermask(supermask, record.free, short(record.supermask_name))
+    kept = record.locked + int(torch.ops.frozen_kernels.popcount(supermask))
+    if kept != record.kept:
+        raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
+
+
+def _mask_names(record: TensorRecord) -> list[str] | None:
+    return None if record.masks is None else [mask.name for mask in record.masks]
+
+
 def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]) -> None:
     """ValueError where records repeat or their supermasks do not fit them, or where a bool is neither 0 nor 1."""
     names: set[str] = set()
@@ -253,18 +318,18 @@ def _check_tensors(records: tuple[TensorRecord, ...], tensors: dict[str, Tensor]
         if record.name in names:
             raise ValueError(f"{short(record.name)}: listed twice")
         names.add(record.name)
+        if _mask_names(record) != _mask_names(records[0]):
+            raise ValueError(
+                f"{short(record.name)}: masks {short(_mask_names(record))}, {short(records[0].name)} has "
+                f"{short(_mask_names(records[0]))}"
+            )
         first = streams.setdefault((record.seed, record.stream), record.name) if record.drawn else record.name
         if first != record.name:
             raise ValueError(
                 f"{short(record.name)}: seed {record.seed} and stream {record.stream} are those of {short(first)}"
             )
-        supermask = tensors.get(record.supermask_name)
-        if supermask is None:
-            raise ValueError(f"{short(record.supermask_name)}: missing")
-        fmt.check_supermask(supermask, record.free, short(record.supermask_name))
-        kept = record.locked + int(torch.ops.frozen_kernels.popcount(supermask))
-        if kept != record.kept:
-            raise ValueError(f"{short(record.name)}: kept is {record.kept}, locked and supermask bits are {kept}")
+        if record.masks is None:
+            _check_supermask(record, tensors)
         features.check_tensors(record, tensors)
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and bytes_of(tensor).max(initial=0) > 1:
@@ -312,16 +377,20 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
     return Ticket(path, metadata, records, tensors, header_bytes, file_bytes)
 
 
-def check_regenerated(ticket: Ticket, record: TensorRecord, found: Regenerated) -> None:
-    """TicketError where a seed has given other counts or, if it was made, another keep plane than the ticket says."""
+def check_regenerated(ticket: Ticket, record: TensorRecord, found: Regenerated, name: str | None = None) -> None:
+    """TicketError where a seed has given other counts or, if it was made, another keep plane than the ticket says.
+
+    The message calls the tensor `name`, by default as the record does.
+    """
+    name = record.name if name is None else name
     counts = found.pruned, found.locked, found.free
     if counts != (record.pruned, record.locked, record.free):
         said = f"pruned {record.pruned}, locked {record.locked}, free {record.free}"
         regenerated = "pruned {}, locked {}, free {}".format(*counts)
-        raise TicketError(f"{ticket.path}: {short(record.name)}: {said}; the seed gives {regenerated}")
+        raise TicketError(f"{ticket.path}: {short(name)}: {said}; the seed gives {regenerated}")
     if found.keep_sha256 not in (None, record.keep_sha256):
         raise TicketError(
-            f"{ticket.path}: {short(record.name)}: keep_sha256 is {record.keep_sha256}, "
+            f"{ticket.path}: {short(name)}: keep_sha256 is {record.keep_sha256}, "
             f"the regenerated keep plane has {found.keep_sha256}"
         )
 
@@ -332,7 +401,7 @@ def verify_ticket(ticket: Ticket) -> None:
     Planes are made in blocks and not held. TicketError for those of more than 2^30 bytes together, and 16 for each
     byte of the file: without a model, a few numbers in a file are all that says how large they are.
     """
-    planes = sum(4 * record.rows * fmt.words(record.cols) for record in ticket.records)
+    planes = sum(4 * r.rows * fmt.words(r.cols) * len(r.supermask_names) for r in ticket.records)
     most = _PLANES + _PLANES_PER_BYTE * ticket.file_bytes
     if planes > most:
         largest = max(ticket.records, key=lambda record: record.rows * fmt.words(record.cols))
@@ -341,5 +410,6 @@ def verify_ticket(ticket: Ticket) -> None:
             f"at most {most} are regenerated without a model"
         )
     for record in ticket.records:
-        supermask = ticket.tensors[record.supermask_name]
-        check_regenerated(ticket, record, regenerate(record.header(), record.rows, record.cols, supermask))
+        for network, name in zip(record.networks, record.supermask_names, strict=True):
+            found = regenerate(network.header(), record.rows, record.cols, ticket.tensors[name])
+            check_regenerated(ticket, network, found, record.name if record.masks is None else name)

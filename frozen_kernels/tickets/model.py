@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import format as fmt
-from ..coats import check_coats, coat_planes
+from ..coats import check_coats
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
 from ..files import write_whole
@@ -34,22 +34,21 @@ from ..nn.models import (
 )
 from ..process import release_memory
 from ..select.sharded import whole
-from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, default_residency, residencies_of
-from .bits import deposit_bits, select_bits
+from ..tensor import ALL_RESIDENCIES, Residency
+from .bits import select_bits
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
-from .features import tensors_of
 from .file import (
     PREFIX,
     TensorRecord,
     Ticket,
     TicketError,
-    check_regenerated,
     content_digest,
     features_used,
     read_ticket,
     verify_ticket,
 )
-from .regenerate import Regenerated, hash_plane, regenerate
+from .made import Pairs, make
+from .regenerate import hash_plane, regenerate
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
 
@@ -146,9 +145,8 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, features: dict[
     return TensorRecord.from_json(record.to_json())  # refuses what a reader would
 
 
-def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tensor]]:
+def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord], dict[str, Tensor]]:
     """Records in stream order, and what they store by tensor name; layers of one weight are one tensor."""
-    layers = frozen_layers(model)
     if not layers:
         raise ValueError("model: no frozen layers; a ticket holds what freeze_ made")
     first_of: dict[tuple[object, ...], TensorRecord] = {}
@@ -211,10 +209,22 @@ def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[st
 @torch.no_grad()
 def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
     """The bytes of the file that `save_ticket` writes, in order, and its errors; collective under `fully_shard`."""
+    model = writable(model)
+    records, tensors = frozen_state(frozen_layers(model))
+    return file_parts(records, tensors | ordinary_state(model, records))
+
+
+def writable(model: nn.Module) -> nn.Module:
+    """The model inside wrappers, for a ticket to be written of; ValueError where it is a bare layer."""
     model = unwrapped(model)
     _check_root(model)
     reshard(model)
-    records, tensors = _frozen_state(model)
+    return model
+
+
+def ordinary_state(model: nn.Module, records: Sequence[TensorRecord]) -> dict[str, Tensor]:
+    """The ordinary tensors of a file by name, in memory of their own; collective under `fully_shard`."""
+    tensors: dict[str, Tensor] = {}
     shapes = {record.shape for record in records}
     for group in _tied(_gathered(_slots(model, set()))):
         for slot in group:
@@ -223,6 +233,11 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
             if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
+    return tensors
+
+
+def file_parts(records: Sequence[TensorRecord], tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
+    """The bytes of a file with these records and tensors; ValueError where a reader would refuse it."""
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
         PREFIX + "requires": json.dumps(features_used(records)),
@@ -257,7 +272,11 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written; what was there before is still there.
     """
     warn_of_stale_masks(frozen_layers(model))
-    parts = ticket_parts(model)
+    write_parts(path, ticket_parts(model))
+
+
+def write_parts(path: str | os.PathLike[str], parts: list[bytes | memoryview]) -> None:
+    """Write a file whole or not at all."""
 
     def write(file: IO[bytes]) -> None:
         file.writelines(parts)
@@ -300,9 +319,6 @@ def _restored_config(record: TensorRecord) -> tuple[FreezeConfig, float]:
         if fmt.scale_of(record.code, sigma, scaled.factor(squares, total)) == record.scale:
             return scaled, sigma
     return config, record.scale * fmt.rms_of(record.code)
-
-
-Pairs = dict[str, tuple[nn.Module, TensorRecord]]
 
 
 def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
@@ -421,110 +437,6 @@ def _put_in_place(model: nn.Module, by_id: dict[int, Tensor]) -> None:
             module.prepare_calls()
 
 
-class _Place(NamedTuple):
-    """Where and how a layer is to hold its weight."""
-
-    residency: str
-    device: torch.device
-    dtype: torch.dtype
-
-
-def _place(layer: nn.Module, residency: str | None, record: TensorRecord) -> _Place:
-    if isinstance(layer, FrozenLayer):
-        residency, device, dtype = residency or layer.residency, layer.device, layer.dtype
-    else:
-        weight: Any = layer.weight
-        device, dtype = weight.device, weight.dtype
-    possible = residencies_of(record.code, record.coats is not None, record.generations is not None)
-    if residency not in possible:
-        residency = default_residency(record.code, record.coats is not None, record.generations is not None)
-    return _Place(residency, torch.device("cpu") if device.type == "meta" else device, dtype)
-
-
-def _hold(record: TensorRecord, found: Regenerated, supermask: Tensor, own: dict[str, Tensor], place: _Place) -> Made:
-    """A tensor as a layer holds it, from what was regenerated of it on the CPU; no partition is made again.
-
-    `own`: the tensors of its features, by the end of their names.
-    """
-    base = FrozenTensor(record.shape, record.code, record.header().to(place.device))
-    counts = found.pruned, found.locked, found.free
-
-    def there(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(place.device)
-
-    coats = None
-    if record.coats is not None:
-        assert found.keep is not None
-        coats = coat_planes(found.keep, [own[f"coat{i}"] for i in range(2, 1 + record.coats)])
-    if record.code not in fmt.CODES:
-        packed = base._replace(
-            keep=there(found.keep), values=there(own.get("values")), row_scale=there(own.get("row_scale")),
-            coats=there(coats),
-        )  # fmt: skip
-        if record.code == fmt.SIGNS:
-            packed = packed._replace(draw=there(_sign_plane(record, supermask, own["signs"])))
-        return Made(packed.hold(place.residency, place.dtype), counts, place.residency)
-    if record.coats is not None or record.generations is not None:
-        whole = base._replace(
-            supermask=there(supermask), offsets=there(found.offsets), keep=there(found.keep), coats=there(coats),
-            generations=there(own.get("generation")),
-        )  # fmt: skip
-        return Made(whole.hold(place.residency, place.dtype), counts, place.residency)
-    if place.residency == "seed":
-        assert found.offsets is not None
-        held = base._replace(supermask=supermask.to(place.device), offsets=found.offsets.to(place.device))
-        return Made(held, counts, "seed")
-    assert found.keep is not None
-    masked = base._replace(keep=found.keep.to(place.device))
-    if place.residency == "dense":
-        held = base._replace(supermask=supermask.to(place.device), dense=masked.weight(place.dtype))
-    elif place.residency == "planes" and record.code != "constant":
-        draw = torch.ops.frozen_kernels.draw_plane(base.header, record.code, record.rows, record.cols)
-        held = masked._replace(draw=draw)
-    else:
-        held = masked
-    return Made(held, counts, place.residency)
-
-
-def _sign_plane(record: TensorRecord, supermask: Tensor, signs: Tensor) -> Tensor:
-    """int32 [rows, words] on the CPU: the sign plane of the kept weights' signs."""
-    ops, header = torch.ops.frozen_kernels, record.header()
-    every = deposit_bits(signs, supermask, record.rows * record.cols)
-    offsets = ops.offsets(header, record.rows, record.cols)
-    plane: Tensor = ops.keep_plane(header, every, offsets, record.rows, record.cols)
-    return plane
-
-
-def _copied(made: Made) -> Made:
-    """The same in memory of its own."""
-    copies: dict[str, Any] = {name: t.clone() for name, t in made.frozen._asdict().items() if isinstance(t, Tensor)}
-    return made._replace(frozen=made.frozen._replace(**copies))
-
-
-def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> dict[str, Made]:
-    """What each layer is to hold, by name, checked against the ticket, whose supermasks are used up."""
-    layers_of: dict[str, list[str]] = {}
-    for name, (_, record) in pairs.items():
-        layers_of.setdefault(record.name, []).append(name)
-    made: dict[str, Made] = {}
-    for record in ticket.records:
-        places = {name: _place(pairs[name][0], residency, record) for name in layers_of[record.name]}
-        kinds = {place.residency for place in places.values()}
-        supermask = ticket.tensors.pop(record.supermask_name)
-        names = {end: f"{record.name}.{end}" for end in tensors_of(record)}
-        own = {end: ticket.tensors.pop(name) for end, name in names.items() if name in ticket.tensors}
-        layered = record.coats is not None or record.generations is not None
-        found = regenerate(
-            record.header(), record.rows, record.cols, supermask, hashed=verify,
-            hold_keep=kinds != {"seed"}, hold_offsets=layered or "seed" in kinds,
-        )  # fmt: skip
-        check_regenerated(ticket, record, found)
-        for name, place in places.items():
-            held = _hold(record, found, supermask, own, place)
-            made[name] = _copied(held) if made.keys() & places.keys() else held
-    return made
-
-
 @torch.no_grad()
 def load_ticket(
     model: nn.Module, path: str | os.PathLike[str], *, verify: bool = True, residency: Residency | None = None
@@ -552,21 +464,52 @@ def load_ticket(
     """
     if residency is not None and residency not in ALL_RESIDENCIES:
         raise ValueError(f"residency: one of {', '.join(ALL_RESIDENCIES)}, got {residency!r}")
+    inside = loadable(model, path)
+    ticket = read_ticket(path)
+    if ticket.masks is not None:
+        raise TicketError(
+            f"{ticket.path}: a bank of {len(ticket.masks)} masks ({_some(ticket.masks)}), not one network; "
+            "MaskBank.load loads it"
+        )
+    pairs, copies = fitted(inside, ticket)
+    made = make(ticket, pairs, residency, verify)
+    place(inside, pairs, copies, made)
+    del ticket, copies, pairs
+    release_memory()
+    return model
+
+
+def loadable(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """The model inside wrappers, for a ticket to be loaded into; TicketError where none can be."""
     try:
         inside = unwrapped(model)
         _check_root(inside)
         _check_not_spread(model)
     except ValueError as why:
         raise TicketError(f"{os.fsdecode(path)}: {why}") from None
-    ticket = read_ticket(path)
+    return inside
+
+
+Copies = list[tuple[Tensor, Tensor]]
+
+
+def fitted(model: nn.Module, ticket: Ticket) -> tuple[Pairs, Copies]:
+    """Which record each layer takes, and which stored tensor each ordinary one; TicketError where any does not fit."""
     try:
-        pairs = _pair_layers(inside, ticket)
-        copies = _pair_tensors(inside, ticket, pairs)
-        _check_meta_buffers(inside)
+        pairs = _pair_layers(model, ticket)
+        copies = _pair_tensors(model, ticket, pairs)
+        _check_meta_buffers(model)
     except ValueError as why:
         raise TicketError(f"{ticket.path}: {why}") from None
-    made = _make(ticket, pairs, residency, verify)
-    settings = {record.name: _restored_config(record) for record in ticket.records}
+    return pairs, copies
+
+
+def place(inside: nn.Module, pairs: Pairs, copies: Copies, made: dict[str, Made], stay: Collection[str] = ()) -> None:
+    """Put what a ticket says into a model, which is refused nothing here; `made` is used up.
+
+    The frozen layers named in `stay` keep what they hold.
+    """
+    settings = {record.name: _restored_config(record) for _, record in pairs.values()}
     new: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
@@ -575,21 +518,20 @@ def load_ticket(
             new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
     by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
     # a frozen layer takes its bias over together with its weight
-    biases = {id(layer.bias) for layer, _ in pairs.values() if isinstance(layer, FrozenLayer)}
+    adopting = {n: layer for n, (layer, _) in pairs.items() if isinstance(layer, FrozenLayer) and n not in stay}
+    biases = {id(layer.bias) for layer in adopting.values()}
     values = {id(old): stored for old, stored in copies if id(old) in biases and not old.is_meta}
-    # nothing above has changed the model, nothing below refuses
+    # nothing above has changed the model
     for old, stored in copies:
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
-        if isinstance(layer, FrozenLayer):
-            layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
-        else:
+        if name in adopting:
+            adopting[name].adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
+        elif name in new:
             replace_module(inside, layer, new[name])
-        held = layer if isinstance(layer, FrozenLayer) else new[name]
-        held.tie_to(first_of.setdefault(record.name, held))
+        held = adopting.get(name) or new.get(name)
+        if held is not None:
+            held.tie_to(first_of.setdefault(record.name, held))
     _put_in_place(inside, by_id)
-    del ticket, copies, by_id, pairs, new
-    release_memory()
-    return model
