@@ -154,6 +154,8 @@ def test_randomness_comes_from_the_format_alone():
         allowed = {"philox"} if "reference" in path.parts or "triton" in path.parts else set()
         if path.name == "__main__.py":
             allowed.add("torch.randn")  # inputs of a benchmark
+        if path.name == "attention.py":
+            allowed.add("F.dropout")  # of the weights of one call, as torch's attention
         assert {name for name in calls(path) if RANDOM.search(name)} <= allowed, name_of(path)
         assert not re.search(r"tl\.rand|tl\.philox|curand", path.read_text()), name_of(path)
 

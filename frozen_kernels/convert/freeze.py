@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..config import FreezeConfig
 from ..format import STORED
+from ..nn.attention import input_projections, open_attentions
 from ..nn.layer import FrozenLayer
-from ..nn.layers import TWINS
 from ..nn.models import frozen_layers, replace_module, reshard, unwrapped, warn_of_stale_masks
+from ..nn.twins import frozen_shape, is_layer, like_twin, twin_of
 from ..process import release_memory
 from ..search.rule import update_masks
 from ..tensor import FrozenTensor
@@ -65,7 +65,7 @@ def _spread_ratios(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module
         network.setdefault(id(chosen[name].weight), []).append(name)
     found: dict[str, tuple[float, float]] = {}
     for settings, tensors in networks.items():
-        shapes = [tuple(chosen[names[0]].weight.shape) for names in tensors.values()]  # type: ignore[arg-type]
+        shapes = [frozen_shape(chosen[names[0]]) for names in tensors.values()]
         solved = layer_ratios(settings[0], settings[1], shapes, *settings[2:])
         for shape, names, ratios in zip(shapes, tensors.values(), solved, strict=True):
             for name in names:
@@ -119,10 +119,10 @@ def _convert(
     weight_of = {name: id(chosen[name].weight) for name in configs}
     built: dict[str, FrozenLayer] = {}
     first_of: dict[int, FrozenLayer] = {}
+    open_attentions(model, chosen.values())
     for name, config in configs.items():
         module = chosen.pop(name)
-        twin: Any = TWINS[type(module)]
-        layer = twin.from_module(
+        layer = twin_of(module).from_module(
             module, config, stream=streams[name], ratios=ratios[name], masks=False, kept=kept.get(name)
         )
         # layers of one torch Parameter are one tensor
@@ -170,8 +170,8 @@ def freeze_(
     """
     check_wrappers(model)
     model = unwrapped(model)
-    if isinstance(model, tuple(TWINS)):
-        twin = next(t for base, t in TWINS.items() if isinstance(model, base)).__name__
+    if is_layer(model) or input_projections(model):
+        twin = like_twin(model).__name__
         raise ValueError(f"model: a bare {type(model).__name__} cannot be replaced in place; use {twin}.from_module")
     config = FreezeConfig() if config is None else config
     if not callable(config) and not isinstance(config, FreezeConfig):

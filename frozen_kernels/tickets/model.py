@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, NamedTuple
 
@@ -20,8 +20,8 @@ from .. import format as fmt
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
 from ..files import write_whole
+from ..nn.attention import open_attentions
 from ..nn.layer import OWN_BUFFERS, FrozenLayer, Made
-from ..nn.layers import TWINS
 from ..nn.models import (
     frozen_layers,
     named_modules,
@@ -31,6 +31,7 @@ from ..nn.models import (
     unwrapped,
     warn_of_stale_masks,
 )
+from ..nn.twins import frozen_shape, is_layer, twin_of, weight_place
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, FrozenTensor, Residency, residencies_of
@@ -69,17 +70,24 @@ class _Slot(NamedTuple):
     tensor: Tensor
 
 
-def _slots(model: nn.Module, to_freeze: set[int]) -> Iterator[_Slot]:
-    """Ordinary parameters and saved buffers, each module once; `to_freeze`: ids of layers about to be replaced."""
+def _slots(model: nn.Module, to_freeze: Collection[nn.Module]) -> Iterator[_Slot]:
+    """Ordinary parameters and saved buffers, each module once; `to_freeze`: layers about to be replaced."""
+    replaced = {id(module) for module in to_freeze}
+    weights = {(id(owner), name) for owner, name in map(weight_place, to_freeze)}
     for prefix, module in named_modules(model):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or name in module._non_persistent_buffers_set:
                 continue
             if isinstance(module, FrozenLayer) and name in _FROZEN_STATE:
                 continue
-            if id(module) in to_freeze and name != "bias":
+            if (id(module) in replaced and name != "bias") or (id(module), name) in weights:
                 continue
             yield _Slot(f"{prefix}.{name}" if prefix else name, module, tensor)
+
+
+def _may_be_frozen(slot: _Slot) -> bool:
+    """Whether a reader's model may have a frozen layer in the place of a slot's."""
+    return twin_of(slot.owner) is not None or isinstance(slot.owner, nn.MultiheadAttention)
 
 
 def _gathered(slots: Iterator[_Slot]) -> Iterator[_Slot]:
@@ -111,7 +119,7 @@ def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:
 
 
 def _check_root(model: nn.Module) -> None:
-    if isinstance(model, (FrozenLayer, *TWINS)):
+    if isinstance(model, FrozenLayer) or is_layer(model):
         raise ValueError(f"model: a bare {type(model).__name__} has no name in a ticket; put it in a module")
 
 
@@ -188,12 +196,12 @@ def ticket_parts(model: nn.Module) -> list[bytes | memoryview]:
     reshard(model)
     records, tensors = _frozen_state(model)
     shapes = {record.shape for record in records}
-    for group in _tied(_gathered(_slots(model, set()))):
+    for group in _tied(_gathered(_slots(model, ()))):
         for slot in group:
             if slot.tensor.is_meta:
                 raise ValueError(f"model: {slot.name!r} is on the meta device: it has no values")
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
-            if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
+            if slot is group[0] or (_may_be_frozen(slot) and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
@@ -277,7 +285,13 @@ def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
     """What layers of one weight have in common, and its shape."""
     if isinstance(layer, FrozenLayer):
         return layer.identity, layer.shape
-    return id(layer.weight), tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    return id(layer.weight), frozen_shape(layer)
+
+
+def _weight_name(name: str, layer: nn.Module) -> str:
+    """What the weight of a plain layer is called in a state."""
+    owner, weight = weight_place(layer)
+    return f"{name}.{weight}" if owner is layer else ".".join((*name.split(".")[:-1], weight))
 
 
 def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
@@ -285,8 +299,8 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
     modules = dict(named_modules(model))
     raw = {**modules, **dict(model.named_modules())}  # with the names of wrappers too
     chosen, skipped = candidates(model, lambda module, name: True)
-    plain, reasons = {id(m) for m in chosen.values()}, {id(raw[name]): why for name, why in skipped}
-    layers = {name: m for name, m in modules.items() if id(m) in plain or isinstance(m, FrozenLayer)}
+    reasons = {id(raw[name]): why for name, why in skipped if name in raw}
+    layers = {name: m for name, m in modules.items() if isinstance(m, FrozenLayer)} | chosen
     pairs: Pairs = {}
     named_by_weight: dict[object, list[TensorRecord]] = {}
     for record in ticket.records:
@@ -304,7 +318,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
         named_by_weight.setdefault(weight, []).append(record)
     for name, layer in layers.items():
         frozen = isinstance(layer, FrozenLayer)
-        if name in pairs or (not frozen and f"{name}.weight" in ticket.tensors):
+        if name in pairs or (not frozen and _weight_name(name, layer) in ticket.tensors):
             continue
         weight, shape = _weight_of(layer)
         named = [record for record in named_by_weight.get(weight, []) if record.shape == shape]
@@ -321,7 +335,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
 def _pair_tensors(model: nn.Module, ticket: Ticket, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """(tensor of the model, stored tensor) for all ordinary tensors; ValueError where any does not fit."""
     stored = ticket.ordinary
-    plain = {id(layer) for layer, _ in pairs.values() if not isinstance(layer, FrozenLayer)}
+    plain = [layer for layer, _ in pairs.values() if not isinstance(layer, FrozenLayer)]
     copies, missing, used = [], [], set()
     for group in _tied(_slots(model, plain)):
         given = [slot for slot in group if slot.name in stored]
@@ -509,8 +523,9 @@ def load_ticket(
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
             config, sigma = settings[record.name]
-            twin: Any = TWINS[type(layer)]
-            new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
+            new[name] = twin_of(layer).from_module(
+                layer, config, stream=record.stream, sigma=sigma, state=made.pop(name)
+            )
     by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
     # a frozen layer takes its bias over together with its weight
     biases = {id(layer.bias) for layer, _ in pairs.values() if isinstance(layer, FrozenLayer)}
@@ -519,6 +534,7 @@ def load_ticket(
     for old, stored in copies:
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
+    open_attentions(inside, [layer for layer, _ in pairs.values()])
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if isinstance(layer, FrozenLayer):
