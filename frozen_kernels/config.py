@@ -69,6 +69,12 @@ def _check_ratio(name: str, value: object) -> float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def _check_gain(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"gain: a finite number above 0, got {value!r}")
+    return float(value)
+
+
 def kept_of_pattern(pattern: str) -> tuple[int, int]:
     """N and M of a pattern "N:M"; ValueError where it is none."""
     found = re.fullmatch(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})", pattern) if isinstance(pattern, str) else None
@@ -94,6 +100,8 @@ class FreezeConfig:
         ratio_rule: with `D(density)` the layers' sparsities, prune ratios are `D(1 - prune)`, and lock ratios
             `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
+        gain: factor on the standard deviation of drawn weights, beside the scaling; 1 by default. For query and key
+            layers of transformers about 2.8, by a function as config, which gives each layer its own.
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
         score_init: kaiming_normal (the default of drawn codes), kaiming_uniform, or magnitude (of codes that have one);
             stored weights start centred, at +0.005 where the first mask keeps a weight and at -0.005 where not.
@@ -126,6 +134,7 @@ class FreezeConfig:
     score_dtype: ScoreDtype = "float32"
     rates: Rates | Mapping[str, float] | None = field(default=None, hash=False)
     pattern: str | None = None
+    gain: float = 1.0
 
     def __post_init__(self) -> None:
         self._set("seed", check_seed(self.seed))
@@ -134,6 +143,7 @@ class FreezeConfig:
         for name, choices in _CHOICES.items():
             self._set(name, _check_choice(name, getattr(self, name), choices))
         self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
+        self._set("gain", _check_gain(self.gain))
         if self.score_init == "magnitude" and self.code in ("sign", "constant"):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
         self._resolve_stored()
@@ -152,8 +162,9 @@ class FreezeConfig:
                     value = getattr(self, name)
                     raise ValueError(f"{name}: {value!r}, but only code 'stored' has it, not {self.code!r}")
             return
-        if self.scaling != "none":
-            raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")
+        for name, plain in (("scaling", "none"), ("gain", 1.0)):
+            if getattr(self, name) != plain:
+                raise ValueError(f"{name}: stored weights stay as they are, {plain!r}, got {getattr(self, name)!r}")
         for name in _RATIOS:
             if getattr(self, name):
                 raise ValueError(f"{name}: every stored weight is free, 0, got {getattr(self, name)!r}")

@@ -89,12 +89,11 @@ def open_attentions(model: nn.Module, layers: Iterable[nn.Module]) -> None:
 def close_attention(attention: FrozenMultiheadAttention) -> nn.MultiheadAttention:
     """torch's attention with the weights of one whose projections are torch's layers again."""
     plain = _become(nn.MultiheadAttention, attention)
-    for part in (*_TOGETHER.values(), *_APART.values()):
-        plain._parameters.setdefault(part, None)
+    weights = {part: plain._parameters.pop(part, None) for part in (*_APART.values(), *_TOGETHER.values())}
     for name, part in _parts(attention).items():
         inner = plain._modules.pop(name, None)
-        if inner is not None:
-            plain._parameters[part] = inner.weight
+        weights[part] = weights[part] if inner is None else inner.weight
+    plain._parameters = {**weights, **plain._parameters}  # in torch's order
     plain._modules["out_proj"] = _become(NonDynamicallyQuantizableLinear, attention.out_proj)
     return plain
 
