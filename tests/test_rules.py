@@ -224,6 +224,8 @@ fk.nn.FrozenLinear(40, 30)(torch.ones(1, 40)).sum().backward()
 fk.nn.FrozenEmbedding(40, 30, padding_idx=2)(torch.tensor([1]))
 assert not {"triton", "torch._dynamo"} & (set(sys.modules) - before)
 assert not torch.cuda.is_initialized()
+fk.freeze_(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+assert "transformers" not in sys.modules
 """
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ticket_cases import good_ticket, joined, parts, small, stored_ticket, unchanged
+from ticket_cases import gain_ticket, good_ticket, joined, parts, small, stored_ticket, unchanged
 
 import frozen_kernels as fk
 
@@ -21,6 +21,7 @@ def good(tmp_path_factory):
         "drawn": good_ticket(folder / "drawn")[0],
         "int8": stored_ticket(folder / "int8", "int8"),
         "float16": stored_ticket(folder / "float16", "float16"),
+        "gain": gain_ticket(folder / "gain"),
     }
 
 
@@ -115,7 +116,8 @@ def says(path: Path) -> tuple[list, dict]:
     ("holds", "mutate", "count"),
     [
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
-        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000),
+        ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("gain", raw_mutation, 200),
+        ("gain", consistent_mutation, 500),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):

@@ -106,6 +106,21 @@ def _planned_streams(
     return found
 
 
+def _check_gains(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module]) -> None:
+    """ValueError where a gain is several that the outputs of a layer do not divide into, or of an embedding."""
+    for name, config in configs.items():
+        module = chosen[name]
+        try:
+            if isinstance(module, nn.Embedding) and config.row_gains(0) is not None:
+                raise ValueError(f"gain: one factor for an embedding, got {config.gain}")
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                config.row_gains(module.out_channels)
+            else:
+                config.row_gains(frozen_shape(module)[0])
+        except ValueError as why:
+            raise ValueError(f"{name!r}: {why}") from None
+
+
 def _convert(
     model: nn.Module, chosen: dict[str, nn.Module], configs: dict[str, FreezeConfig]
 ) -> dict[str, FrozenLayer]:
@@ -114,6 +129,7 @@ def _convert(
     Everything that can be refused is checked before the first one is replaced. Twins have scores; drawn ones no masks.
     """
     ratios = _spread_ratios(configs, chosen)
+    _check_gains(configs, chosen)
     streams = _planned_streams(configs, chosen, _next_streams(model))
     kept = kept_counts(configs, {name: chosen[name].weight for name in configs})  # type: ignore[misc]
     weight_of = {name: id(chosen[name].weight) for name in configs}

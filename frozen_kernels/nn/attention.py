@@ -170,9 +170,12 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
         return new
 
     def _weight(self, part: str) -> Tensor | None:
-        held = self._parameters.get(part)
-        inner = self._modules.get(part.removesuffix("_weight"))
-        return inner.weight if held is None and inner is not None else held  # type: ignore[return-value]
+        inner: Any = self._modules.get(part.removesuffix("_weight"))
+        if inner is None:
+            return self._parameters.get(part)
+        weight: Tensor = inner.weight
+        gain = getattr(inner, "gain", None)
+        return weight if gain is None else (weight * gain.unsqueeze(1)).to(weight.dtype)
 
     @property
     def in_proj_weight(self) -> Tensor | None:  # type: ignore[override]

@@ -256,6 +256,10 @@ class _FrozenConvTranspose(_FrozenConvBase):
         frozen, bias = self._arguments_now()
         return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
 
+    @property
+    def outputs(self) -> int:
+        return self.out_channels
+
     def _times_gain(self, weight: Tensor, gain: Tensor) -> Tensor:
         # columns are the channels of one group
         by_group = weight.view(self.groups, -1, *self.shape[1:])
@@ -325,6 +329,10 @@ class FrozenEmbedding(FrozenLayer):
             device=m.weight.device, dtype=m.weight.dtype, config=config, stream=stream, **frozen,
         )  # fmt: skip
         return adopt(layer, module)
+
+    def _config_gain(self) -> None:
+        if not isinstance(self.config.gain, float):
+            raise ValueError(f"gain: one factor for an embedding, got {self.config.gain}")
 
     def _plain(self) -> nn.Embedding:
         return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta", dtype=self.dtype)

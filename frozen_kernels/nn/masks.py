@@ -58,8 +58,8 @@ class FrozenMasks(FrozenState):
 
         Without `masks` there is none and no forward, until a caller makes the masks of several layers together.
         """
-        self.gain, self.relu = None, False
         config = self.config
+        self.gain, self.relu = self._config_gain(), False
         score_dtype = getattr(torch, config.score_dtype)
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
             seed, stream = self._start["seed"], self._start["stream"]
@@ -89,6 +89,11 @@ class FrozenMasks(FrozenState):
         else:
             self._put(record, self.residency)
 
+    def _config_gain(self) -> Tensor | None:
+        """What the settings ask for each output: float32 [outputs], float64 in a float64 layer; None for one factor."""
+        gains = self.config.row_gains(self.outputs)
+        return None if gains is None else torch.tensor(gains, dtype=self.gain_dtype, device=self.device)
+
     def _start_scores(self, scores: Tensor) -> None:
         if self.scores is not None and sharded.is_sharded(self.scores):
             sharded.copy_part_(self.scores, scores)
@@ -111,10 +116,17 @@ class FrozenMasks(FrozenState):
             self._become(header, counts, supermask.to(self.device), rescale=False)
 
     @torch.no_grad()
-    def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:
+    def adopt(
+        self,
+        made: Made,
+        config: FreezeConfig,
+        sigma: float,
+        bias: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> None:
         """Become the tensor made elsewhere, unchecked, with the settings that describe it; from meta, where that is.
 
-        `bias` replaces the values of the layer's bias in the same moment.
+        `bias` replaces the values of the layer's bias, and `gain`, float32, those of its gain in the same moment.
         """
         frozen = made.frozen
         with swapping:
@@ -124,6 +136,8 @@ class FrozenMasks(FrozenState):
                 self._buffers["_like"] = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
             if bias is not None:
                 self._replace_bias(bias)
+            if gain is not None:
+                self._buffers["gain"] = gain.to(frozen.header.device, self.gain_dtype, copy=True)
             self._describe(frozen.header.cpu(), made.counts)
             self._note_mask()
             self._put(frozen, made.residency)

@@ -230,10 +230,17 @@ class FrozenStored(FrozenMasks):
         return (0, 0, self.rows * self.cols) if self.stored else super()._partition_counts(header)
 
     @torch.no_grad()
-    def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:
+    def adopt(
+        self,
+        made: Made,
+        config: FreezeConfig,
+        sigma: float,
+        bias: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> None:
         with swapping:
             self.tuned, self._weight = None, []
-            super().adopt(made, config, sigma, bias)
+            super().adopt(made, config, sigma, bias, gain)
 
     def restore(self, header: Tensor, supermask: Tensor, config: FreezeConfig, sigma: float) -> None:
         if config.code == fmt.STORED:

@@ -75,7 +75,24 @@ def _check_values(record: Record, tensors: Mapping[str, Tensor]) -> None:
 STORED = Feature(
     fmt.STORED, ("values",), lambda record: record.values is not None, _stored_tensors, _check_stored, _check_values
 )
-FEATURES: tuple[Feature, ...] = (STORED,)
+
+
+def _check_gain(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    gain = tensors["gain"]
+    if not gain.isfinite().all():
+        raise ValueError(f"{short(record.name)}.gain: finite numbers, got {short(gain.tolist())}")
+
+
+# no field of a record says that it has one: the tensor itself does
+GAIN = Feature(
+    "gain",
+    (),
+    lambda record: record.gain,
+    lambda record: {"gain": (torch.float32, (record.rows,))},
+    lambda fields: None,
+    _check_gain,
+)
+FEATURES: tuple[Feature, ...] = (STORED, GAIN)
 OPTIONAL_FIELDS = frozenset(name for feature in FEATURES for name in feature.fields)
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import struct
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ class TicketError(ValueError):
 class TensorRecord:
     """What a ticket says of one frozen tensor; the fields are those of format section 7.
 
-    `values`, of a stored weight (section 8), is what its kept values are: float32, float16, bfloat16 or int8.
+    `values`, of a stored weight (section 8), is what its kept values are: float32, float16, bfloat16 or int8. `gain`,
+    no field of the file, is whether the file has a gain for each of its rows.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TensorRecord:
     kept: int
     keep_sha256: str
     values: str | None = None
+    gain: bool = False
 
     @property
     def rows(self) -> int:
@@ -97,6 +99,7 @@ class TensorRecord:
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
         found = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
+        del found["gain"]
         return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
 
     @classmethod
@@ -104,7 +107,7 @@ class TensorRecord:
         """The record of one JSON object; ValueError that names the field where it is not one that a writer makes."""
         if not isinstance(value, dict):
             raise ValueError(f"an object for each tensor, got {short(value)}")
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"gain"}
         missing, extra = sorted(known - features.OPTIONAL_FIELDS - set(value)), sorted(set(value) - known)
         if missing or extra:
             raise ValueError(f"fields: missing {short(missing)}, unknown {short(extra)}")
@@ -298,6 +301,7 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{PREFIX}tensors: a list that is not empty, got {short(listed)}")
         records = tuple(TensorRecord.from_json(value) for value in listed)
+        records = tuple(replace(record, gain=f"{record.name}.gain" in tensors) for record in records)
         _check_features(metadata, records)
         _check_tensors(records, tensors)
     except ValueError as why:

@@ -47,6 +47,7 @@ from .file import (
     read_ticket,
     verify_ticket,
 )
+from .gain import check_gain, gain_of, has_gain, unsaved_part
 from .regenerate import Regenerated, hash_plane, regenerate
 
 __all__ = ["TensorRecord", "Ticket", "TicketError", "load_ticket", "read_ticket", "save_ticket", "verify_ticket"]
@@ -58,6 +59,7 @@ _FROZEN_STATE = (
     "values",
     "row_scale",
     "tuned",
+    "gain",
 )  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
@@ -146,7 +148,8 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, values: str | N
         raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
     known: dict[str, Any] = {**fmt.header_fields(header), **counts, "values": values}
     record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
-    return TensorRecord.from_json(record.to_json())  # refuses what a reader would
+    checked = TensorRecord.from_json(record.to_json())  # refuses what a reader would
+    return replace(checked, gain=layer.gain is not None)
 
 
 def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tensor]]:
@@ -159,20 +162,20 @@ def _frozen_state(model: nn.Module) -> tuple[list[TensorRecord], dict[str, Tenso
     for name, layer in layers.items():
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no supermask")
-        if layer.folded:
-            raise ValueError(
-                f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
-            )
+        part = unsaved_part(layer)
+        if part is not None:
+            raise ValueError(f"model: {name!r} has {part}, which no ticket holds: save it before folding")
         supermask, stored = layer.packed_supermask().cpu(), _stored_tensors(name, layer)
         values = None if stored is None else str(stored[0].dtype).removeprefix("torch.")
         record = _record_of(name, layer, supermask, values)
         first = first_of.setdefault(layer.identity, record)
         if first is record:
-            tensors.update(zip(record.tensor_names, (supermask, *(stored or ())), strict=True))
-        elif first.to_json() != record.to_json() | {"name": first.name}:
+            held = (supermask, *(stored or ()), *gain_of(layer))
+            tensors.update(zip(record.tensor_names, held, strict=True))
+        elif first.to_json() != record.to_json() | {"name": first.name} or not has_gain(layer, first, tensors):
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
-                "but not the same shape, code, scale and mask; give one of them another stream"
+                "but not the same shape, code, scale, mask and gain; give one of them another stream"
             )
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
 
@@ -231,7 +234,8 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     every rank, each with its path or all with one.
 
     Raises:
-        ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
+        ValueError: no frozen layers, a bare layer, one with a folded ReLU or a gain that is not one float32 for each
+            row (a model folded otherwise loads into one folded alike), tensors on the meta device or of a dtype that
             safetensors lacks, a layer whose header or mask others have changed, two layers that share seed and stream
             but not their state, or FullyShardedDataParallel. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
@@ -309,6 +313,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
             found = modules.get(record.name)
             why = "the model has no such module" if found is None else f"the model has a {type(found).__name__} there"
             raise ValueError(f"{short(record.name)}: frozen in the ticket; {reasons.get(id(found), why)}")
+        check_gain(layer, record)
         weight, shape = _weight_of(layer)
         if shape != record.shape:
             raise ValueError(
@@ -323,6 +328,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
         weight, shape = _weight_of(layer)
         named = [record for record in named_by_weight.get(weight, []) if record.shape == shape]
         if len(named) == 1:
+            check_gain(layer, named[0])
             pairs[name] = layer, named[0]
         elif named:
             tied = ", ".join(short(record.name) for record in named)
@@ -465,7 +471,8 @@ def _make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool) -> 
     for record in ticket.records:
         places = {name: _place(pairs[name][0], residency, record.code) for name in layers_of[record.name]}
         kinds = {place.residency for place in places.values()}
-        supermask, *stored = (ticket.tensors.pop(name) for name in record.tensor_names)
+        names = [name for name in record.tensor_names if name != f"{record.name}.gain"]
+        supermask, *stored = (ticket.tensors.pop(name) for name in names)
         found = regenerate(
             record.header(), record.rows, record.cols, supermask, hashed=verify,
             hold_keep=kinds != {"seed"}, hold_offsets="seed" in kinds,
@@ -519,13 +526,13 @@ def load_ticket(
         raise TicketError(f"{ticket.path}: {why}") from None
     made = _make(ticket, pairs, residency, verify)
     settings = {record.name: _restored_config(record) for record in ticket.records}
+    gains = {record.name: ticket.tensors.get(f"{record.name}.gain") for record in ticket.records}
     new: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
-            config, sigma = settings[record.name]
-            new[name] = twin_of(layer).from_module(
-                layer, config, stream=record.stream, sigma=sigma, state=made.pop(name)
-            )
+            (config, sigma), gain, twin = settings[record.name], gains[record.name], twin_of(layer)
+            new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
+            new[name].gain = None if gain is None else gain.to(new[name].device, new[name].gain_dtype, copy=True)
     by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
     # a frozen layer takes its bias over together with its weight
     biases = {id(layer.bias) for layer, _ in pairs.values() if isinstance(layer, FrozenLayer)}
@@ -538,7 +545,8 @@ def load_ticket(
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if isinstance(layer, FrozenLayer):
-            layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
+            gain = gains[record.name]
+            layer.adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)), gain=gain)
         else:
             replace_module(inside, layer, new[name])
         held = layer if isinstance(layer, FrozenLayer) else new[name]
