@@ -329,8 +329,8 @@ def test_a_ticket_holds_gains(tmp_path):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     metadata, entries, body = parts((tmp_path / "with").read_bytes())
     for change, said in (
-        ({"dtype": "I32"}, r"0\.gain: torch.int32 \[5\], expected torch.float32 \[5\]"),
-        ({"shape": [1, 5]}, r"0\.gain: torch.float32 \[1, 5\], expected torch.float32 \[5\]"),
+        ({"dtype": "I32"}, r"0\.gain'?: torch.int32 \[5\], expected torch.float32 \[5\]"),
+        ({"shape": [1, 5]}, r"0\.gain'?: torch.float32 \[1, 5\], expected torch.float32 \[5\]"),
     ):
         wrong = {**entries, "0.gain": {**entries["0.gain"], **change}}
         (tmp_path / "wrong").write_bytes(joined(metadata, wrong, body))
@@ -339,5 +339,5 @@ def test_a_ticket_holds_gains(tmp_path):
     start, end = entries["0.gain"]["data_offsets"]
     infinite = body[:start] + torch.full((5,), torch.inf).numpy().tobytes() + body[end:]
     (tmp_path / "wrong").write_bytes(joined(metadata, entries, infinite))
-    with pytest.raises(fk.TicketError, match=r"0'?\.gain: finite numbers, got \[inf"):
+    with pytest.raises(fk.TicketError, match=r"0\.gain'?: finite numbers, got \[inf"):
         fk.load_ticket(small_net(), tmp_path / "wrong")

@@ -38,6 +38,9 @@ _LONGEST_SHAPE = 64
 _PLANES, _PLANES_PER_BYTE = 1 << 30, 16
 
 
+SEEN = frozenset({"gain"})  # of a record, but no field of the file: its tensors show it
+
+
 class TicketError(ValueError):
     """A ticket that cannot be read, or that does not fit the model; nothing was changed."""
 
@@ -99,15 +102,15 @@ class TensorRecord:
     def to_json(self) -> dict[str, Any]:
         """The object of `frozen_kernels.tensors`: seed as a decimal string, scale as C99 hex."""
         found = asdict(self) | {"shape": list(self.shape), "seed": str(self.seed), "scale": self.scale.hex()}
-        del found["gain"]
-        return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
+        left_out = features.OPTIONAL_FIELDS
+        return {n: v for n, v in found.items() if n not in SEEN and (v is not None or n not in left_out)}
 
     @classmethod
     def from_json(cls, value: object) -> TensorRecord:
         """The record of one JSON object; ValueError that names the field where it is not one that a writer makes."""
         if not isinstance(value, dict):
             raise ValueError(f"an object for each tensor, got {short(value)}")
-        known = {f.name for f in fields(cls)} - {"gain"}
+        known = {f.name for f in fields(cls)} - SEEN
         missing, extra = sorted(known - features.OPTIONAL_FIELDS - set(value)), sorted(set(value) - known)
         if missing or extra:
             raise ValueError(f"fields: missing {short(missing)}, unknown {short(extra)}")
