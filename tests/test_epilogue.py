@@ -339,5 +339,5 @@ def test_a_ticket_holds_gains(tmp_path):
     start, end = entries["0.gain"]["data_offsets"]
     infinite = body[:start] + torch.full((5,), torch.inf).numpy().tobytes() + body[end:]
     (tmp_path / "wrong").write_bytes(joined(metadata, entries, infinite))
-    with pytest.raises(fk.TicketError, match=r"0\.gain'?: finite numbers, got \[inf"):
+    with pytest.raises(fk.TicketError, match=r"'0'\.gain: finite numbers, got \[inf"):
         fk.load_ticket(small_net(), tmp_path / "wrong")
