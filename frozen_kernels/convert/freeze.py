@@ -161,6 +161,9 @@ def freeze_(
 ) -> FreezeReport:
     """Convert Linear and convolution layers (embeddings where `filter_fn` says so) to frozen ones, in place.
 
+    So too the projections of `nn.MultiheadAttention`, by the names `in_proj` (or `q_proj`, `k_proj`, `v_proj`) and
+    `out_proj`, and the `Conv1D` of GPT-2 in transformers.
+
     Weights are drawn from `config.seed`, one stream per weight tensor in traversal order. Each old weight is dropped as
     its layer is converted, so that memory does not rise; what a model had learned in it is gone. Biases, hooks, train
     mode, dtype and device stay. Masks are valid afterwards, from the initial scores.

@@ -16,10 +16,10 @@ from .layers import FrozenLinear, adopt
 _PLACE = "transformers.pytorch_utils"
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is transformers' Conv1D; transformers is not imported to find out."""
+def is_conv1d(module: nn.Module, derived: bool = True) -> bool:
+    """Whether a module is transformers' Conv1D, or of a class derived from it; transformers is not imported for it."""
     kind = loaded_class(_PLACE, "Conv1D")
-    return kind is not None and isinstance(module, kind)
+    return kind is not None and (isinstance(module, kind) if derived else type(module) is kind)
 
 
 class FrozenTransposedLinear(FrozenLinear):

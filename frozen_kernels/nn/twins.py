@@ -26,11 +26,9 @@ def is_layer(module: nn.Module) -> bool:
 
 def twin_of(module: nn.Module) -> Any:
     """The frozen class that stands for a module's, None where there is none: a derived class may do something else."""
-    kind = type(module)
-    found = TWINS.get(kind) or _PROJECTIONS.get(kind)
-    if found is None and is_conv1d(module) and kind.__name__ == "Conv1D":
+    if is_conv1d(module, derived=False):
         return FrozenTransposedLinear
-    return found
+    return TWINS.get(type(module)) or _PROJECTIONS.get(type(module))
 
 
 def like_twin(module: nn.Module) -> Any:
