@@ -2,8 +2,8 @@
 
 `python examples/char_gpt.py TEXT` reads a text file, by default the pages of this repository's docs, trains both on
 the first nine tenths and prints the bits per character on the rest. The ticket's weights are random and stay so:
-embeddings, attention, MLP and head. Only their masks are searched (Ramanujan et al., arXiv 1911.13299), with a gain on
-query and key weights. It is written to `--out` and read again.
+embeddings, attention, MLP and head. Only their masks are searched (Ramanujan et al., arXiv 1911.13299). It is written
+to `--out` and read again. `--gain` is a factor on query and key weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import frozen_kernels as fk
 
 DOCS = Path(__file__).parent.parent / "docs"
 CONTEXT, BATCH, HEADS = 64, 32, 4
-GAIN = 2.8  # on query and key weights
-# of 1e-3, 3e-3, 1e-2 and of 3e-3, 1e-2, 3e-2 those that were best after 300 steps on the docs
+# of 1e-3, 3e-3 and of 1e-3, 3e-3, 1e-2, 3e-2, 1e-1 those that were best after 300 steps on the docs
 LR_DENSE, LR_SCORES = 3e-3, 1e-2
 
 
@@ -98,13 +97,13 @@ def bits_per_character(model: nn.Module, text: Text) -> float:
     return float(torch.stack(losses).sum()) / count / math.log(2)
 
 
-def freeze(model: nn.Module, seed: int, sparsity: float) -> fk.EdgePopup:
+def freeze(model: nn.Module, seed: int, sparsity: float, gain: float) -> fk.EdgePopup:
     """Give all weights of the model to the seed, and return the search for their masks."""
 
     def config(module: nn.Module, name: str) -> fk.FreezeConfig:
         # query, key and value are one weight
-        gain: float | tuple[float, ...] = (GAIN, GAIN, 1.0) if name.endswith("in_proj") else 1.0
-        return fk.FreezeConfig(seed=seed, sparsity=sparsity, freeze_ratio=0.0, scaling="dynamic", gain=gain)
+        parts = (gain, gain, 1.0) if gain != 1 and name.endswith("in_proj") else 1.0
+        return fk.FreezeConfig(seed=seed, sparsity=sparsity, freeze_ratio=0.0, scaling="dynamic", gain=parts)
 
     fk.freeze_(model, config, filter_fn=lambda module, name: True)
     return fk.EdgePopup(model)
@@ -138,6 +137,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--width", type=int, default=128, metavar="N", help=f"a multiple of {HEADS}")
     parser.add_argument("--layers", type=int, default=2, metavar="N")
     parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--gain", type=float, default=1.0, help="on query and key weights; 1 is better here")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/char_gpt.safetensors"))
     options = parser.parse_args(arguments)
@@ -151,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     print(f"{len(text.train):,} characters to train on, {len(text.characters)} different ones")
     model, dense = build(), build()
-    search = freeze(model, options.seed, options.sparsity)
+    search = freeze(model, options.seed, options.sparsity, options.gain)
     found: dict[str, float] = {"untrained": bits_per_character(model, text)}
     for name, net, how in (("ticket", model, search), ("dense", dense, None)):
         print(f"{name}:")

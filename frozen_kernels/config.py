@@ -108,8 +108,8 @@ class FreezeConfig:
         ratio_rule: with `D(density)` the layers' sparsities, prune ratios are `D(1 - prune)`, and lock ratios
             `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
-        gain: factor on the standard deviation of drawn weights, beside the scaling; 1 by default. For query and key
-            layers of transformers about 2.8, by a function as config, which gives each layer its own. Several, such as
+        gain: factor on the standard deviation of drawn weights, beside the scaling; 1 by default. A function
+            as config gives query and key layers of a transformer their own, of about 2.8. Several, such as
             (2.8, 2.8, 1), are of equal parts of the outputs, as where one weight holds query, key and value: the layer
             then has a `gain` for each output.
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
