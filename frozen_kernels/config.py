@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -68,6 +68,20 @@ def _check_ratio(name: str, value: object) -> float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def _check_gains(value: object) -> float | tuple[float, ...]:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise ValueError(f"gain: a factor for each part of the outputs, got {value!r}")
+        return tuple(_check_gain(part) for part in value)
+    return _check_gain(value)
+
+
+def _check_gain(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+        raise ValueError(f"gain: a finite number above 0, got {value!r}")
+    return float(value)
+
+
 def kept_of_pattern(pattern: str) -> tuple[int, int]:
     """N and M of a pattern "N:M"; ValueError where it is none."""
     found = re.fullmatch(r"([1-9][0-9]{0,3}):([1-9][0-9]{0,3})", pattern) if isinstance(pattern, str) else None
@@ -96,6 +110,10 @@ class FreezeConfig:
         ratio_rule: with `D(density)` the layers' sparsities, prune ratios are `D(1 - prune)`, and lock ratios
             `D(1 - freeze) - D(1 - prune)` (sparsity_distribution) or `1 - D(lock)` (density_distribution).
         scope: where scores compete: global (all layers) or local (per layer).
+        gain: factor on the standard deviation of drawn weights, beside the scaling; 1 by default. A function
+            as config gives query and key layers of a transformer their own, of about 2.8. Several, such as
+            (2.8, 2.8, 1), are of equal parts of the outputs, as where one weight holds query, key and value: the layer
+            then has a `gain` for each output.
         scaling: none, static `1/sqrt(1 - sparsity)` or dynamic `1/sqrt(density of the layer)`.
         score_init: kaiming_normal (the default of drawn codes), kaiming_uniform, unit_uniform in (0, 1), or magnitude
             (of codes that have one); stored weights start centred, at +0.005 where the first mask keeps a weight and at
@@ -129,6 +147,7 @@ class FreezeConfig:
     score_dtype: ScoreDtype = "float32"
     rates: Rates | Mapping[str, float] | None = field(default=None, hash=False)
     pattern: str | None = None
+    gain: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         self._set("seed", check_seed(self.seed))
@@ -138,6 +157,7 @@ class FreezeConfig:
             self._set(name, _check_choice(name, getattr(self, name), choices))
         self._resolve_distribution()
         self._set("threshold_bits", check_bits("threshold_bits", self.threshold_bits))
+        self._set("gain", _check_gains(self.gain))
         if self.score_init == "magnitude" and self.code in ("sign", "constant", SIGNS):
             raise ValueError(f"score_init: 'magnitude' ties every weight of code {self.code!r}")
         self._resolve_stored()
@@ -167,8 +187,9 @@ class FreezeConfig:
                     value = getattr(self, name)
                     raise ValueError(f"{name}: {value!r}, but only code 'stored' has it, not {self.code!r}")
             return
-        if self.scaling != "none":
-            raise ValueError(f"scaling: stored weights stay as they are, 'none', got {self.scaling!r}")
+        for name, plain in (("scaling", "none"), ("gain", 1.0)):
+            if getattr(self, name) != plain:
+                raise ValueError(f"{name}: stored weights stay as they are, {plain!r}, got {getattr(self, name)!r}")
         self._all_free("weight")
         if isinstance(self.rates, Mapping):
             self._set("rates", {str(k): _check_ratio(f"rates[{k!r}]", v) for k, v in self.rates.items()})
@@ -260,6 +281,23 @@ class FreezeConfig:
         """prune_ratio and lock_ratio as they resolved."""
         assert self.prune_ratio is not None and self.lock_ratio is not None
         return self.prune_ratio, self.lock_ratio
+
+    @property
+    def common_gain(self) -> float:
+        """The gain that is a part of the weights' scale; several are not."""
+        return self.gain if isinstance(self.gain, float) else 1.0
+
+    def row_gains(self, outputs: int) -> list[float] | None:
+        """The factor of each output where the gain is several, None where it is one.
+
+        ValueError where the outputs do not divide into so many parts.
+        """
+        if isinstance(self.gain, float):
+            return None
+        parts = len(self.gain)
+        if outputs % parts:
+            raise ValueError(f"gain: {parts} factors for equal parts of the outputs, of which there are {outputs}")
+        return [part for part in self.gain for _ in range(outputs // parts)]
 
     def factor(self, kept: int, count: int) -> float:
         """The factor on sigma for a tensor that keeps `kept` of its `count` weights; 0 where nothing is kept."""

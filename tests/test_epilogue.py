@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
 import pickle
 
 import pytest
 import torch
 from helpers import RESIDENCIES, distinct_levels, make_frozen, score_gradient
 from test_ops import CASES, SCALES, channels_last, check_op, close, integers, layer_samples, op_name, outputs
+from ticket_cases import joined, parts
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +20,7 @@ import frozen_kernels as fk
 from frozen_kernels import functional
 from frozen_kernels.nn import TWINS
 from frozen_kernels.ops import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS
+from frozen_kernels.ticket import read_ticket
 
 try:
     from frozen_kernels import _C as extension
@@ -279,19 +282,67 @@ def test_compiles_and_exports_whole(residency):
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-@pytest.mark.parametrize("part", [{"gain": torch.ones(5)}, {"relu": True}], ids=["gain", "relu"])
-def test_a_ticket_is_saved_before_folding(part, tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Linear(3, 2))
+def small_net():
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(5, 3, 1), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("at", "part", "what"),
+    [
+        (0, {"relu": True}, "folded ReLU"),
+        (1, {"gain": torch.ones(3)}, "gain for 3 outputs beside 5 rows"),
+        (0, {"gain": torch.full((5,), 0.1, dtype=torch.float64)}, "gain beyond float32"),
+    ],
+    ids=["relu", "transposed", "float64"],
+)
+def test_what_no_ticket_holds_is_refused(at, part, what, tmp_path):
+    model = small_net()
     fk.freeze_(model)
     fk.finalize_(model)
-    fk.save_ticket(model, tmp_path / "whole")
     for name, value in part.items():
-        setattr(model[0], name, value)
-    with pytest.raises(ValueError, match=r"'0'.*folded.*before folding"):
+        setattr(model[at], name, value)
+    with pytest.raises(ValueError, match=rf"'{at}'.*{what}.*before folding"):
         fk.save_ticket(model, tmp_path / "net")
     assert not (tmp_path / "net").exists()
     found = fk.footprint(model)
     assert found.metadata is None and found.totals()["disk"]["total"] is None and "metadata" in str(found)
-    if "gain" in part:
-        with pytest.raises(fk.TicketError, match=r"not in the ticket.*0\.gain"):
-            fk.load_ticket(model, tmp_path / "whole")
+
+
+def test_a_ticket_holds_gains(tmp_path):
+    torch.manual_seed(2)
+    model, x = small_net(), torch.randn(2, 3, 5, 5)
+    fk.freeze_(model)
+    fk.save_ticket(model, tmp_path / "without")
+    model[0].gain = torch.tensor([1.5, -0.3, 2.8, 0.0, 1e-30])
+    fk.save_ticket(model, tmp_path / "with")
+    assert json.loads(read_ticket(tmp_path / "with").metadata["frozen_kernels.requires"]) == ["gain"]
+    y, frozen_again = model(x), copy.deepcopy(model)
+    frozen_again[0].gain = torch.zeros(5)
+    with torch.device("meta"):
+        meta = small_net()
+    for fresh in (small_net(), meta, frozen_again):
+        loaded = fk.load_ticket(fresh, tmp_path / "with")
+        assert torch.equal(loaded[0].gain, model[0].gain) and loaded[2].gain is None and torch.equal(loaded(x), y)
+        fk.save_ticket(loaded, tmp_path / "again")
+        assert (tmp_path / "again").read_bytes() == (tmp_path / "with").read_bytes()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(fk.TicketError, match="'0': no gain in the ticket, one in the model"):
+        fk.load_ticket(model, tmp_path / "without")
+    model[0].gain = None
+    with pytest.raises(fk.TicketError, match="'0': a gain in the ticket, none in the model"):
+        fk.load_ticket(model, tmp_path / "with")
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    metadata, entries, body = parts((tmp_path / "with").read_bytes())
+    for change, said in (
+        ({"dtype": "I32"}, r"0\.gain'?: torch.int32 \[5\], expected torch.float32 \[5\]"),
+        ({"shape": [1, 5]}, r"0\.gain'?: torch.float32 \[1, 5\], expected torch.float32 \[5\]"),
+    ):
+        wrong = {**entries, "0.gain": {**entries["0.gain"], **change}}
+        (tmp_path / "wrong").write_bytes(joined(metadata, wrong, body))
+        with pytest.raises(fk.TicketError, match=said):
+            fk.load_ticket(small_net(), tmp_path / "wrong")
+    start, end = entries["0.gain"]["data_offsets"]
+    infinite = body[:start] + torch.full((5,), torch.inf).numpy().tobytes() + body[end:]
+    (tmp_path / "wrong").write_bytes(joined(metadata, entries, infinite))
+    with pytest.raises(fk.TicketError, match=r"'0'\.gain: finite numbers, got \[inf"):
+        fk.load_ticket(small_net(), tmp_path / "wrong")

@@ -157,7 +157,7 @@ def test_half_precision_keeps_a_float32_gain():
     torch.testing.assert_close(model(x), expected, rtol=0.02, atol=0.05)
 
 
-def test_a_state_loads_into_a_model_folded_alike():
+def test_a_state_and_a_ticket_load_into_a_model_folded_alike(tmp_path):
     model, other = frozen(MODELS["residual"][0]()), frozen(MODELS["residual"][0]())
     x = torch.randn(2, 8, 7, 6)
     expected = model(x)
@@ -166,8 +166,13 @@ def test_a_state_loads_into_a_model_folded_alike():
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), model(x)) and torch.equal(copy.deepcopy(model)(x), model(x))
     torch.testing.assert_close(other(x), expected)
-    with pytest.raises(ValueError, match="before folding"):
-        fk.save_ticket(model, "never-written")
+    fk.save_ticket(model, tmp_path / "folded")  # no ReLU was folded
+    again = frozen(MODELS["residual"][0]())
+    for plain in (frozen(MODELS["residual"][0]()), MODELS["residual"][0]()):
+        with pytest.raises(fk.TicketError, match=r"gain in the ticket|not in the ticket"):
+            fk.load_ticket(plain, tmp_path / "folded")
+    fk.fold_batch_norm_(again)
+    assert torch.equal(fk.load_ticket(again, tmp_path / "folded")(x), model(x))
 
 
 class Shared(nn.Module):

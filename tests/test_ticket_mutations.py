@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ticket_cases import good_ticket, joined, layered_ticket, parts, signs_ticket, small, stored_ticket, unchanged
+from ticket_cases import (
+    gain_ticket,
+    good_ticket,
+    joined,
+    layered_ticket,
+    parts,
+    signs_ticket,
+    small,
+    stored_ticket,
+    unchanged,
+)
 
 import frozen_kernels as fk
 
@@ -23,6 +33,7 @@ def good(tmp_path_factory):
         "int8": stored_ticket(folder / "int8", "int8"),
         "float16": stored_ticket(folder / "float16", "float16"),
         "signs": signs_ticket(folder / "signs")[0],
+        "gain": gain_ticket(folder / "gain"),
     }
 
 
@@ -120,6 +131,7 @@ def says(path: Path) -> tuple[list, dict]:
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
         ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("layered", raw_mutation, 200),
         ("layered", consistent_mutation, 400), ("signs", raw_mutation, 100), ("signs", consistent_mutation, 150),
+        ("gain", raw_mutation, 100), ("gain", consistent_mutation, 300),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
+from ..nn.attention import FrozenMultiheadAttention, input_projections
+from ..nn.conv1d import is_conv1d
 from ..nn.layer import FrozenLayer
-from ..nn.layers import TWINS
 from ..nn.models import named_modules
+from ..nn.twins import is_layer, twin_of, weight_place
 from ..select.sharded import is_sharded, loaded_class
 from ..text import listed
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-_LAYERS: tuple[type[nn.Module], ...] = (*TWINS, FrozenLayer)
-# these read their children's weights without calling them
-_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOLDERS = (  # module and class of wrappers that hold on to the parameters a model had when it was wrapped
     ("torch.nn.parallel", "DistributedDataParallel"),
@@ -42,7 +41,34 @@ def _reads(readers: list[tuple[str, str]], name: str) -> str | None:
 
 
 def _readers(model: nn.Module) -> list[tuple[str, str]]:
-    return [(name, type(m).__name__) for name, m in named_modules(model) if isinstance(m, _READERS)]
+    """Modules that read their children's weights without calling them, and that no frozen one stands for."""
+    return [
+        (name, type(m).__name__)
+        for name, m in named_modules(model)
+        if isinstance(m, nn.MultiheadAttention)
+        and not isinstance(m, FrozenMultiheadAttention)
+        and not input_projections(m)
+    ]
+
+
+def _named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers that hold a weight, frozen or not, by name; what stands for the weights of an attention comes with it."""
+    for name, module in named_modules(model):
+        if isinstance(module, FrozenLayer) or is_layer(module):
+            yield name, module
+        for child, part in input_projections(module).items():
+            yield f"{name}.{child}" if name else child, part
+
+
+def _turned_ties(chosen: dict[str, nn.Module]) -> dict[str, str]:
+    """Layers of one weight that hold it differently: by rows of outputs, and by rows of inputs."""
+    first_of: dict[int, tuple[str, bool]] = {}
+    found = {}
+    for name, module in chosen.items():
+        first, turned = first_of.setdefault(id(module.weight), (name, is_conv1d(module)))
+        if turned != is_conv1d(module):
+            found[name] = found[first] = f"{first!r} and {name!r} share a weight, which one of them holds transposed"
+    return found
 
 
 def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str) -> str | None:
@@ -63,7 +89,7 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
         return "its weight is not a parameter"
     if is_sharded(weight):
         return "sharded: freeze the model before fully_shard"
-    if type(module) not in TWINS:
+    if twin_of(module) is None:
         return f"subclass {type(module).__name__} of a torch layer"
     if isinstance(module, nn.Embedding) and (module.max_norm is not None or module.scale_grad_by_freq or module.sparse):
         return "max_norm, scale_grad_by_freq and sparse need a stored weight"
@@ -74,14 +100,17 @@ def _reason_to_skip(module: nn.Module, readers: list[tuple[str, str]], name: str
     return None
 
 
+def _place_of(module: nn.Module) -> tuple[int, str]:
+    owner, part = weight_place(module)
+    return id(owner), part
+
+
 def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
     """Layers that can be converted by name, and (name, reason) of those that are not."""
     readers = _readers(model)
     chosen: dict[str, nn.Module] = {}
     skipped: list[tuple[str, str]] = []
-    for name, module in named_modules(model):
-        if not isinstance(module, _LAYERS):
-            continue
+    for name, module in _named_layers(model):
         why = _reason_to_skip(module, readers, name)
         if why is None and filter_fn is None and isinstance(module, nn.Embedding):
             why = "embeddings are converted where filter_fn says so"
@@ -91,12 +120,15 @@ def candidates(model: nn.Module, filter_fn: FilterFn | None) -> tuple[dict[str, 
             chosen[name] = module
         else:
             skipped.append((name, why))
-    converted = {id(m) for m in chosen.values()}
+    for name, why in _turned_ties(chosen).items():
+        del chosen[name]
+        skipped.append((name, why))
+    converted = {_place_of(m) for m in chosen.values()}
     kept = {
         id(p): name or type(m).__name__
         for name, m in named_modules(model)
-        if id(m) not in converted
-        for p in m._parameters.values()
+        for part, p in m._parameters.items()
+        if (id(m), part) not in converted
     }
     for name, module in list(chosen.items()):
         if id(module.weight) in kept:
@@ -114,8 +146,9 @@ def passed_over(model: nn.Module) -> tuple[list[tuple[str, str]], list[tuple[str
     matrices: list[tuple[str, str]] = []
     vectors: list[tuple[str, str]] = []
     for name, module in named_modules(model):
-        held = {n: p for n, p in module._parameters.items() if p is not None}
-        if isinstance(module, _LAYERS) or not held:
+        standing = {part.place[1] for part in input_projections(module).values()}
+        held = {n: p for n, p in module._parameters.items() if p is not None and n not in standing}
+        if isinstance(module, FrozenLayer) or is_layer(module) or not held:
             continue
         kind = type(module).__name__
         lazy = [n for n, p in held.items() if isinstance(p, nn.UninitializedParameter)]
@@ -135,7 +168,7 @@ def model_bytes(model: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, in
     """Bytes of the weights of frozen layers and of those `chosen` to be, as dense weights, and of the whole model."""
     frozen: dict[object, int] = {}
     other: dict[int, int] = {}
-    picked = {id(m) for m in chosen.values()}
+    picked = {_place_of(m) for m in chosen.values()}
     for module in model.modules():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
@@ -144,7 +177,7 @@ def model_bytes(model: nn.Module, chosen: dict[str, nn.Module]) -> tuple[int, in
             if isinstance(module, FrozenLayer):
                 if name in ("bias", "gain"):
                     other[id(tensor)] = size
-            elif id(module) in picked and name == "weight":
+            elif (id(module), name) in picked:
                 frozen[id(tensor)] = size
             else:
                 other[id(tensor)] = size

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 
+from ..nn.attention import FrozenMultiheadAttention, close_attention
 from ..nn.layers import plain_twin
 from ..nn.models import frozen_layers, replace_module, unwrapped
 
@@ -38,4 +39,10 @@ def to_dense(model: nn.Module) -> nn.Module:
         if layer is model:
             return new
         replace_module(model, layer, new)
+    for module in list(model.modules()):
+        if isinstance(module, FrozenMultiheadAttention):
+            closed = close_attention(module)
+            if module is model:
+                return closed
+            replace_module(model, module, closed)
     return model

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
 from ..config import FreezeConfig
 from ..format import STORED
+from ..nn.attention import input_projections, open_attentions
 from ..nn.layer import FrozenLayer
-from ..nn.layers import TWINS
 from ..nn.models import frozen_layers, replace_module, reshard, unwrapped, warn_of_stale_masks
+from ..nn.twins import frozen_shape, is_layer, like_twin, twin_of
 from ..process import release_memory
 from ..search.rule import update_masks
 from ..tensor import FrozenTensor
@@ -70,7 +70,7 @@ def _spread_ratios(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module
         network.setdefault(id(chosen[name].weight), []).append(name)
     found: dict[str, tuple[float, float]] = {}
     for settings, tensors in networks.items():
-        shapes = [tuple(chosen[names[0]].weight.shape) for names in tensors.values()]  # type: ignore[arg-type]
+        shapes = [frozen_shape(chosen[names[0]]) for names in tensors.values()]
         known = settings[0]
         if not isinstance(known, str):
             densities = _densities_of(dict(known), [name for names in tensors.values() for name in names])
@@ -128,6 +128,21 @@ def _planned_streams(
     return found
 
 
+def _check_gains(configs: dict[str, FreezeConfig], chosen: dict[str, nn.Module]) -> None:
+    """ValueError where a gain is several that the outputs of a layer do not divide into, or of an embedding."""
+    for name, config in configs.items():
+        module = chosen[name]
+        try:
+            if isinstance(module, nn.Embedding) and config.row_gains(0) is not None:
+                raise ValueError(f"gain: one factor for an embedding, got {config.gain}")
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                config.row_gains(module.out_channels)
+            else:
+                config.row_gains(frozen_shape(module)[0])
+        except ValueError as why:
+            raise ValueError(f"{name!r}: {why}") from None
+
+
 def _convert(
     model: nn.Module, chosen: dict[str, nn.Module], configs: dict[str, FreezeConfig]
 ) -> dict[str, FrozenLayer]:
@@ -136,15 +151,16 @@ def _convert(
     Everything that can be refused is checked before the first one is replaced. Twins have scores; drawn ones no masks.
     """
     ratios = _spread_ratios(configs, chosen)
+    _check_gains(configs, chosen)
     streams = _planned_streams(configs, chosen, _next_streams(model))
     kept = kept_counts(configs, {name: chosen[name].weight for name in configs})  # type: ignore[misc]
     weight_of = {name: id(chosen[name].weight) for name in configs}
     built: dict[str, FrozenLayer] = {}
     first_of: dict[int, FrozenLayer] = {}
+    open_attentions(model, chosen.values())
     for name, config in configs.items():
         module = chosen.pop(name)
-        twin: Any = TWINS[type(module)]
-        layer = twin.from_module(
+        layer = twin_of(module).from_module(
             module, config, stream=streams[name], ratios=ratios[name], masks=False, kept=kept.get(name)
         )
         # layers of one torch Parameter are one tensor
@@ -166,6 +182,9 @@ def freeze_(
     model: nn.Module, config: FreezeConfig | ConfigFn | None = None, filter_fn: FilterFn | None = None
 ) -> FreezeReport:
     """Convert Linear and convolution layers (embeddings where `filter_fn` says so) to frozen ones, in place.
+
+    So too the projections of `nn.MultiheadAttention`, by the names `in_proj` (or `q_proj`, `k_proj`, `v_proj`) and
+    `out_proj`, and the `Conv1D` of GPT-2 in transformers.
 
     Weights are drawn from `config.seed`, one stream per weight tensor in traversal order. Each old weight is dropped as
     its layer is converted, so that memory does not rise; what a model had learned in it is gone. Biases, hooks, train
@@ -192,8 +211,8 @@ def freeze_(
     """
     check_wrappers(model)
     model = unwrapped(model)
-    if isinstance(model, tuple(TWINS)):
-        twin = next(t for base, t in TWINS.items() if isinstance(model, base)).__name__
+    if is_layer(model) or input_projections(model):
+        twin = like_twin(model).__name__
         raise ValueError(f"model: a bare {type(model).__name__} cannot be replaced in place; use {twin}.from_module")
     config = FreezeConfig() if config is None else config
     if not callable(config) and not isinstance(config, FreezeConfig):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import format as fmt
 from ..config import FreezeConfig, kept_of_pattern
 from ..nn.stored import kept_of
+from ..nn.twins import frozen_shape
 from ..text import listed
 
 
@@ -32,7 +33,7 @@ def leave_dense(
     stored = [name for name, config in configs.items() if config.code == fmt.STORED]
     left: dict[str, str] = {}
     for name in stored:
-        config, cols = configs[name], fmt.matrix_shape(modules[name].weight.shape)[1]  # type: ignore[arg-type, union-attr]
+        config, cols = configs[name], fmt.matrix_shape(frozen_shape(modules[name]))[1]
         if isinstance(modules[name], nn.Embedding):
             left[name] = "embeddings have no stored weights: it stays dense"
         elif isinstance(config.rates, Mapping):

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..convert.choose import candidates
+from ..nn.attention import open_attentions
+from ..nn.conv1d import is_conv1d
 from ..nn.layer import FrozenLayer, Made
-from ..nn.layers import TWINS
 from ..nn.models import frozen_layers, named_modules, replace_module, spread, unwrapped
+from ..nn.twins import is_layer, twin_of
 from ..tensor import FrozenTensor
 from ..text import listed
 from .layout import Masked, Read
@@ -53,7 +55,7 @@ def slots(model: nn.Module) -> dict[str, Slot]:
 
     ValueError for a bare layer, frozen layers, a model that is spread over processes, and tensors without memory.
     """
-    if isinstance(model, (FrozenLayer, *TWINS)):
+    if isinstance(model, FrozenLayer) or is_layer(model):
         raise ValueError(f"model: a bare {type(model).__name__} has no name in a file; put it in a module")
     if spread(model):
         raise ValueError("model: spread over processes; load before DistributedDataParallel or fully_shard")
@@ -131,7 +133,7 @@ def _fitted_masks(held: dict[str, Slot], read: Read) -> dict[str, Masked]:
 
 def _unfit(module: Any, masked: Masked, reasons: dict[int, str]) -> str | None:
     """Why a masked weight cannot be held by a frozen layer, None where it can."""
-    if not isinstance(module, tuple(TWINS)):
+    if not is_layer(module):
         return f"{type(module).__name__} has no frozen twin"
     if id(module) in reasons:
         return reasons[id(module)]
@@ -144,11 +146,11 @@ def _unfit(module: Any, masked: Masked, reasons: dict[int, str]) -> str | None:
 def _stored_twin(module: Any, weight: Tensor, keep: Tensor) -> FrozenLayer:
     """The frozen layer that stands for a plain one with this weight, its kept values packed in the weight's dtype."""
     device, count = module.weight.device, weight.numel()
+    weight, keep = (weight.T, keep.T) if is_conv1d(module) else (weight, keep)
     record = FrozenTensor.stored(weight.to(device), keep.to(device), values=_VALUES[weight.dtype])
     dropped = count - int(keep.sum())
     config = FreezeConfig(code="stored", sparsity=dropped / count if count else 0.0, scope="local")
-    twin: Any = TWINS[type(module)]
-    return twin.from_module(module, config, state=Made(record, (0, 0, count), "packed"))
+    return twin_of(module).from_module(module, config, state=Made(record, (0, 0, count), "packed"))
 
 
 def _copies(held: dict[str, Slot], rest: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -171,7 +173,7 @@ def plan(model: nn.Module, held: dict[str, Slot], read: Read) -> Plan:
     ids = {id(module) for module in module_of.values()}
     skipped = candidates(model, lambda module, name: id(module) in ids)[1]
     modules = dict(named_modules(model))
-    reasons = {id(modules[name]): why for name, why in skipped}
+    reasons = {id(modules[name]): why for name, why in skipped if name in modules}
     twins: dict[int, tuple[nn.Module, FrozenLayer]] = {}
     first_of: dict[int, FrozenLayer] = {}  # layers of one torch Parameter are one stored weight
     layers, dense, rest = [], [], dict(read.rest)
@@ -198,5 +200,6 @@ def carry_out(model: nn.Module, planned: Plan) -> None:
     """Change the model as planned."""
     for target, value in planned.copies:
         target.copy_(value)
+    open_attentions(model, [module for module, _ in planned.twins])
     for module, twin in planned.twins:
         replace_module(model, module, twin)

@@ -19,6 +19,7 @@ from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, has_sharded, unwrapped
 from ..process import release_memory
 from ..text import table
+from ..tickets.gain import unsaved_part
 from ..tickets.model import save_ticket
 
 
@@ -77,8 +78,9 @@ class Footprint:
     """Bytes of a model; `print` it, or `.to_json()`.
 
     `disk`: supermasks, ordinary tensors and metadata of the ticket that `save_ticket` writes (metadata None on the meta
-    device, and for a folded model, which no ticket holds). `resident`: storages of all parameters and buffers now held,
-    those of frozen weights and the others. `dense`: the same model with dense weights. Bits are per frozen weight.
+    device, and for a model with a folded ReLU, which no ticket holds). `resident`: storages of all parameters and
+    buffers now held, those of frozen weights and the others. `dense`: the same model with dense weights. Bits are per
+    frozen weight.
     """
 
     layers: list[LayerFootprint]
@@ -322,6 +324,6 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     ordinary_disk = _logical_bytes(stored)
     metadata = None
     on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
-    if layers and not on_meta and not any(layer.folded for layer in layers.values()):
+    if layers and not on_meta and all(unsaved_part(layer) is None for layer in layers.values()):
         metadata = _ticket_bytes(model) - ordinary_disk - sum(row.disk for row in rows)
     return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, _peak(whole, sample_input))

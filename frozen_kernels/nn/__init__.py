@@ -1,5 +1,7 @@
 """Drop-in frozen twins of `torch.nn` layers; see `FrozenLayer` for their state and residencies."""
 
+from .attention import FrozenMultiheadAttention
+from .conv1d import FrozenTransposedLinear
 from .layer import FrozenLayer
 from .layers import (
     TWINS,
@@ -24,4 +26,6 @@ __all__ = [
     "FrozenEmbedding",
     "FrozenLayer",
     "FrozenLinear",
+    "FrozenMultiheadAttention",
+    "FrozenTransposedLinear",
 ]

@@ -38,12 +38,14 @@ class FrozenLayer(FrozenLoading):
     Planes and offsets are derived and not saved; `coats` int32 [C - 1, rows, words] and `generations` are, where
     `adopt_counts` or `redraw` made them.
     A folded layer gives `relu(gain * W x + bias)`: `gain`, a buffer with one float32 value per output channel (float64
-    in a float64 layer), None by default, and `relu`, an attribute, False by default. Embeddings have neither.
+    in a float64 layer), None unless the config has one for each part of the outputs, and `relu`, an attribute, False by
+    default. Embeddings have neither.
     Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
-    (standard deviation of the weights; Kaiming's sqrt(2 / columns) by default), and any field of `FreezeConfig`; or
-    `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is one of a network's (the
-    config's by default), `state`, a header on the CPU and a supermask to hold without scores, or `Made` of them, and
-    `masks`: False where the caller makes the masks of many layers together, until when there is no forward.
+    (standard deviation of the weights before the config's gain; Kaiming's sqrt(2 / columns) by default), and any field
+    of `FreezeConfig`; or `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is
+    one of a network's (the config's by default), `state`, a header on the CPU and a supermask to hold without scores,
+    or `Made` of them, and `masks`: False where the caller makes the masks of many layers together, until when there is
+    no forward.
     With code "stored": `weight`, the values of torch's shape, and `kept`, how many the mask keeps (the sparsity's by
     default); its state has `values`, all of them or once finalized the kept ones packed, and `row_scale`.
     With code "signs" the state has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
@@ -77,7 +79,7 @@ class FrozenLayer(FrozenLoading):
         self.config = FreezeConfig(**settings) if config is None else config
         self.ratios = self.config.ratios if ratios is None else ratios
         self.residency = default_residency(self.code)
-        self.sigma = fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)
+        self.sigma = (fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)) * self.config.common_gain
         self._start = {"seed": self.config.seed, "stream": stream, "generation": generation}
         self.register_parameter("scores", None)
         if bias is None:

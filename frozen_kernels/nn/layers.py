@@ -19,7 +19,7 @@ Size = int | tuple[int, ...]
 _traced_by_dynamo = torch.compiler.is_dynamo_compiling
 
 
-def _adopt(new: nn.Module, module: nn.Module) -> Any:
+def adopt(new: nn.Module, module: nn.Module) -> Any:
     """Take over bias, train mode and hooks of the module that a layer replaces."""
     if getattr(new, "bias", None) is not None:
         new.bias = module.bias
@@ -63,7 +63,7 @@ class FrozenLinear(FrozenLayer):
             module.in_features, module.out_features, module.bias is not None, w.device, w.dtype,
             config=config, stream=stream, **_stored_weight(module, config, frozen),
         )  # fmt: skip
-        return _adopt(layer, module)
+        return adopt(layer, module)
 
     def _plain(self) -> nn.Linear:
         return nn.Linear(self.in_features, self.out_features, self.bias is not None, "meta", self.dtype)
@@ -129,7 +129,7 @@ class _FrozenConvBase(FrozenLayer):
         w, make = module.weight, cast(Any, cls)
         frozen = _stored_weight(module, config, frozen)
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
-        return _adopt(layer, module)
+        return adopt(layer, module)
 
     def _plain(self) -> Any:
         return self._twin(*self._arguments(self), "meta", self.dtype)
@@ -256,6 +256,10 @@ class _FrozenConvTranspose(_FrozenConvBase):
         frozen, bias = self._arguments_now()
         return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
 
+    @property
+    def outputs(self) -> int:
+        return self.out_channels
+
     def _times_gain(self, weight: Tensor, gain: Tensor) -> Tensor:
         # columns are the channels of one group
         by_group = weight.view(self.groups, -1, *self.shape[1:])
@@ -324,7 +328,11 @@ class FrozenEmbedding(FrozenLayer):
             m.num_embeddings, m.embedding_dim, m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse,
             device=m.weight.device, dtype=m.weight.dtype, config=config, stream=stream, **frozen,
         )  # fmt: skip
-        return _adopt(layer, module)
+        return adopt(layer, module)
+
+    def _config_gain(self) -> None:
+        if not isinstance(self.config.gain, float):
+            raise ValueError(f"gain: one factor for an embedding, got {self.config.gain}")
 
     def _plain(self) -> nn.Embedding:
         return nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta", dtype=self.dtype)
@@ -366,4 +374,4 @@ def plain_twin(layer: Any) -> Any:
         exact = layer.frozen.weight(layer.gain.dtype).detach()
         weight = layer._times_gain(exact, layer.gain).to(layer.dtype)
     plain.weight = nn.Parameter(weight)
-    return _adopt(plain, layer)
+    return adopt(plain, layer)

@@ -24,12 +24,13 @@ class Made(NamedTuple):
     """A finalized weight made elsewhere, for a layer to hold as it is: nobody else may write to its tensors.
 
     `frozen` holds what `residency` names, on the device where the layer is or, from the meta device, comes to be.
-    `counts`: pruned, locked and free weights of the header.
+    `counts`: pruned, locked and free weights of the header. `gain`: float32 [rows], where the layer has one.
     """
 
     frozen: FrozenTensor
     counts: tuple[int, int, int]
     residency: str
+    gain: Tensor | None = None
 
 
 def note_mask(layer: nn.Module) -> None:
@@ -64,8 +65,8 @@ class FrozenMasks(FrozenState):
 
         Without `masks` there is none and no forward, until a caller makes the masks of several layers together.
         """
-        self.gain, self.relu = None, False
         config = self.config
+        self.gain, self.relu = self._config_gain(), False
         score_dtype = getattr(torch, config.score_dtype)
         with torch.device("cpu"), torch.inference_mode(False), torch.no_grad():
             drawn, header, counts = self._started()
@@ -99,6 +100,11 @@ class FrozenMasks(FrozenState):
             code=self.code,
         )  # fmt: skip
         return header, header, counts
+
+    def _config_gain(self) -> Tensor | None:
+        """What the settings ask for each output: float32 [outputs], float64 in a float64 layer; None for one factor."""
+        gains = self.config.row_gains(self.outputs)
+        return None if gains is None else torch.tensor(gains, dtype=self.gain_dtype, device=self.device)
 
     def _start_scores(self, scores: Tensor) -> None:
         if self.scores is not None and sharded.is_sharded(self.scores):
@@ -135,6 +141,8 @@ class FrozenMasks(FrozenState):
                 self._buffers["_like"] = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
             if bias is not None:
                 self._replace_bias(bias)
+            if made.gain is not None:
+                self._buffers["gain"] = made.gain.to(frozen.header.device, self.gain_dtype, copy=True)
             self._describe(frozen.header.cpu(), made.counts)
             self._note_mask()
             self._put(frozen, made.residency)

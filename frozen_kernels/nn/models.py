@@ -72,6 +72,29 @@ def frozen_layers(model: nn.Module) -> dict[str, FrozenLayer]:
     return {name: m for name, m in named_modules(model) if isinstance(m, FrozenLayer)}
 
 
+# attributes by which torch's encoders turn to fused paths, which read the weights of their children
+_FUSED_PATHS = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu"),
+    (nn.TransformerEncoder, "use_nested_tensor"),
+)
+
+
+def _choose_paths(model: nn.Module) -> None:
+    """Let torch's encoders that hold frozen layers call their children, and those that hold none do as they did."""
+    for module in model.modules():
+        for kind, switch in _FUSED_PATHS:
+            if not isinstance(module, kind):
+                continue
+            before = f"_{switch}_unfrozen"
+            frozen = any(isinstance(m, FrozenLayer) for m in module.modules())
+            if frozen and switch in vars(module) and before not in vars(module):
+                value = getattr(module, switch)
+                setattr(module, before, value)
+                setattr(module, switch, type(value)())
+            elif not frozen and before in vars(module):
+                setattr(module, switch, vars(module).pop(before))
+
+
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever the model holds `old`."""
     compiled = loaded_class("torch._dynamo.eval_frame", "OptimizedModule")
@@ -81,6 +104,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 parent._modules[name] = new
                 if compiled is not None and isinstance(parent, compiled):
                     _compile_anew(parent)
+    _choose_paths(model)
 
 
 def _compile_anew(module: Any) -> None:

@@ -120,6 +120,16 @@ class FrozenState(nn.Module):
             return False
         return self._seen[0] == id(scores) and self._seen[1] != scores._version
 
+    @property
+    def gain_dtype(self) -> torch.dtype:
+        """The dtype of a gain: a layer of half precision keeps one in float32."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def outputs(self) -> int:
+        """How many output channels the layer has, each with its own gain where there is one."""
+        return self.rows
+
     def geometry(self) -> calls.Geometry | None:
         """The arguments of the layer's op, None where its calls are not prepared."""
         return None
@@ -353,7 +363,7 @@ class FrozenState(nn.Module):
                 # bits are no numbers to cast, and what is packed is not rounded again
                 self._buffers[name] = old.to(new.device)
         gain: Any = held["gain"]
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = self.gain_dtype
         if gain is not None and self._buffers["gain"].dtype != wide:  # type: ignore[union-attr]
             self._buffers["gain"] = gain.to(self.device, wide)  # a half precision layer keeps the gain it was given
         if not self.dtype.is_floating_point:

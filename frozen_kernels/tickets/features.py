@@ -204,6 +204,8 @@ def _check_bank(fields: Mapping[str, Any]) -> None:
 
 
 def _check_bank_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    if record.gain:
+        raise ValueError(f"{short(record.name)}.gain: none beside masks {short([m.name for m in record.masks])}")
     popcount, union = torch.ops.frozen_kernels.popcount, None
     for mask in record.masks:
         supermask, name = tensors[f"supermask.{mask.name}"], short(f"{record.name}.supermask.{mask.name}")
@@ -221,7 +223,24 @@ def _check_bank_tensors(record: Record, tensors: Mapping[str, Tensor]) -> None:
 BANK = Feature(
     "bank", ("masks",), lambda record: record.masks is not None, _bank_tensors, _check_bank, _check_bank_tensors
 )
-FEATURES: tuple[Feature, ...] = (STORED, SIGNS, COATS, GENERATIONS, BANK)
+
+
+def _check_gain(record: Record, tensors: Mapping[str, Tensor]) -> None:
+    gain = tensors["gain"]
+    if not gain.isfinite().all():
+        raise ValueError(f"{short(record.name)}.gain: finite numbers, got {short(gain.tolist())}")
+
+
+# no field of a record says that it has one: the tensor itself does
+GAIN = Feature(
+    "gain",
+    (),
+    lambda record: record.gain,
+    lambda record: {"gain": (torch.float32, (record.rows,))},
+    lambda fields: None,
+    _check_gain,
+)
+FEATURES: tuple[Feature, ...] = (STORED, SIGNS, COATS, GENERATIONS, BANK, GAIN)
 OPTIONAL_FIELDS = frozenset(name for feature in FEATURES for name in feature.fields)
 
 

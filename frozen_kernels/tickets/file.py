@@ -38,6 +38,9 @@ _LONGEST_SHAPE = 64
 _PLANES, _PLANES_PER_BYTE = 1 << 30, 16
 
 
+SEEN = frozenset({"gain"})  # of a record, but no field of the file: its tensors show it
+
+
 class TicketError(ValueError):
     """A ticket that cannot be read, or that does not fit the model; nothing was changed."""
 
@@ -61,7 +64,7 @@ class TensorRecord:
     Those with a default are of section 8. `values`, of a stored weight, is what its kept values are: float32, float16,
     bfloat16 or int8. `coats` is how often a weight counts at most, `coat_kept` how many weights each coat keeps, and
     `generations` how many draws there are. `masks`, of a bank: each mask; `scale`, `kept` and `keep_sha256` are then
-    the first one's, and lists in the file.
+    the first one's, and lists in the file. `gain`, no field of the file, is whether it has a gain for each row.
     """
 
     name: str
@@ -83,6 +86,7 @@ class TensorRecord:
     coat_kept: tuple[int, ...] | None = None
     generations: int | None = None
     masks: tuple[BankMask, ...] | None = None
+    gain: bool = False
 
     @property
     def rows(self) -> int:
@@ -135,14 +139,15 @@ class TensorRecord:
             found |= {name: [getattr(mask, name) for mask in self.masks] for name in PER_MASK}
             found |= {"masks": [m.name for m in self.masks], "scale": [m.scale.hex() for m in self.masks]}
         found = {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
-        return {name: v for name, v in found.items() if v is not None or name not in features.OPTIONAL_FIELDS}
+        left_out = features.OPTIONAL_FIELDS
+        return {n: v for n, v in found.items() if n not in SEEN and (v is not None or n not in left_out)}
 
     @classmethod
     def from_json(cls, value: object) -> TensorRecord:
         """The record of one JSON object; ValueError that names the field where it is not one that a writer makes."""
         if not isinstance(value, dict):
             raise ValueError(f"an object for each tensor, got {short(value)}")
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - SEEN
         missing, extra = sorted(known - features.OPTIONAL_FIELDS - set(value)), sorted(set(value) - known)
         if missing or extra:
             raise ValueError(f"fields: missing {short(missing)}, unknown {short(extra)}")
@@ -370,6 +375,7 @@ def read_ticket(path: str | os.PathLike[str]) -> Ticket:
         if not isinstance(listed, list) or not listed:
             raise ValueError(f"{PREFIX}tensors: a list that is not empty, got {short(listed)}")
         records = tuple(TensorRecord.from_json(value) for value in listed)
+        records = tuple(replace(record, gain=f"{record.name}.gain" in tensors) for record in records)
         _check_features(metadata, records)
         _check_tensors(records, tensors)
     except ValueError as why:

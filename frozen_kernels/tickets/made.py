@@ -121,6 +121,6 @@ def make(ticket: Ticket, pairs: Pairs, residency: str | None, verify: bool, end:
         )  # fmt: skip
         check_regenerated(ticket, record, found, None if end is None else f"{record.name}.{end}")
         for name, place in places.items():
-            held = _hold(record, found, supermask, own, place)
+            held = _hold(record, found, supermask, own, place)._replace(gain=own.get("gain"))
             made[name] = copied(held) if made.keys() & places.keys() else held
     return made

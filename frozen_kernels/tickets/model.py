@@ -21,8 +21,8 @@ from ..coats import check_coats
 from ..config import FreezeConfig
 from ..convert.freeze import candidates
 from ..files import write_whole
+from ..nn.attention import open_attentions
 from ..nn.layer import OWN_BUFFERS, FrozenLayer, Made
-from ..nn.layers import TWINS
 from ..nn.models import (
     frozen_layers,
     named_modules,
@@ -32,6 +32,7 @@ from ..nn.models import (
     unwrapped,
     warn_of_stale_masks,
 )
+from ..nn.twins import frozen_shape, is_layer, twin_of, weight_place
 from ..process import release_memory
 from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, Residency
@@ -47,6 +48,7 @@ from .file import (
     read_ticket,
     verify_ticket,
 )
+from .gain import check_gain, gain_of, unsaved_part
 from .made import Pairs, make
 from .regenerate import hash_plane, regenerate
 
@@ -61,6 +63,7 @@ _FROZEN_STATE = (
     "tuned",
     "coats",
     "generations",
+    "gain",
 )  # what of a frozen layer is in its record, or not saved
 _NAMES_SHOWN = 5
 
@@ -73,17 +76,24 @@ class _Slot(NamedTuple):
     tensor: Tensor
 
 
-def _slots(model: nn.Module, to_freeze: set[int]) -> Iterator[_Slot]:
-    """Ordinary parameters and saved buffers, each module once; `to_freeze`: ids of layers about to be replaced."""
+def _slots(model: nn.Module, to_freeze: Collection[nn.Module]) -> Iterator[_Slot]:
+    """Ordinary parameters and saved buffers, each module once; `to_freeze`: layers about to be replaced."""
+    replaced = {id(module) for module in to_freeze}
+    weights = {(id(owner), name) for owner, name in map(weight_place, to_freeze)}
     for prefix, module in named_modules(model):
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is None or name in module._non_persistent_buffers_set:
                 continue
             if isinstance(module, FrozenLayer) and name in _FROZEN_STATE:
                 continue
-            if id(module) in to_freeze and name != "bias":
+            if (id(module) in replaced and name != "bias") or (id(module), name) in weights:
                 continue
             yield _Slot(f"{prefix}.{name}" if prefix else name, module, tensor)
+
+
+def _may_be_frozen(slot: _Slot) -> bool:
+    """Whether a reader's model may have a frozen layer in the place of a slot's."""
+    return twin_of(slot.owner) is not None or isinstance(slot.owner, nn.MultiheadAttention)
 
 
 def _gathered(slots: Iterator[_Slot]) -> Iterator[_Slot]:
@@ -115,7 +125,7 @@ def _tied(slots: Iterator[_Slot]) -> list[list[_Slot]]:
 
 
 def _check_root(model: nn.Module) -> None:
-    if isinstance(model, (FrozenLayer, *TWINS)):
+    if isinstance(model, FrozenLayer) or is_layer(model):
         raise ValueError(f"model: a bare {type(model).__name__} has no name in a ticket; put it in a module")
 
 
@@ -142,7 +152,8 @@ def _record_of(name: str, layer: FrozenLayer, supermask: Tensor, features: dict[
         raise ValueError(f"model: {name!r} is no longer the layer it was: keep is not the plane that its seed gives")
     known: dict[str, Any] = {**fmt.header_fields(header), **counts, **features}
     record = TensorRecord(name=name, shape=layer.shape, keep_sha256=found.keep_sha256, **known)
-    return TensorRecord.from_json(record.to_json())  # refuses what a reader would
+    checked = TensorRecord.from_json(record.to_json())  # refuses what a reader would
+    return replace(checked, gain=layer.gain is not None)
 
 
 def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord], dict[str, Tensor]]:
@@ -151,29 +162,33 @@ def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord],
         raise ValueError("model: no frozen layers; a ticket holds what freeze_ made")
     first_of: dict[tuple[object, ...], TensorRecord] = {}
     tensors: dict[str, Tensor] = {}
+    owned: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no supermask")
-        if layer.folded:
-            raise ValueError(
-                f"model: {name!r} has a folded gain or ReLU, which no ticket holds: save it before folding"
-            )
+        part = unsaved_part(layer)
+        if part is not None:
+            raise ValueError(f"model: {name!r} has {part}, which no ticket holds: save it before folding")
         supermask = layer.packed_supermask().cpu()
         features, own = _features_of(name, layer)
         record = _record_of(name, layer, supermask, features)
         first = first_of.setdefault(layer.identity, record)
-        own = {f"{first.name}.{end}": t for end, t in own.items()}
         if first is record:
-            tensors.update(own)
-            tensors[record.supermask_name] = supermask
-        elif first.to_json() != record.to_json() | {"name": first.name} or not (
-            layer.stored or all(torch.equal(t, tensors[end]) for end, t in own.items())
-        ):
+            owned[name] = own
+            tensors |= {f"{name}.{end}": t for end, t in own.items()} | {record.supermask_name: supermask}
+        elif first.to_json() != record.to_json() | {"name": first.name} or not _same_bytes(own, owned[first.name]):
             raise ValueError(
                 f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
-                "but not the same shape, code, scale and mask; give one of them another stream"
+                "but not the same shape, code, scale, mask and gain; give one of them another stream"
             )
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
+
+
+def _same_bytes(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    """Whether both have the same tensors by name, those of NaN too."""
+    return tensors.keys() == others.keys() and all(
+        np.array_equal(bytes_of(t), bytes_of(others[end])) for end, t in tensors.items()
+    )
 
 
 def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -203,6 +218,7 @@ def _features_of(name: str, layer: FrozenLayer) -> tuple[dict[str, Any], dict[st
     if layer.generations is not None:
         tensors["generation"] = layer.generations
         fields["generations"] = 1 + int(layer.generations_of().max())
+    tensors |= gain_of(layer)
     return fields, {end: t.detach().cpu() for end, t in tensors.items()}
 
 
@@ -226,12 +242,12 @@ def ordinary_state(model: nn.Module, records: Sequence[TensorRecord]) -> dict[st
     """The ordinary tensors of a file by name, in memory of their own; collective under `fully_shard`."""
     tensors: dict[str, Tensor] = {}
     shapes = {record.shape for record in records}
-    for group in _tied(_gathered(_slots(model, set()))):
+    for group in _tied(_gathered(_slots(model, ()))):
         for slot in group:
             if slot.tensor.is_meta:
                 raise ValueError(f"model: {slot.name!r} is on the meta device: it has no values")
             # a reader takes a tied layer without a stored weight for a frozen one, so those are stored again
-            if slot is group[0] or (type(slot.owner) in TWINS and tuple(slot.tensor.shape) in shapes):
+            if slot is group[0] or (_may_be_frozen(slot) and tuple(slot.tensor.shape) in shapes):
                 tensors[slot.name] = slot.tensor.detach().cpu().contiguous().clone()
     return tensors
 
@@ -266,7 +282,8 @@ def save_ticket(model: nn.Module, path: str | os.PathLike[str]) -> None:
     every rank, each with its path or all with one.
 
     Raises:
-        ValueError: no frozen layers, a bare or a folded layer, tensors on the meta device or of a dtype that
+        ValueError: no frozen layers, a bare layer, one with a folded ReLU or a gain that is not one float32 for each
+            row (a model folded otherwise loads into one folded alike), tensors on the meta device or of a dtype that
             safetensors lacks, a layer whose header or mask others have changed, two layers that share seed and stream
             but not their state, or FullyShardedDataParallel. Nothing is written.
         OSError: the file cannot be written; what was there before is still there.
@@ -325,7 +342,13 @@ def _weight_of(layer: nn.Module) -> tuple[object, tuple[int, ...]]:
     """What layers of one weight have in common, and its shape."""
     if isinstance(layer, FrozenLayer):
         return layer.identity, layer.shape
-    return id(layer.weight), tuple(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    return id(layer.weight), frozen_shape(layer)
+
+
+def _weight_name(name: str, layer: nn.Module) -> str:
+    """What the weight of a plain layer is called in a state."""
+    owner, weight = weight_place(layer)
+    return f"{name}.{weight}" if owner is layer else ".".join((*name.split(".")[:-1], weight))
 
 
 def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
@@ -333,8 +356,8 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
     modules = dict(named_modules(model))
     raw = {**modules, **dict(model.named_modules())}  # with the names of wrappers too
     chosen, skipped = candidates(model, lambda module, name: True)
-    plain, reasons = {id(m) for m in chosen.values()}, {id(raw[name]): why for name, why in skipped}
-    layers = {name: m for name, m in modules.items() if id(m) in plain or isinstance(m, FrozenLayer)}
+    reasons = {id(raw[name]): why for name, why in skipped if name in raw}
+    layers = {name: m for name, m in modules.items() if isinstance(m, FrozenLayer)} | chosen
     pairs: Pairs = {}
     named_by_weight: dict[object, list[TensorRecord]] = {}
     for record in ticket.records:
@@ -343,6 +366,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
             found = modules.get(record.name)
             why = "the model has no such module" if found is None else f"the model has a {type(found).__name__} there"
             raise ValueError(f"{short(record.name)}: frozen in the ticket; {reasons.get(id(found), why)}")
+        check_gain(layer, record)
         weight, shape = _weight_of(layer)
         if shape != record.shape:
             raise ValueError(
@@ -352,11 +376,12 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
         named_by_weight.setdefault(weight, []).append(record)
     for name, layer in layers.items():
         frozen = isinstance(layer, FrozenLayer)
-        if name in pairs or (not frozen and f"{name}.weight" in ticket.tensors):
+        if name in pairs or (not frozen and _weight_name(name, layer) in ticket.tensors):
             continue
         weight, shape = _weight_of(layer)
         named = [record for record in named_by_weight.get(weight, []) if record.shape == shape]
         if len(named) == 1:
+            check_gain(layer, named[0])
             pairs[name] = layer, named[0]
         elif named:
             tied = ", ".join(short(record.name) for record in named)
@@ -369,7 +394,7 @@ def _pair_layers(model: nn.Module, ticket: Ticket) -> Pairs:
 def _pair_tensors(model: nn.Module, ticket: Ticket, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """(tensor of the model, stored tensor) for all ordinary tensors; ValueError where any does not fit."""
     stored = ticket.ordinary
-    plain = {id(layer) for layer, _ in pairs.values() if not isinstance(layer, FrozenLayer)}
+    plain = [layer for layer, _ in pairs.values() if not isinstance(layer, FrozenLayer)]
     copies, missing, used = [], [], set()
     for group in _tied(_slots(model, plain)):
         given = [slot for slot in group if slot.name in stored]
@@ -513,8 +538,7 @@ def place(inside: nn.Module, pairs: Pairs, copies: Copies, made: dict[str, Made]
     new: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if not isinstance(layer, FrozenLayer):
-            config, sigma = settings[record.name]
-            twin: Any = TWINS[type(layer)]
+            (config, sigma), twin = settings[record.name], twin_of(layer)
             new[name] = twin.from_module(layer, config, stream=record.stream, sigma=sigma, state=made.pop(name))
     by_id = {id(old): _with_memory(old, stored) for old, stored in copies if old.is_meta}
     # a frozen layer takes its bias over together with its weight
@@ -525,6 +549,7 @@ def place(inside: nn.Module, pairs: Pairs, copies: Copies, made: dict[str, Made]
     for old, stored in copies:
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
+    open_attentions(inside, [layer for layer, _ in pairs.values()])
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if name in adopting:
