@@ -5,7 +5,7 @@
 
 namespace fk::FK_ISA_NS {
 
-// Dot products of bytes, where no tile registers do them.
+// Dot products of bytes: with AVX2, and with AVX-512 that has VNNI, where no tile registers do them.
 #define FK_DOTS (FK_HAS_AVX2 && FK_HAS_AVX512 == FK_HAS_VNNI && !FK_HAS_TILES)
 
 #if FK_HAS_TILES
