@@ -27,6 +27,7 @@ import frozen_kernels as fk
 from frozen_kernels.files import replace
 
 CHANNELS, BLOCKS, BATCH = 32, 3, 64
+MARKERS = "os^v<>DPXph*d8"
 
 
 class Data(NamedTuple):
@@ -79,6 +80,7 @@ class Rule:
     settings: dict[str, Any] = field(default_factory=dict)
     fold: bool = False
     ratios: Callable[[nn.Module, Data], dict[str, float]] | None = None
+    last: Callable[[Any], None] = lambda search: None  # what is done with the search at the end
 
 
 def _popup(model: nn.Module, epochs: int, steps: int) -> Any:
@@ -95,6 +97,14 @@ PRUNED: dict[str, Any] = {"prune_ratio": 1 - DENSITY, "lock_ratio": 0.0, "scope"
 RULES: dict[str, Rule] = {
     "edge_popup": Rule("edge-popup", "edge_popup", _popup),
     "sampled": Rule("sampled supermask", "sampled", lambda m, e, n: search.Sampled(m), 200.0, 0.0),
+    "settled": Rule(
+        "sampled, its likeliest mask",
+        "sampled",
+        lambda m, e, n: search.Sampled(m),
+        200.0,
+        0.0,
+        last=lambda s: s.settle(),
+    ),
     "gem_miner": Rule(
         "Gem-Miner",
         "gem_miner",
@@ -199,6 +209,7 @@ def train(rule: Rule, data: Data, epochs: int, seed: int) -> nn.Module:
     found.refresh()
     optimizer = torch.optim.SGD(found.param_groups(weight_decay=rule.weight_decay), lr=rule.lr, momentum=0.9)
     fit(model, optimizer, data, epochs, seed, found.step)
+    rule.last(found)
     recalibrate(model, data)
     return model
 
@@ -315,14 +326,17 @@ def plot(runs: list[Run], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for (name, (mean, low, high, weights, _, _)), marker in zip(means(runs).items(), "os^v<>DPXph*d8", strict=False):
+    figure, axes = plt.subplots(figsize=(9, 5))
+    colors = plt.get_cmap("tab20").colors
+    for i, (name, (mean, low, high, weights, _, _)) in enumerate(means(runs).items()):
         if name == "random":
             axes.axhline(100 * mean, color="grey", linestyle=":", label=f"{label(name)}: {100 * mean:.1f} %")
             continue
         bars = [[100 * (mean - low)], [100 * (high - mean)]]
-        axes.errorbar(weights / 1000, 100 * mean, yerr=bars, marker=marker, capsize=3, linestyle="", label=label(name))
-    axes.set_xscale("log")
+        look = {"marker": MARKERS[i % len(MARKERS)], "color": colors[i % len(colors)], "linestyle": ""}
+        axes.errorbar(weights / 1000, 100 * mean, yerr=bars, capsize=3, label=label(name), **look)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
     axes.set_ylim(bottom=max(0, min(100 * v[1] for n, v in means(runs).items() if n != "random") - 3))
     axes.set_xlabel("bytes of the weights [kB], batch norm apart")
     axes.set_ylabel("test accuracy [%]")
@@ -330,7 +344,7 @@ def plot(runs: list[Run], path: Path) -> None:
         f"digits, mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best", fontsize=10
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -74,7 +74,10 @@ def checked(
 def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
     for name, value in (("BLOCKS", 2), ("BATCH", 32)):
         monkeypatch.setattr(compare, name, value)
-    data, names = compare.load(), [name for name, rule in compare.RULES.items() if rule.ratios is None]
+    data, names = (
+        compare.load(),
+        [name for name, rule in compare.RULES.items() if rule.ratios is None and name != "settled"],
+    )
     small = compare.Data(data.x[:576], data.y[:576], data.x_test, data.y_test)
     random = compare.accuracy(compare.random_mask(compare.RULES["edge_popup"], small, 0), small)
     checked(tmp_path, names, 2, 0, small, random)
