@@ -96,12 +96,12 @@ DENSITY = 0.5
 PRUNED: dict[str, Any] = {"prune_ratio": 1 - DENSITY, "lock_ratio": 0.0, "scope": "global", "sparsity": 0.75}
 RULES: dict[str, Rule] = {
     "edge_popup": Rule("edge-popup", "edge_popup", _popup),
-    "sampled": Rule("sampled supermask", "sampled", lambda m, e, n: search.Sampled(m), 200.0, 0.0),
+    "sampled": Rule("sampled supermask", "sampled", lambda m, e, n: search.Sampled(m), 50.0, 0.0),
     "settled": Rule(
         "sampled, its likeliest mask",
         "sampled",
         lambda m, e, n: search.Sampled(m),
-        200.0,
+        50.0,
         0.0,
         last=lambda s: s.settle(),
     ),
