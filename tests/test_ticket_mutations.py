@@ -118,8 +118,7 @@ def says(path: Path) -> tuple[list, dict]:
     [
         ("drawn", raw_mutation, 7500), ("drawn", consistent_mutation, 2500), ("int8", raw_mutation, 500),
         ("int8", consistent_mutation, 1500), ("float16", consistent_mutation, 1000), ("layered", raw_mutation, 200),
-        ("layered", consistent_mutation, 400),
-        ("signs", raw_mutation, 150), ("signs", consistent_mutation, 250),
+        ("layered", consistent_mutation, 400), ("signs", raw_mutation, 100), ("signs", consistent_mutation, 150),
     ],
 )  # fmt: skip
 def test_mutated_files(tmp_path, good, holds, mutate, count):
