@@ -81,7 +81,7 @@ def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
         compare.load(),
         [name for name, rule in compare.RULES.items() if rule.ratios is None and name != "settled"],
     )
-    small = compare.Data(data.x[:576], data.y[:576], data.x_test, data.y_test)
+    small = compare.Data(data.x[:608], data.y[:608], data.x_test, data.y_test)
     random = compare.accuracy(compare.random_mask(compare.RULES["edge_popup"], small, 0), small)
     checked(tmp_path, names, 2, 0, small, random)
 
