@@ -32,11 +32,8 @@ FROM_FIRST = dsd.StateDictOptions(full_state_dict=True, broadcast_from_rank0=Tru
 
 
 def batches(steps: int) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 1, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator))
-        for _ in range(steps)
-    ]
+    draw = torch.Generator().manual_seed(1)
+    return [(torch.randn(8, 1, 8, 8, generator=draw), torch.randint(10, (8,), generator=draw)) for _ in range(steps)]
 
 
 def own_half() -> slice:
@@ -563,7 +560,7 @@ def check_jackpots_of_shards_and_of_whole_scores_agree(folder: Path) -> None:
 def check_signs_of_shards_are_those_of_whole_scores(folder: Path) -> None:
     found = []
     for sharded in (False, True):
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 33), nn.ReLU(), nn.Linear(33, 10))
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 33, bias=False), nn.ReLU(), nn.Linear(33, 10, bias=False))
         fk.freeze_(model, fk.FreezeConfig(code="signs", seed=3))
         model = shard(model) if sharded else model
         search, before, path = fk.EdgePopup(model), model[1].packed_signs(), folder / f"{sharded}.{dist.get_rank()}"
