@@ -38,6 +38,14 @@ class Prepared(Protocol):
         """The same with gradients of whatever of the three requires them."""
 
 
+def finite(x: Tensor) -> Tensor:
+    """The input of the coats after the first: 0 where x is infinite or NaN, which the first coat has carried.
+
+    A weight that counts once has a zero there, and zero times infinity would make NaN of it.
+    """
+    return torch.nan_to_num(x, 0.0, 0.0, 0.0)
+
+
 class Coats:
     """A layer in several coats, without gradients: the sum of a prepared call of each, as `functional` sums ops."""
 
@@ -58,9 +66,9 @@ class Coats:
             return None
         wide = x if x.itemsize >= 4 else x.to(torch.float32)
         first, *others = self.each
-        y = first.forward(wide)
+        y, others_of = first.forward(wide), finite(wide)
         for call in others:
-            part = call.forward(wide)
+            part = call.forward(others_of)
             if y is None or part is None:
                 return None
             y += part

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from . import derivatives, flops  # noqa: F401  (they register what torch asks about the ops)
+from . import calls, derivatives, flops  # noqa: F401  (they register what torch asks about the ops)
 from .ops import conv_output_size, conv_transpose_output_size
 from .tensor import FrozenTensor
 
@@ -110,8 +110,9 @@ def _in_coats(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     first, *others = frozen.each_coat()
     y = call(wide, first)
+    finite = calls.finite(wide)
     for coat in others:
-        y = y + call(wide, coat)
+        y = y + call(finite, coat)
     along = [-1, *[1] * (y.dim() - 1 - channel)]
     y = y if gain is None else y * gain.view(along)
     y = y if bias is None else y + bias.to(y.dtype).view(along)

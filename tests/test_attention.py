@@ -379,6 +379,24 @@ def test_dtypes_and_autocast(dtype):
     torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
 
 
+def test_what_is_bound_to_the_old_module_is_left_behind():
+    x = torch.randn(2, 3, 8)
+    compiled, wrapped = (nn.ModuleList([nn.MultiheadAttention(8, 2, batch_first=True)]) for _ in range(2))
+    compiled[0].compile(backend="eager")
+    wrapped[0].forward = wrapped[0].forward
+    for model in (compiled, wrapped):
+        fk.freeze_(model)
+        plain = fk.to_dense(copy.deepcopy(model))
+        torch.testing.assert_close(model[0](x, x, x)[0], plain[0](x, x, x)[0])
+
+
+def test_a_weight_with_a_gain_is_not_written_either():
+    model = nn.ModuleList([nn.MultiheadAttention(8, 2)])
+    fk.freeze_(model, fk.FreezeConfig(gain=(2.0, 2.0, 1.0)), lambda module, name: name.endswith("in_proj"))
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        nn.init.zeros_(model[0].in_proj_weight)
+
+
 def test_torch_fx_sees_one_call():
     frozen, _ = frozen_and_dense(batch_first=True)
 

@@ -221,6 +221,19 @@ def loaded_weight(new):
     return other.weight.detach()
 
 
+@pytest.mark.parametrize("residency", RESIDENCIES)
+def test_infinity_goes_where_a_dense_product_carries_it(residency):
+    layer = fk.nn.FrozenLinear(70, 40, seed=3, freeze_ratio=0.3, bias=False)
+    layer.adopt_counts((torch.arange(layer.free) % 4).to(torch.uint8), coats=3)
+    layer.set_residency(residency)
+    x = integers(3, 70)
+    x[0, 5], x[1, 40], x[2, 9] = torch.inf, -torch.inf, torch.nan
+    wanted = F.linear(x, layer.weight.detach())
+    assert wanted.isposinf().any() and wanted.isneginf().any() and wanted.isnan().any()
+    for given in (layer(x), layer(x.clone().requires_grad_()).detach()):  # prepared, and by the ops
+        assert torch.equal(given.nan_to_num(1e30, 2e30, -2e30), wanted.nan_to_num(1e30, 2e30, -2e30))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("residency", RESIDENCIES)
 def test_prepared_calls_give_the_same(residency, dtype):

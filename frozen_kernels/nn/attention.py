@@ -53,7 +53,9 @@ class FrozenProjection(FrozenLinear):
 def _become(kind: Any, module: nn.Module) -> Any:
     """A module of another class with everything that one has, its hooks among it; parts may be changed in either."""
     new = kind.__new__(kind)
-    new.__dict__.update(vars(module))
+    # what is bound to the old module goes on calling it
+    bound = ("forward", "_compiled_call_impl")
+    new.__dict__.update({name: value for name, value in vars(module).items() if name not in bound})
     for name in ("_parameters", "_buffers", "_modules"):
         new.__dict__[name] = dict(vars(module)[name])
     return new
@@ -175,7 +177,10 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
             return self._parameters.get(part)
         weight: Tensor = inner.weight
         gain = getattr(inner, "gain", None)
-        return weight if gain is None else (weight * gain.unsqueeze(1)).to(weight.dtype)
+        if gain is None:
+            return weight
+        scaled = (weight.as_subclass(Tensor) * gain.unsqueeze(1)).to(weight.dtype)
+        return scaled if torch.compiler.is_compiling() else scaled.as_subclass(type(weight))
 
     @property
     def in_proj_weight(self) -> Tensor | None:  # type: ignore[override]
