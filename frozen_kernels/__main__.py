@@ -146,12 +146,8 @@ def footprint(options: argparse.Namespace) -> None:
     beside: dict[str, int] = {}
     for r in ticket.records:
         for feature in features_of(r):
-            names = [f"{r.name}.{end}" for end in feature.tensors(r)]
-            size = sum(
-                ticket.tensors[name].nbytes
-                for name in names
-                if name in ticket.tensors and name not in r.supermask_names
-            )
+            names = {f"{r.name}.{end}" for end in feature.tensors(r)} - {*r.supermask_names}
+            size = sum(ticket.tensors[name].nbytes for name in names if name in ticket.tensors)
             beside[feature.name] = beside.get(feature.name, 0) + size
     ordinary = sum(t.nbytes for t in ticket.ordinary.values())
     disk = [("supermasks", masks), *((_BESIDE.get(name, name), size) for name, size in beside.items())]
@@ -200,12 +196,13 @@ def _held(record: TensorRecord, residency: str, ticket: Ticket) -> int:
         generations=record.generations or 1,
         row_scaled=f"{record.name}.row_scale" in ticket.tensors,
     )
-    own = alone
+    if not others:
+        return alone
     if residency == "seed":
-        own = 4 * HEADER_WORDS + -(-record.free // 8)
-    elif residency == "planes":
-        own = resident_bytes(record.shape, record.code, record.free, "mask")
-    return alone + others * own if others else alone
+        return alone + others * (4 * HEADER_WORDS + -(-record.free // 8))
+    # the draws are those of all masks
+    own = "mask" if residency == "planes" else residency
+    return alone + others * resident_bytes(record.shape, record.code, record.free, own)
 
 
 def _bits(size: int, weights: int) -> str:

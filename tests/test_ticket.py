@@ -347,7 +347,8 @@ def test_bad_record(tmp_path, good, change, match):
 BAD_METADATA = [
     ({"format": "2"}, r"format: '2', this release reads '1'"),
     ({"format": None}, r"no ticket: its metadata has no frozen_kernels.format"),
-    ({"requires": '["gain"]'}, r"requires: \['gain'\], which this release does not know"),
+    ({"requires": '["later"]'}, r"requires: \['later'\], which this release does not know"),
+    ({"requires": '["gain"]'}, r"requires: \['gain'\], its tensors need \[\]"),
     ({"requires": '["coats"]'}, r"requires: \['coats'\], its tensors need \[\]"),
     ({"requires": "{}"}, r"requires: a list of strings"),
     ({"requires": "[1]"}, r"requires: a list of strings"),
