@@ -265,6 +265,25 @@ def test_states_that_do_not_nest():
         assert unchanged(other, before)
 
 
+def test_signs_of_coats_are_those_of_the_scores_and_a_finalized_layer_has_no_others():
+    layer = fk.nn.FrozenLinear(33, 7, code="signs", sparsity=0.7, scope="local")
+    with torch.no_grad():
+        layer.scores.neg_()
+    counts = (torch.arange(layer.free) % 3).to(torch.uint8)
+    layer.adopt_counts(counts, coats=2)
+    found, kept = gather_free(layer.weight.detach(), layer.partition()), counts > 0
+    assert torch.equal(found[kept] < 0, layer.scores.detach()[kept] < 0) and not found[~kept].any()
+    layer.finalize()
+    before = layer.weight.clone()
+    with pytest.raises(RuntimeError, match=f"signs of {int((~kept).sum())} dropped weights are gone"):
+        layer.adopt_counts(torch.ones_like(counts), coats=2)
+    layer.adopt_counts(counts * (counts == 2), coats=2)
+    assert torch.equal(layer.weight, torch.where(layer.coat_counts() == 2, before, torch.zeros_like(before)))
+    drawn = fk.nn.FrozenLinear(33, 7)
+    with pytest.raises(ValueError, match="signs: of code 'signs', the layer has 'sign'"):
+        drawn.adopt_counts(torch.zeros(drawn.free, dtype=torch.uint8), coats=2, signs=layer.packed_signs())
+
+
 def test_a_new_mask_is_one_coat():
     new, _ = layer()
     model = nn.Sequential(new)

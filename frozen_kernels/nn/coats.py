@@ -10,6 +10,7 @@ from ..coats import MOST as MOST_COATS
 from ..coats import coat_streams
 from ..generations import MOST as MOST_GENERATIONS
 from ..generations import check_redrawn, numbers_of, planes_of
+from ..select import thresholds
 from ..tensor import FrozenTensor
 from .signs import FrozenSigns
 
@@ -18,7 +19,7 @@ class FrozenCoats(FrozenSigns):
     """How a layer gets and tells its coats and generations."""
 
     @torch.no_grad()
-    def adopt_counts(self, counts: Tensor, coats: int, rescale: bool = True) -> None:
+    def adopt_counts(self, counts: Tensor, coats: int, rescale: bool = True, signs: Tensor | None = None) -> None:
         """Let each free weight count so often: `count * code * scale` (Okoshi et al. 2022, multicoated supermasks).
 
         The scores' gradient stays that of one coat, `sign(S) * dL/dW * code * scale`. A layer in the residency seed
@@ -29,9 +30,13 @@ class FrozenCoats(FrozenSigns):
         Args:
             counts: uint8 [free] in stream order, 0 (dropped) to `coats`. Locked weights count once.
             coats: how many there are, 2 to 255.
+            signs: of code "signs" alone, uint8 [ceil(rows * columns / 8)] in stream order, 1 = negative; those of the
+                scores by default, and of a finalized layer those that it has.
 
         Raises:
-            ValueError: another dtype or shape, a count above `coats`, or a stored layer. The layer is unchanged.
+            ValueError: another dtype or shape, a count above `coats`, a stored layer, or signs of another code.
+            RuntimeError: a finalized layer of code "signs" would keep a weight that was dropped: its sign is gone.
+                The layer is unchanged.
         """
         if self.stored:
             raise ValueError("counts: of drawn weights and signs, got those of a stored layer")
@@ -44,11 +49,25 @@ class FrozenCoats(FrozenSigns):
         most = int(counts.max()) if counts.numel() else 0
         if most > number:
             raise ValueError(f"counts: 0 to {number} with as many coats, got {most}")
-        self._adopt_streams([fmt.pack_bits(counts >= coat) for coat in range(1, number + 1)], rescale)
+        streams = [fmt.pack_bits(counts >= coat) for coat in range(1, number + 1)]
+        self._adopt_streams(streams, self._record_with_signs(streams[0], signs), rescale)
 
-    def _adopt_streams(self, streams: list[Tensor], rescale: bool) -> None:
+    def _record_with_signs(self, supermask: Tensor, signs: Tensor | None) -> FrozenTensor:
+        """The record, of code "signs" with the signs that go with a supermask."""
+        record = self._record()
+        if signs is not None:
+            self._check_signed()
+            fmt.check_supermask(signs, self.rows * self.cols, "signs")
+            return record._replace(draw=self.sign_plane(signs.to(self.device).contiguous()))
+        if self.signed and self.scores is not None:
+            return record._replace(draw=self.sign_plane(thresholds.pack_negative(self.scores, self.device)))
+        if self.signed:
+            self._check_signs_there(supermask)
+        return record
+
+    def _adopt_streams(self, streams: list[Tensor], record: FrozenTensor, rescale: bool) -> None:
         """Take over coats as supermasks uint8 [ceil(free / 8)], first to last."""
-        record, ops = self._record(), torch.ops.frozen_kernels
+        ops = torch.ops.frozen_kernels
         offsets = record.offsets if record.offsets is not None else ops.offsets(record.header, self.rows, self.cols)
 
         def plane(stream: Tensor) -> Tensor:

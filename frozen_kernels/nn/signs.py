@@ -96,10 +96,13 @@ class FrozenSigns(FrozenStored):
             self.adopt_signs(supermask, negative, rescale)
             return
         if self.signed:
-            gone = int(torch.ops.frozen_kernels.popcount(supermask & ~self.packed_supermask()))
-            if gone:
-                raise RuntimeError(f"supermask: the layer is finalized, the signs of {gone} dropped weights are gone")
+            self._check_signs_there(supermask)
         super().adopt_supermask(supermask, rescale)
+
+    def _check_signs_there(self, supermask: Tensor) -> None:
+        gone = int(torch.ops.frozen_kernels.popcount(supermask & ~self.packed_supermask()))
+        if gone:
+            raise RuntimeError(f"supermask: the layer is finalized, the signs of {gone} dropped weights are gone")
 
     @torch.no_grad()
     def adopt(self, made: Made, config: FreezeConfig, sigma: float, bias: Tensor | None = None) -> None:

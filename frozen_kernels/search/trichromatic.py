@@ -70,8 +70,7 @@ class Trichromatic(MaskRule):
         name = self._by_scores()[id(layer.scores)][0]
         negative, counts = self._signs(name) < 0, self._counts(name).to(torch.uint8) * keep
         # of all weights in stream order, which are the free ones
-        layer.adopt_signs(fmt.pack_bits(keep), fmt.pack_bits(negative))
-        layer.adopt_counts(counts, coats=2)
+        layer.adopt_counts(counts, coats=2, signs=fmt.pack_bits(negative))
 
     def _gradient_of(self, name: str, layer: FrozenLayer) -> Callable[[Tensor], Tensor]:
         connect = super()._gradient_of(name, layer)
