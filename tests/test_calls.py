@@ -264,14 +264,22 @@ def test_errors_stay_those_of_the_op(layer, x, what, residency):
         layer(x)
 
 
-def test_a_forward_in_another_thread_reads_one_state_whole(tmp_path):
-    """Loads, steps and residencies while others forward: each result is that of one ticket, bias included."""
+@pytest.mark.parametrize("kind", ["prepared", "gain", "coats"])
+def test_a_forward_in_another_thread_reads_one_state_whole(tmp_path, kind):
+    """Loads, steps and residencies while others forward: each result is that of one ticket, bias and gain included.
+
+    With a gain or coats a forward that records gradients takes the op, and the bias as a parameter.
+    """
     models, x = [], torch.randn(4, 96)
     for seed in range(2):
         model = nn.Sequential(nn.Linear(96, 96))
         with torch.no_grad():
             model[0].bias.fill_(float(seed))
         fk.freeze_(model, fk.FreezeConfig(seed=seed))
+        if kind == "gain":
+            model[0].gain = torch.full((96,), 1.0 + seed)
+        if kind == "coats":
+            model[0].adopt_counts((torch.arange(model[0].free) % 3).to(torch.uint8), coats=2)
         fk.finalize_(model)
         fk.save_ticket(model, tmp_path / f"{seed}")
         models.append(model)
@@ -280,7 +288,7 @@ def test_a_forward_in_another_thread_reads_one_state_whole(tmp_path):
     done, wrong, count = threading.Event(), [], [0]
 
     def work():
-        with torch.no_grad():
+        with torch.set_grad_enabled(kind != "prepared"):
             while not done.is_set():
                 y = served(x)
                 count[0] += 1
@@ -290,9 +298,10 @@ def test_a_forward_in_another_thread_reads_one_state_whole(tmp_path):
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
         thread.start()
+    residencies = FUSED if kind != "coats" else ("mask", "planes")
     for turn in range(40):
         fk.load_ticket(served, tmp_path / str(turn % 2), verify=False)
-        fk.set_residency(served, FUSED[turn % 3])
+        fk.set_residency(served, residencies[turn % len(residencies)])
     done.set()
     for thread in threads:
         thread.join()

@@ -47,7 +47,8 @@ class FrozenProjection(FrozenLinear):
         if bias is None:
             return super().forward(input)
         self._check_input(input)
-        return functional.linear(input, self._arguments_now()[0], bias, gain=self.gain, relu=self.relu)
+        frozen, _, gain = self._arguments_now()
+        return functional.linear(input, frozen, bias, gain=gain, relu=self.relu)
 
 
 def _become(kind: Any, module: nn.Module) -> Any:

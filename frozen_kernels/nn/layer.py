@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.compiler.config
@@ -105,17 +105,24 @@ class FrozenLayer(FrozenLoading):
         """
         return self._arguments_now()[0]
 
-    def _arguments_now(self) -> tuple[FrozenTensor, Tensor | None]:
-        """The record with its scores, and the bias that belongs to it."""
-        scores, bias = self._parameters["scores"], self._parameters["bias"]
+    def _arguments_now(self) -> tuple[FrozenTensor, Tensor | None, Tensor | None]:
+        """The record with its scores, and the bias and the gain that belong to it."""
+        scores, bias = self._parameters["scores"], cast(nn.Parameter, self._parameters["bias"])
         if torch.compiler.is_compiling():
-            return self._record(scores), bias
+            return self._record(scores), bias, self._buffers["gain"]
         if scores is not None:
             check_recomputed(self)
         held = self.held()
-        if not _gradients() and bias is held.bias and held.bias_values is not None:
-            bias = held.bias_values  # type: ignore[assignment]
-        return held.record._replace(scores=scores), bias
+        if bias is not held.bias or held.bias_values is None:
+            values: Tensor | None = bias
+        elif not _gradients():
+            values = held.bias_values
+        else:
+            # a ticket that is loaded meanwhile gives the parameter other memory, which a view does not follow
+            values = bias.view_as(bias)
+            while values.data_ptr() != held.bias_at:
+                held, values = self.held(), bias.view_as(bias)
+        return held.record._replace(scores=scores), values, held.gain
 
     @property
     def weight(self) -> Tensor:

@@ -80,8 +80,8 @@ class FrozenLinear(FrozenLayer):
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         self._check_input(input)
-        frozen, bias = self._arguments_now()
-        return functional.linear(input, frozen, bias, gain=self.gain, relu=self.relu)
+        frozen, bias, gain = self._arguments_now()
+        return functional.linear(input, frozen, bias, gain=gain, relu=self.relu)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -180,8 +180,8 @@ class _FrozenConv(_FrozenConvBase):
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         function, geometry = type(self)._function, (self.stride, padding, self.dilation, self.groups)
-        frozen, bias = self._arguments_now()
-        return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
+        frozen, bias, gain = self._arguments_now()
+        return function(x, frozen, bias, *geometry, gain=gain, relu=self.relu)
 
 
 class FrozenConv1d(_FrozenConv):
@@ -253,8 +253,8 @@ class _FrozenConvTranspose(_FrozenConvBase):
             )
         function = type(self)._function
         geometry = (self.stride, self.padding, output_padding, self.groups, self.dilation)
-        frozen, bias = self._arguments_now()
-        return function(x, frozen, bias, *geometry, gain=self.gain, relu=self.relu)
+        frozen, bias, gain = self._arguments_now()
+        return function(x, frozen, bias, *geometry, gain=gain, relu=self.relu)
 
     @property
     def outputs(self) -> int:
