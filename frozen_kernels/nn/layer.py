@@ -9,6 +9,7 @@ import torch
 import torch.compiler.config
 from torch import Tensor, fx, nn
 
+from .. import calls
 from .. import format as fmt
 from ..config import FreezeConfig
 from ..functional import autocasting
@@ -113,7 +114,7 @@ class FrozenLayer(FrozenLoading):
         if scores is not None:
             check_recomputed(self)
         held = self.held()
-        if bias is not held.bias or held.bias_values is None:
+        if bias is not held.bias or held.bias_values is None or calls.transformed():
             values: Tensor | None = bias
         elif not _gradients():
             values = held.bias_values

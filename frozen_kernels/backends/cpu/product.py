@@ -29,6 +29,8 @@ def product(
     check_dtype("grad" if back else "x", x.dtype)
     args, held = pack_args(pack, product=True)
     linear, transposed = len(held.shape) == 2, geometry.transposed != back
+    if linear and x.dim() and x.stride(-1) != 1:
+        x = x.contiguous()  # as in a prepared call: kernels are chosen by strides, and each has its own bits
     y, x, x_side, y_side = with_result(x, size, linear)
     bias, gain = checked_epilogue(bias, gain, y_side.size[1], held.header)
     if y.nbytes >= LARGE_RESULT:
