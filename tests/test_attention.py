@@ -244,6 +244,22 @@ def test_a_projection_that_stays_is_the_parameter_it_was(tmp_path):
                 same(net["b"](x, k, x), model["b"](x, k, x))
 
 
+def test_what_is_left_of_an_attention_freezes_later(tmp_path):
+    torch.manual_seed(2)
+    whole = nn.ModuleList([nn.MultiheadAttention(E, 2, batch_first=True).eval()])
+    part = copy.deepcopy(whole)
+    fk.freeze_(whole, CONFIG)
+    fk.save_ticket(whole, tmp_path / "whole")
+    fk.freeze_(part, CONFIG, lambda module, name: name.endswith("out_proj"))
+    loaded = fk.load_ticket(copy.deepcopy(part), tmp_path / "whole")
+    report = fk.freeze_(part, CONFIG)
+    assert [c.name for c in report.converted] == ["0.in_proj"] and part[0].in_proj.stream == 1
+    assert [why for name, why in report.skipped] == ["already frozen"]
+    x = torch.randn(N, L, E)
+    assert torch.equal(loaded[0](x, x, x)[0], whole[0](x, x, x)[0])
+    same(fk.to_dense(part)[0](x, x, x), part[0](x, x, x))
+
+
 # --- encoder layers -----------------------------------------------------------------------------------------------
 
 
@@ -388,6 +404,11 @@ def test_what_is_bound_to_the_old_module_is_left_behind():
         fk.freeze_(model)
         plain = fk.to_dense(copy.deepcopy(model))
         torch.testing.assert_close(model[0](x, x, x)[0], plain[0](x, x, x)[0])
+
+
+def test_several_gains_of_the_constructor_are_those_of_in_proj():
+    attention = FrozenMultiheadAttention(16, 2, gain=(2.5, 2.5, 1.0))
+    assert attention.in_proj.gain.unique().tolist() == [1.0, 2.5] and attention.out_proj.gain is None
 
 
 def test_a_weight_with_a_gain_is_not_written_either():

@@ -292,11 +292,15 @@ def small_net():
         (0, {"relu": True}, "folded ReLU"),
         (1, {"gain": torch.ones(3)}, "gain for 3 outputs beside 5 rows"),
         (0, {"gain": torch.full((5,), 0.1, dtype=torch.float64)}, "gain beyond float32"),
+        (0, {"gain": torch.tensor([1.0, torch.inf, 1, 1, 1])}, "gain that is not finite, .*inf"),
+        (1, {"gain": torch.ones(4)}, "gain for 4 outputs beside 4 rows, which are its inputs"),
     ],
-    ids=["relu", "transposed", "float64"],
+    ids=["relu", "transposed", "float64", "infinite", "square"],
 )
 def test_what_no_ticket_holds_is_refused(at, part, what, tmp_path):
     model = small_net()
+    if "4 rows" in what:
+        model[1] = nn.ConvTranspose2d(4, 4, 1)
     fk.freeze_(model)
     fk.finalize_(model)
     for name, value in part.items():

@@ -324,6 +324,35 @@ def test_a_ticket_without_row_scales_is_one_of_the_scale(tmp_path):
     assert torch.equal(target[0].weight, model[0].weight.sign() * 0.25)
 
 
+def test_attention_and_what_holds_its_weight_turned(monkeypatch):
+    torch.manual_seed(1)
+    model = nn.ModuleList([nn.Linear(6, 4), nn.MultiheadAttention(6, 2, batch_first=True), nn.MultiheadAttention(6, 2)])
+    with torch.no_grad():
+        for weight in (model[0].weight, model[1].in_proj_weight, model[1].out_proj.weight):
+            weight.copy_(weight.sign() * (weight.abs() > 0.1) * torch.arange(1, 1 + len(weight)).unsqueeze(1))
+    x = torch.randn(2, 3, 6)
+    right = model[0](x), model[1].eval()(x, x, x)[0]
+    report = fk.importers.ternary_(model)
+    assert [layer.name for layer in report.layers] == ["0", "1.in_proj", "1.out_proj"]
+    assert {name for name, _ in report.skipped} == {"2.in_proj", "2.out_proj"} and type(
+        model[2]
+    ) is nn.MultiheadAttention
+    torch.testing.assert_close((model[0](x), model[1](x, x, x)[0]), right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="a bare MultiheadAttention cannot be replaced"):
+        fk.importers.ternary_(nn.MultiheadAttention(6, 2))
+
+
+def test_conv1d_is_ternary_by_its_outputs():
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils", reason="needs transformers, the extra minilm")
+    model = nn.Sequential(pytorch_utils.Conv1D(5, 7))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randint(-1, 2, (7, 5)) * torch.arange(1.0, 6.0))
+    x = torch.randn(3, 7)
+    right = model(x)
+    assert len(fk.importers.ternary_(model).layers) == 1
+    torch.testing.assert_close(model(x), right)
+
+
 def test_the_command_line(tmp_path, capsys):
     signs_ticket(tmp_path / "t")
     for command in ("inspect", "verify", "footprint"):

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ..config import FreezeConfig
 from ..convert.choose import candidates, check_wrappers, passed_over
 from ..format import SIGNS
+from ..nn.attention import input_projections, open_attentions
+from ..nn.conv1d import is_conv1d
 from ..nn.layer import FrozenLayer, Made
-from ..nn.layers import TWINS
 from ..nn.models import named_modules, replace_module, unwrapped
+from ..nn.twins import is_layer, twin_of
 from ..process import release_memory
 from ..tensor import FrozenTensor
 from .report import Imported
@@ -109,15 +111,23 @@ def scales_of(weight: Tensor) -> Scales:
     return Scales(1.0, magnitudes)
 
 
+def _weight_of(module: Any) -> Tensor:
+    """The weight with its outputs in rows, as its twin has it."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if is_conv1d(module) else weight
+
+
 def _twin(module: Any, scales: Scales) -> FrozenLayer:
     """The frozen layer that stands for a ternary one, finalized, with its two planes."""
-    weight = module.weight.detach()
+    weight = _weight_of(module)
     record = FrozenTensor.signs(weight != 0, weight < 0, scales.scale, scales.row_scale)
     count = weight.numel()
     kept = int(torch.ops.frozen_kernels.popcount(record.keep))
     config = FreezeConfig(code=SIGNS, sparsity=(count - kept) / count if count else 0.0, scope="local")
-    twin: Any = TWINS[type(module)]
-    return twin.from_module(module, config, sigma=scales.scale, state=Made(record, (0, 0, count), "planes"))
+    twin: FrozenLayer = twin_of(module).from_module(
+        module, config, sigma=scales.scale, state=Made(record, (0, 0, count), "planes")
+    )
+    return twin
 
 
 def _unpacked_elsewhere(model: nn.Module) -> list[tuple[str, str]]:
@@ -125,7 +135,7 @@ def _unpacked_elsewhere(model: nn.Module) -> list[tuple[str, str]]:
     found = []
     for name, module in named_modules(model):
         weight = module._buffers.get("weight")
-        if weight is not None and weight.dim() >= 2 and not isinstance(module, (FrozenLayer, *TWINS)):
+        if weight is not None and weight.dim() >= 2 and not isinstance(module, FrozenLayer) and not is_layer(module):
             found.append((name, f"{type(module).__name__} has no frozen twin, and its weight is a buffer"))
     return found
 
@@ -141,7 +151,7 @@ def _planned(chosen: dict[str, nn.Module], strict: bool) -> tuple[dict[str, Scal
             try:
                 if weight.device.type == "meta":
                     raise ValueError("on the meta device, it has no values")
-                known[id(weight)] = scales_of(weight.detach())
+                known[id(weight)] = scales_of(_weight_of(module))
             except ValueError as why:
                 if strict:
                     raise ValueError(f"'{name}.weight': {why}") from None
@@ -178,7 +188,7 @@ def ternary_(model: nn.Module, filter_fn: FilterFn | None = None) -> TernaryRepo
     """
     check_wrappers(model)
     model = unwrapped(model)
-    if isinstance(model, tuple(TWINS)):
+    if is_layer(model) or input_projections(model):
         raise ValueError(f"model: a bare {type(model).__name__} cannot be replaced in place; put it in a module")
 
     def asked(module: nn.Module, name: str) -> bool:
@@ -190,15 +200,16 @@ def ternary_(model: nn.Module, filter_fn: FilterFn | None = None) -> TernaryRepo
     skipped = [(n, embedding if type(modules[n]) is nn.Embedding and why == "filter_fn" else why) for n, why in skipped]
     planned, others = _planned(chosen, filter_fn is not None)
     report = TernaryReport(skipped=[*skipped, *others, *passed_over(model)[0], *_unpacked_elsewhere(model)])
+    twins = {name: _twin(chosen[name], scales) for name, scales in planned.items()}
+    # nothing above has changed the model, nothing below refuses
+    open_attentions(model, [chosen[name] for name in planned])
     first_of: dict[int, FrozenLayer] = {}
-    for name, scales in planned.items():
+    for name, layer in twins.items():
         module: Any = chosen.pop(name)
-        weight, kind = id(module.weight), type(module).__name__
-        layer = _twin(module, scales)
-        layer.tie_to(first_of.setdefault(weight, layer))
+        layer.tie_to(first_of.setdefault(id(module.weight), layer))
         replace_module(model, module, layer)
+        scales, kept, count = planned[name], layer.counts["kept"], layer.rows * layer.cols
         magnitude = f"scale {scales.scale:.6g}" if scales.row_scale is None else "a scale for each row"
-        kept, count = layer.counts["kept"], layer.rows * layer.cols
-        report.layers.append(Imported(name, kind, layer.shape, kept, count, magnitude))
+        report.layers.append(Imported(name, type(module).__name__, layer.shape, kept, count, magnitude))
     release_memory()
     return report

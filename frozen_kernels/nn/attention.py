@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,14 +63,19 @@ def _become(kind: Any, module: nn.Module) -> Any:
     return new
 
 
-def input_projections(module: nn.Module) -> dict[str, Projection]:
-    """What stands for the input weights of torch's own attention by name; empty for other modules.
+def _is_torchs(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether a module is torch's attention or one that was opened, and of no class derived from them."""
+    return type(module) in (nn.MultiheadAttention, FrozenMultiheadAttention)
 
-    Subclasses may read their weights elsewhere, and so may what makes them anew at each call.
+
+def input_projections(module: nn.Module) -> dict[str, Projection]:
+    """What stands for the input weights of torch's own attention by name, or for those left of one that is opened.
+
+    Empty for other modules: subclasses may read their weights elsewhere, and so may what makes them anew at each call.
     """
-    if type(module) is not nn.MultiheadAttention:
+    if not _is_torchs(module):
         return {}
-    parts = _parts(module)
+    parts = {name: part for name, part in _parts(module).items() if name not in module._modules}
     plain = all(isinstance(module._parameters.get(part), nn.Parameter) for part in parts.values())
     return {name: Projection(module, part) for name, part in parts.items()} if plain else {}
 
@@ -82,10 +88,12 @@ def open_attentions(model: nn.Module, layers: Iterable[nn.Module]) -> None:
     chosen = {id(layer): layer for layer in layers}
     standing = [layer for layer in chosen.values() if isinstance(layer, Projection)]
     for module in list(model.modules()):
-        if type(module) is not nn.MultiheadAttention:
+        if not _is_torchs(module):
             continue
         own = {layer.place[1]: layer for layer in standing if layer.place[0] is module}
-        if own or id(module.out_proj) in chosen:
+        if isinstance(module, FrozenMultiheadAttention):
+            module._stand(own)
+        elif own or id(module.out_proj) in chosen:
             replace_module(model, module, FrozenMultiheadAttention._opened(module, own))
 
 
@@ -112,7 +120,7 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
     The result is that of torch's own Python path; nested tensors, which only torch's fused path takes, are refused.
 
     Args: those of torch's attention, then keyword-only fields of `FreezeConfig`, or `config`, and `stream`, the first
-        of as many as there are weights.
+        of as many as there are weights. Several gains are those of `in_proj`'s parts.
     """
 
     def __init__(
@@ -155,8 +163,10 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
             raise ValueError(f"module: torch's MultiheadAttention with its parameters, got {type(module).__name__}")
         new = cls._opened(module, {layer.place[1]: layer for layer in standing.values()})
         for name in (*standing, "out_proj"):
-            kind = FrozenProjection if name in standing else FrozenLinear
-            new._modules[name] = kind.from_module(new._modules[name], config, stream=stream)  # type: ignore[arg-type]
+            kind, own = FrozenProjection if name in standing else FrozenLinear, config
+            if name == "out_proj" and isinstance(config.gain, tuple):
+                own = replace(config, gain=1.0)  # several are those of query, key and value
+            new._modules[name] = kind.from_module(new._modules[name], own, stream=stream)  # type: ignore[arg-type]
             stream += 1
         return new
 
@@ -164,13 +174,17 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
     def _opened(cls, module: nn.MultiheadAttention, standing: dict[str, Projection]) -> FrozenMultiheadAttention:
         """An attention with the layers that stand for some of its input weights, by the names of these."""
         new: FrozenMultiheadAttention = _become(cls, module)
+        new._stand(standing)
+        return new
+
+    def _stand(self, standing: dict[str, Projection]) -> None:
+        """Hold layers in place of input weights, by the names of these."""
         inner: dict[str, nn.Module | None] = {}
-        for name, part in _parts(module).items():
+        for name, part in _parts(self).items():
             if part in standing:
                 inner[name] = standing[part]
-                del new._parameters[part]
-        new._modules = {**inner, **new._modules}
-        return new
+                del self._parameters[part]
+        self._modules = {**inner, **self._modules}
 
     def _weight(self, part: str) -> Tensor | None:
         inner: Any = self._modules.get(part.removesuffix("_weight"))

@@ -38,6 +38,7 @@ from ..select.sharded import whole
 from ..tensor import ALL_RESIDENCIES, Residency
 from .bits import select_bits
 from .container import DTYPE_NAMES, DTYPES, LARGEST_HEADER, bytes_of, parse_header, short
+from .features import check_tensors
 from .file import (
     PREFIX,
     TensorRecord,
@@ -177,9 +178,10 @@ def frozen_state(layers: Mapping[str, FrozenLayer]) -> tuple[list[TensorRecord],
             owned[name] = own
             tensors |= {f"{name}.{end}": t for end, t in own.items()} | {record.supermask_name: supermask}
         elif first.to_json() != record.to_json() | {"name": first.name} or not _same_bytes(own, owned[first.name]):
+            shared = f"both have seed {layer.seed} and stream {layer.stream}" if record.drawn else "share their weight"
             raise ValueError(
-                f"model: {first.name!r} and {name!r} both have seed {layer.seed} and stream {layer.stream}, "
-                "but not the same shape, code, scale, mask and gain; give one of them another stream"
+                f"model: {first.name!r} and {name!r} {shared}, but not the same shape, code, scale, mask and gain"
+                + ("; give one of them another stream" if record.drawn else "")
             )
     return sorted(first_of.values(), key=lambda r: (r.stream, r.seed)), tensors
 
@@ -254,6 +256,11 @@ def ordinary_state(model: nn.Module, records: Sequence[TensorRecord]) -> dict[st
 
 def file_parts(records: Sequence[TensorRecord], tensors: dict[str, Tensor]) -> list[bytes | memoryview]:
     """The bytes of a file with these records and tensors; ValueError where a reader would refuse it."""
+    for record in records:
+        try:
+            check_tensors(record, tensors)  # as a reader does
+        except ValueError as why:
+            raise ValueError(f"model: {why}") from None
     metadata = {
         PREFIX + "format": str(fmt.VERSION),
         PREFIX + "requires": json.dumps(features_used(records)),
