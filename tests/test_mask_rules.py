@@ -545,7 +545,7 @@ def test_refusals_of_criteria():
         fk.search.snip(nn.ReLU(), loss, 0.5)
     with pytest.raises(ValueError, match="criterion: of '0' not finite"):
         fk.search.snip(dense(), lambda m: loss(m) * torch.inf, 0.5)
-    with pytest.raises(ValueError, match="rounds: 1 or more, got 0"):
+    with pytest.raises(ValueError, match="rounds: an integer >= 1, got 0"):
         fk.search.synflow(dense(), (1, 6, 6), 0.5, rounds=0)
 
 

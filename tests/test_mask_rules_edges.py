@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_mask_rules import dense
+from test_mask_rules import loss as loss_of
 from torch import nn
 
 import frozen_kernels as fk
@@ -56,3 +58,50 @@ def test_what_freeze_leaves_and_what_differs_is_not_folded():
     assert blocks[1]["wide"].weight.dtype == torch.float64
     with pytest.raises(ValueError, match=r"block 1 has no layer like one of block 0, which has \{'0': "):
         fk.search.fold_blocks_([nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4, device="meta"))])
+
+
+# criteria
+
+
+def unused() -> nn.Module:
+    model = dense()
+    model.add_module("unused", nn.Linear(64, 5))
+    return model
+
+
+def without_unused(model: nn.Module) -> torch.Tensor:
+    return loss_of(model[:6])
+
+
+def test_a_layer_that_the_loss_does_not_use_has_the_criterion_0():
+    class Chain(nn.Sequential):
+        def forward(self, x):
+            for layer in list(self)[:6]:
+                x = layer(x)
+            return x
+
+    used = {criterion: criterion(dense(), loss_of, 0.3) for criterion in (fk.search.snip, fk.search.grasp)}
+    for criterion, expected in used.items():
+        found = criterion(unused(), without_unused, 0.3)
+        assert set(found) == {*expected, "unused"} and found["0"] > 0
+    assert fk.search.snip(unused(), without_unused, 0.3)["unused"] == 0
+    model = Chain(*unused())
+    ratios = fk.search.synflow(model, (1, 6, 6), 0.3, rounds=3)
+    assert ratios["6"] == 0 and min(ratios[name] for name in "035") > 0
+
+
+def test_grasp_of_attention_and_of_a_linear_loss():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Attends(), nn.Linear(16, 4)), torch.randn(2, 3, 16)
+    ratios = fk.search.grasp(model, lambda m: m(x).square().mean(), 0.5)
+    assert set(ratios) == {"0.attention.in_proj", "0.attention.out_proj", "1"}
+    with pytest.raises(ValueError, match="criterion: 0 for all 64 weights"):
+        fk.search.grasp(model[1:], lambda m: m(x).sum(), 0.5)
+    with pytest.raises(ValueError, match="criterion: 0 for all 64 weights"):
+        fk.search.snip(model[1:], lambda m: x.sum(), 0.5)
+
+
+def test_rounds_of_synflow_are_an_integer():
+    for rounds in (2.5, "3", True):
+        with pytest.raises(ValueError, match="rounds: an integer >= 1, got"):
+            fk.search.synflow(dense(), (1, 6, 6), 0.5, rounds=rounds)
