@@ -147,8 +147,13 @@ def test_what_a_rule_gets_wrong_names_the_layer_and_changes_nothing(rule, answer
     with torch.no_grad():
         model[0].scores.neg_()
         model[0].scores[:100] = 3
-    monkeypatch.setattr(rule, "answer", staticmethod(answer))
+    monkeypatch.setattr(rule, "answer", staticmethod(some(70) if rule is BrokenKeep else lambda s: s))
     search, before = rule(model), masks(model)
+    monkeypatch.setattr(rule, "answer", staticmethod(answer))
+    with pytest.raises(ValueError, match=named):
+        rule(model)
+    with torch.no_grad():
+        model[0].scores.neg_()
     with pytest.raises(ValueError, match=named):
         search.step()
     assert search.steps == 0 and all(torch.equal(*pair) for pair in zip(masks(model), before, strict=True))
