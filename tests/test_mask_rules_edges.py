@@ -17,6 +17,19 @@ from frozen_kernels.search.rule import _slopes, highest
 # scales and counts
 
 
+@pytest.mark.parametrize("settings", [{"gain": 3.0}, {"sigma": 0.5}, {"sigma": 0.5, "gain": 3.0}])
+def test_biprop_keeps_the_gain_and_the_sigma_of_a_layer(settings):
+    ratios = {"scope": "local", "prune_ratio": 0.0, "lock_ratio": 0.0}
+    plain = nn.Sequential(fk.nn.FrozenLinear(33, 20, bias=False, **ratios))
+    model = nn.Sequential(fk.nn.FrozenLinear(33, 20, bias=False, **ratios, **settings))
+    fk.search.Biprop(plain).step()
+    factor = settings.get("gain", 1.0) * settings.get("sigma", fmt.kaiming_sigma(33)) / fmt.kaiming_sigma(33)
+    for _ in range(2):
+        # a second search of the model, whose scale is alpha already, finds the same
+        fk.search.Biprop(model).step()
+        assert model[0].scale == pytest.approx(factor * plain[0].scale, rel=1e-6)
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_coats_beside_locked_weights_have_the_densities_that_were_asked(scope):
     ratios = {"prune_ratio": 0.1, "lock_ratio": 0.3, "sparsity": 0.5, "scope": scope}
