@@ -192,6 +192,14 @@ def test_a_refused_search_leaves_the_one_that_runs(name):
     assert scores not in _slopes
 
 
+def test_iterand_refuses_another_generation_at_once():
+    model = nn.Sequential(fk.nn.FrozenLinear(33, 7, code="uniform", generation=2, scope="local"))
+    before = masks(model)
+    with pytest.raises(ValueError, match="model: '0' has generations: beside generation 0 in the header, got 2"):
+        fk.search.IteRand(model, every=1, rate=0.5)
+    assert alike(masks(model), before)
+
+
 class AllAbove(fk.search.MaskRule):
     def keep(self, name, scores):
         return scores > 0
