@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 
+import compare_rules as compare
 import pytest
 import torch
 from test_mask_rules import Raw, dense, keep_of, masks, net, signed_net
@@ -343,3 +345,28 @@ def test_rounds_of_synflow_are_an_integer():
     for rounds in (2.5, "3", True):
         with pytest.raises(ValueError, match="rounds: an integer >= 1, got"):
             fk.search.synflow(dense(), (1, 6, 6), 0.5, rounds=rounds)
+
+
+# the comparison
+
+
+def test_results_of_other_epochs_are_not_taken_over(tmp_path, monkeypatch):
+    trained = []
+
+    def run(name: str, seed: int, epochs: int) -> compare.Run:
+        trained.append((name, epochs))
+        return compare.Run(name, seed, epochs, epochs / 10, 1, 1, 0.5)
+
+    monkeypatch.setattr(compare, "load", lambda: None)
+    monkeypatch.setattr(compare, "plot", lambda runs, path: None)
+    monkeypatch.setattr(compare, "measure", lambda name, data, epochs, seed, folder: run(name, seed, epochs))
+    monkeypatch.setattr(compare, "dense", lambda data, epochs, seed: [run("dense", seed, epochs)])
+    names = ["edge_popup", "random", "dense"]
+    tables = []
+    for epochs in (1, 2, 1):
+        arguments = ["--out", str(tmp_path), "--seeds", "1", "--rules", "edge_popup", "--epochs", str(epochs)]
+        monkeypatch.setattr(sys, "argv", ["compare_rules.py", *arguments])
+        compare.main()
+        tables.append((tmp_path / "rules.md").read_text())
+    assert trained == [(name, epochs) for epochs in (1, 2) for name in names]
+    assert "20.00" in tables[1] and "10.00" not in tables[1] and tables[0] == tables[2]
