@@ -150,10 +150,11 @@ OTHERS = {"random": "random mask", "dense": "dense, float32", "int8": "dense, in
 
 @dataclass
 class Run:
-    """One run: test accuracy, bytes of the weights and of the rest (batch norm), and the share of weights kept."""
+    """One run: epochs, test accuracy, bytes of the weights and of the rest (batch norm), and the share that is kept."""
 
     rule: str
     seed: int
+    epochs: int
     accuracy: float
     weight_bytes: int
     other_bytes: int
@@ -206,7 +207,6 @@ def train(rule: Rule, data: Data, epochs: int, seed: int) -> nn.Module:
     """A net whose scores alone were trained by a rule, with its last masks."""
     model = freeze(rule, data, seed)
     found = rule.search(model, epochs, -(-len(data.y) // BATCH))
-    found.refresh()
     optimizer = torch.optim.SGD(found.param_groups(weight_decay=rule.weight_decay), lr=rule.lr, momentum=0.9)
     fit(model, optimizer, data, epochs, seed, found.step)
     rule.last(found)
@@ -244,7 +244,7 @@ def measure(name: str, data: Data, epochs: int, seed: int, folder: Path) -> Run:
     weights, other = ticket(model, path)
     layers = {layer.identity: layer for layer in model.modules() if isinstance(layer, fk.nn.FrozenLayer)}.values()
     kept = sum(layer.counts["kept"] for layer in layers) / sum(layer.rows * layer.cols for layer in layers)
-    return Run(name, seed, accuracy(fk.load_ticket(plain(rule), path), data), weights, other, kept)
+    return Run(name, seed, epochs, accuracy(fk.load_ticket(plain(rule), path), data), weights, other, kept)
 
 
 def dense(data: Data, epochs: int, seed: int) -> list[Run]:
@@ -255,13 +255,15 @@ def dense(data: Data, epochs: int, seed: int) -> list[Run]:
     fit(model, optimizer, data, epochs, seed, lambda: None)
     recalibrate(model, data)
     other = sum(b.numel() * b.element_size() for b in model.buffers())
-    runs = [Run("dense", seed, accuracy(model, data), 4 * sum(p.numel() for p in model.parameters()), other, 1.0)]
+    runs = [
+        Run("dense", seed, epochs, accuracy(model, data), 4 * sum(p.numel() for p in model.parameters()), other, 1.0)
+    ]
     with torch.no_grad():
         for weight in model.parameters():
             scale = weight.flatten(1).abs().amax(1).div(127).view(-1, *[1] * (weight.dim() - 1))
             weight.copy_((weight / scale).round() * scale)
     size = sum(p.numel() + 4 * p.shape[0] for p in model.parameters())
-    return [*runs, Run("int8", seed, accuracy(model, data), size, other, 1.0)]
+    return [*runs, Run("int8", seed, epochs, accuracy(model, data), size, other, 1.0)]
 
 
 def means(runs: list[Run]) -> dict[str, tuple[float, float, float, float, float, float]]:
@@ -310,12 +312,14 @@ def read(path: Path) -> list[Run]:
             Run(
                 r["rule"],
                 int(r["seed"]),
+                int(r["epochs"]),
                 float(r["accuracy"]),
                 int(r["weight_bytes"]),
                 int(r["other_bytes"]),
                 float(r["kept"]),
             )
             for r in csv.DictReader(file)
+            if r.get("epochs")  # a file of before has none
         ]
 
 
@@ -363,14 +367,17 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     results, data = options.out / "results.csv", load()
     runs = read(results)
+    done = {(run.rule, run.seed) for run in runs if run.epochs == options.epochs}
     todo = [(name, seed) for name in (*options.rules, "random", "dense") for seed in range(options.seeds)]
-    for name, seed in tqdm([t for t in todo if t not in {(r.rule, r.seed) for r in runs}], unit="run"):
+    for name, seed in tqdm([t for t in todo if t not in done], unit="run"):
         if name == "dense":
             runs += dense(data, options.epochs, seed)
         else:
             runs.append(measure(name, data, options.epochs, seed, options.out))
         write(runs, results)
     place = {name: i for i, name in enumerate((*RULES, *OTHERS))}
+    # runs of other epochs stay in the file alone
+    runs = [run for run in runs if run.epochs == options.epochs]
     runs.sort(key=lambda run: (place[run.rule], run.seed))
     (options.out / "rules.md").write_text(table(runs))
     plot(runs, options.out / "rules.png")

@@ -147,8 +147,13 @@ def test_what_a_rule_gets_wrong_names_the_layer_and_changes_nothing(rule, answer
     with torch.no_grad():
         model[0].scores.neg_()
         model[0].scores[:100] = 3
-    monkeypatch.setattr(rule, "answer", staticmethod(answer))
+    monkeypatch.setattr(rule, "answer", staticmethod(some(70) if rule is BrokenKeep else lambda s: s))
     search, before = rule(model), masks(model)
+    monkeypatch.setattr(rule, "answer", staticmethod(answer))
+    with pytest.raises(ValueError, match=named):
+        rule(model)
+    with torch.no_grad():
+        model[0].scores.neg_()
     with pytest.raises(ValueError, match=named):
         search.step()
     assert search.steps == 0 and all(torch.equal(*pair) for pair in zip(masks(model), before, strict=True))
@@ -545,7 +550,7 @@ def test_refusals_of_criteria():
         fk.search.snip(nn.ReLU(), loss, 0.5)
     with pytest.raises(ValueError, match="criterion: of '0' not finite"):
         fk.search.snip(dense(), lambda m: loss(m) * torch.inf, 0.5)
-    with pytest.raises(ValueError, match="rounds: 1 or more, got 0"):
+    with pytest.raises(ValueError, match="rounds: an integer >= 1, got 0"):
         fk.search.synflow(dense(), (1, 6, 6), 0.5, rounds=0)
 
 

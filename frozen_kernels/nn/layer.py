@@ -80,7 +80,9 @@ class FrozenLayer(FrozenLoading):
         self.config = FreezeConfig(**settings) if config is None else config
         self.ratios = self.config.ratios if ratios is None else ratios
         self.residency = default_residency(self.code)
-        self.sigma = (fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)) * self.config.common_gain
+        # a rule may change sigma, and a loaded scale does
+        self.first_sigma = (fmt.kaiming_sigma(self.cols) if sigma is None else float(sigma)) * self.config.common_gain
+        self.sigma = self.first_sigma
         self._start = {"seed": self.config.seed, "stream": stream, "generation": generation}
         self.register_parameter("scores", None)
         if bias is None:

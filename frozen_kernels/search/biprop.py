@@ -18,7 +18,8 @@ class Biprop(EdgePopup):
     """`EdgePopup` over weights `alpha * sign(W) * keep`, alpha the mean magnitude of the weights that a layer keeps.
 
     Preset "biprop". The signs are those of code "sign". The magnitudes are those that code "normal" has under the same
-    seed and stream, with Kaiming's sigma: its draws do not depend on the signs. Each step sets the layer's scale to
+    seed and stream, with the sigma that the layer was made with, Kaiming's times the gain of the settings where the
+    constructor was given no other; its draws do not depend on the signs. Each step sets the layer's scale to
     alpha, which waits for the device; a ticket is that of edge-popup. One byte a weight is held for the magnitudes.
 
     Args: as of `EdgePopup`.
@@ -52,4 +53,4 @@ class Biprop(EdgePopup):
         keep = fmt.unpack_bits(supermask, layer.free)
         kept = layer.counts["locked"] + int(keep.sum())
         total = locked + int((free * keep).sum())
-        return total / kept * fmt.kaiming_sigma(layer.cols) / fmt.RMS["normal"] if kept else 0.0
+        return total / kept * layer.first_sigma / fmt.RMS["normal"] if kept else 0.0

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..convert.choose import FilterFn, candidates
+from .rule import check_count
 
 __all__ = ["grasp", "snip", "synflow"]
 
@@ -33,10 +35,11 @@ def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | Non
         `{name: density}`, layers of one weight alike.
 
     Raises:
-        ValueError: no layer that `freeze_` converts, another density, or a criterion that is not finite.
+        ValueError: no layer that `freeze_` converts, another density, or a criterion that is not finite, or 0 for every
+            weight; of a layer that the loss does not use it is 0.
     """
     twin, weights = _copied(model, density, filter_fn)
-    gradients = torch.autograd.grad(loss(twin), [w for _, w in weights])
+    gradients = _gradients(loss(twin), [w for _, w in weights])
     return _densities(weights, [(w * g).abs() for (_, w), g in zip(weights, gradients, strict=True)], density)
 
 
@@ -44,14 +47,18 @@ def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | Non
 def grasp(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | None = None) -> dict[str, float]:
     """Densities of layers by gradient flow: of `-w * H g` the lowest are kept (Wang et al., arXiv 2002.07376).
 
-    Arguments, result and errors are those of `snip`. The paper divides logits by 200, as `loss` may.
+    Arguments, result and errors are those of `snip`; of a loss that is linear in the weights H is 0, which is an error.
+    The paper divides logits by 200, as `loss` may.
     """
     twin, weights = _copied(model, density, filter_fn)
     held = [w for _, w in weights]
-    gradients = torch.autograd.grad(loss(twin), held, create_graph=True)
+    # fused attention has no second derivative
+    with sdpa_kernel(SDPBackend.MATH):
+        value = loss(twin)
+    gradients = _gradients(value, held, create_graph=True)
     fixed = [g.detach() for g in gradients]
     flow = sum(((g * f).sum() for g, f in zip(gradients, fixed, strict=True)), torch.zeros(()))
-    products = torch.autograd.grad(flow, held)
+    products = _gradients(flow, held)
     return _densities(weights, [w * h for w, h in zip(held, products, strict=True)], density)
 
 
@@ -73,10 +80,9 @@ def synflow(
         input_shape: of one input, without the batch.
         rounds: how often weights are dropped; the paper takes 100.
 
-    Returns and Raises: as of `snip`; ValueError for fewer than one round.
+    Returns and Raises: as of `snip`; ValueError where `rounds` is no integer >= 1.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds: 1 or more, got {rounds}")
+    rounds = check_count("rounds", rounds, 1)
     twin, weights = _copied(model, density, filter_fn)
     twin.double().eval()
     with torch.no_grad():
@@ -86,7 +92,7 @@ def synflow(
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=weights[0][1].device)
     ratios: dict[str, float] = {}
     for done in range(1, rounds + 1):
-        gradients = torch.autograd.grad(twin(ones).sum(), [w for _, w in weights])
+        gradients = _gradients(twin(ones).sum(), [w for _, w in weights])
         flows = [(w * g).abs() for (_, w), g in zip(weights, gradients, strict=True)]
         ratios, kept = _kept(weights, flows, density ** (done / rounds))
         with torch.no_grad():
@@ -113,7 +119,17 @@ def _copied(model: nn.Module, density: float, filter_fn: FilterFn | None) -> tup
     return twin, list(found.values())
 
 
+def _gradients(value: Tensor, weights: Sequence[Tensor], create_graph: bool = False) -> Sequence[Tensor]:
+    """The gradients of a scalar, 0 where it does not depend on a weight."""
+    if not value.requires_grad:
+        return [torch.zeros_like(w) for w in weights]
+    return torch.autograd.grad(value, weights, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
 def _densities(weights: Weights, criterion: Sequence[Tensor], density: float) -> dict[str, float]:
+    if not any(c.any() for c in criterion):
+        count = sum(c.numel() for c in criterion)
+        raise ValueError(f"criterion: 0 for all {count} weights, as where the loss does not depend on them: no ranks")
     return _kept(weights, criterion, density)[0]
 
 

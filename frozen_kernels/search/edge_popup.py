@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from .rule import Search, check_count, update_masks
@@ -12,6 +15,9 @@ class EdgePopup(Search):
 
     `floor(n * sparsity)` of the `n` weights end below the threshold (pruned ones first) and are dropped; kept is what
     has |score| strictly above it. Layers of scope global compete with each other, local ones within themselves.
+
+    The first masks are those of `freeze_`, or what the model has. A derived rule that makes others makes them where its
+    constructor has ended; its `load_state_dict` makes them again where a step would have.
 
     Of an average of models, `EdgePopup(average).step()` makes the masks of the averaged scores. A mask that changes
     between a forward and its backward is a RuntimeError there, under activation checkpointing too. With foreach=True,
@@ -31,6 +37,27 @@ class EdgePopup(Search):
     def __init__(self, model: nn.Module, refresh_every: int = 1) -> None:
         self.refresh_every = check_count("refresh_every", refresh_every, 1)
         super().__init__(model)
+
+    def _begin(self) -> None:
+        if self._own_masks and not self._on_meta():
+            self._update()
+        super()._begin()
+
+    @property
+    def _own_masks(self) -> bool:
+        """Whether the masks are others than those of `freeze_` for the same scores."""
+        return type(self)._update is not EdgePopup._update
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting where `state_dict` was taken; masks stay as they are until the next step makes new ones.
+
+        Those of a derived rule are made again where the last step made some. ValueError where the state is not
+        `{"steps": an integer >= 0}`.
+        """
+        super().load_state_dict(state)
+        # between two refreshes the model's state has the masks, which its scores do not say
+        if self._own_masks and self.steps % self.refresh_every == 0 and not self._on_meta():
+            self._update()
 
     def step(self) -> None:
         """Counts one step of the optimizer; at every `refresh_every`-th one, `refresh()`."""

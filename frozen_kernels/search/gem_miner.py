@@ -54,6 +54,7 @@ class GemMiner(MaskRule):
 
     def refresh(self) -> None:
         """As of `MaskRule`; scores are clamped to [0, 1] first, and at the end of a period the lowest are dropped."""
+        self._check_scores()
         with torch.no_grad():
             for scores in self.parameters():
                 # a score of 0 would be one that gets no gradient
@@ -85,7 +86,7 @@ class GemMiner(MaskRule):
         return {"steps": self.steps, "alive": {name: fmt.pack_bits(alive) for name, alive in self._alive.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. ValueError for another state; nothing is changed then."""
+        """Go on where `state_dict` was taken, and `refresh()`. ValueError for another state, with nothing changed."""
         check_state(state, "steps", "alive")
         steps, alive = check_count("steps", state["steps"], 0), state["alive"]
         if not isinstance(alive, Mapping) or set(alive) != set(self._alive):
@@ -97,4 +98,4 @@ class GemMiner(MaskRule):
             name: fmt.unpack_bits(bits.to(self._found[name].device), self._found[name].free)
             for name, bits in alive.items()
         }
-        self.steps = steps
+        self._go_on(steps)

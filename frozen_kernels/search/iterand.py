@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import format as fmt
 from ..config import register_preset
-from ..generations import MOST
+from ..generations import MOST, check_redrawn
 from ..nn.layer import FrozenLayer
 from .edge_popup import EdgePopup
 from .rule import by_chance, check_count
@@ -30,7 +30,8 @@ class IteRand(EdgePopup):
         rate: the chance of each dropped weight, in (0, 1].
 
     Raises:
-        ValueError: as of `EdgePopup`; `every` is no integer >= 1, another rate, or a code that draws nothing.
+        ValueError: as of `EdgePopup`; `every` is no integer >= 1, another rate, a code that draws nothing, or a
+            layer whose header has another generation than 0.
     """
 
     def __init__(self, model: nn.Module, *, every: int, rate: float, refresh_every: int = 1) -> None:
@@ -42,6 +43,10 @@ class IteRand(EdgePopup):
         for name, layer in self._found.items():
             if layer.code not in fmt.CODES or layer.code == "constant":
                 raise ValueError(f"model: weights that are drawn again, {name!r} has code {layer.code!r}")
+            try:
+                check_redrawn(layer.code, fmt.header_fields(layer.header)["generation"])
+            except ValueError as why:
+                raise ValueError(f"model: {name!r} has {why}") from None
 
     def step(self) -> None:
         """As of `EdgePopup`; at every `every`-th step dropped weights are drawn again, after the masks are made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..select import sharded, swaps, thresholds
 
 Adopt = Callable[[FrozenLayer, Tensor], None]
 Ask = Callable[[str, Tensor], Tensor]
+Change = Callable[[thresholds.Competitor], thresholds.Competitor]
 _BLOCK = 1 << 18  # weights whose temporaries exist at once
 # the hook on each scores' gradient, and whose it is: of two searches over one model the later one counts
 _slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -24,41 +26,41 @@ _slopes: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_masks(
-    layers: Iterable[FrozenLayer], sparsity: Callable[[float], float] | None = None, adopt: Adopt | None = None
-) -> None:
+def update_masks(layers: Iterable[FrozenLayer], change: Change | None = None, adopt: Adopt | None = None) -> None:
     """New thresholds and masks from |scores| as they are: one for all global layers, one per local layer.
 
-    `sparsity` gives what is asked for in place of a layer's own; `adopt` takes a mask over, without it the layer.
+    `change` gives what competes in place of a layer as it is; `adopt` takes a mask over, without it the layer.
     """
     layers = list(layers)
     adopt = FrozenLayer.adopt_supermask if adopt is None else adopt
-    together = [layer for layer in layers if layer.config.scope == "global"]
-    groups = [together] if together else []
-    by_scores: dict[int, list[FrozenLayer]] = {}
-    for layer in layers:
-        if layer.config.scope == "local":
-            by_scores.setdefault(id(layer.scores), []).append(layer)
-    groups += by_scores.values()
+    groups = competing(layers)
     if any(sharded.is_sharded(layer.scores) for layer in layers):
-        _update_sharded(groups, sparsity, adopt)
+        _update_sharded(groups, change, adopt)
         return
     for group in groups:
-        key = thresholds.threshold(_competitors(group, sparsity), group[0].device)
+        key = thresholds.threshold(_competitors(group, change), group[0].device)
         for layer in group:
             adopt(layer, layer.mask_above(key))
 
 
-def _competitors(
-    group: Sequence[FrozenLayer], sparsity: Callable[[float], float] | None
-) -> list[thresholds.Competitor]:
+def competing(layers: Sequence[FrozenLayer]) -> list[list[FrozenLayer]]:
+    """The layers that share a threshold: all of scope global, and of scope local those that share scores."""
+    together = [layer for layer in layers if layer.config.scope == "global"]
+    by_scores: dict[int, list[FrozenLayer]] = {}
+    for layer in layers:
+        if layer.config.scope == "local":
+            by_scores.setdefault(id(layer.scores), []).append(layer)
+    return [*([together] if together else []), *by_scores.values()]
+
+
+def _competitors(group: Sequence[FrozenLayer], change: Change | None) -> list[thresholds.Competitor]:
     every = [layer.competitor for layer in group]
-    return every if sparsity is None else [c._replace(sparsity=sparsity(c.sparsity)) for c in every]
+    return every if change is None else [change(c) for c in every]
 
 
-def _update_sharded(groups: list[list[FrozenLayer]], sparsity: Callable[[float], float] | None, adopt: Adopt) -> None:
+def _update_sharded(groups: list[list[FrozenLayer]], change: Change | None, adopt: Adopt) -> None:
     """The same masks from sharded scores, in four collective calls for all groups together."""
-    asked = [thresholds.rank_of(_competitors(group, sparsity)) for group in groups]
+    asked = [thresholds.rank_of(_competitors(group, change)) for group in groups]
     searched: list[FrozenLayer] = []
     place: list[int] = []
     selections: list[tuple[list[Tensor], int]] = []
@@ -105,7 +107,16 @@ def check_buffers(layers: Mapping[str, FrozenLayer]) -> None:
             raise ValueError(f"model: {name!r} is no longer the layer it was; {averaged}: {why}") from None
 
 
-class Search:
+class _Begun(ABCMeta):
+    """A class whose instances begin where their constructor, a derived one too, has refused nothing."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        search = super().__call__(*args, **kwargs)
+        search._begin()
+        return search
+
+
+class Search(metaclass=_Begun):
     """The layers of a model that a search goes over, and their scores."""
 
     stored = False  # whether the layers hold stored weights, or drawn ones
@@ -117,9 +128,16 @@ class Search:
         self._found = {name: layer for name, layer in everything.items() if layer.stored == self.stored}
         self._others = len(everything) - len(self._found)
         self._check()
-        for scores in self.parameters():
+
+    def _begin(self) -> None:
+        """Take the model over, after the whole constructor: from here on no other search's slope counts."""
+        for scores in self._held():
             if scores in _slopes:
                 _slopes.pop(scores)[0].remove()
+
+    def _on_meta(self) -> bool:
+        """Whether there are no scores yet, so that the first masks come with a state or a step."""
+        return any(layer.device.type == "meta" for layer in self.layers)
 
     @property
     def layers(self) -> list[FrozenLayer]:
@@ -128,7 +146,7 @@ class Search:
         return [m for m in self._found.values() if m.scores is not None or m.free == 0]
 
     def _check(self) -> None:
-        if self.parameters():
+        if self._held():
             return
         count, kind = len(self._found), "stored" if self.stored else "drawn"
         why = f"its {count} layers of {kind} weights are finalized or have no free weight"
@@ -138,6 +156,10 @@ class Search:
 
     def parameters(self) -> list[nn.Parameter]:
         """The scores, shared ones once, and nothing else of the model; this process's parts where they are sharded."""
+        return self._held()
+
+    def _held(self) -> list[nn.Parameter]:
+        """The scores of the layers, whatever a rule has beside them."""
         reshard(self._model)
         return list({id(layer.scores): layer.scores for layer in self.layers if layer.scores is not None}.values())
 
@@ -174,13 +196,18 @@ class MaskRule(Search):
     straight through it is `torch.ones_like(scores)`. Of code "signs", whose sign is the score's, it is `dL/dW * scale`,
     and `slope * dL/dW * scale`. Where several layers share scores, the name is the first's.
 
+    The first masks are the rule's: they are made where the constructor, a subclass's too, has ended, at 0 steps. Every
+    rule of `fk.search` whose first masks are not those of `freeze_` does so. `load_state_dict` makes them again. On the
+    meta device they wait for it, or for a step. Scores that a method gets are a copy.
+
     `self.steps` counts the steps, from 1 at the first. A subclass with a constructor calls this one's.
 
     Args:
         model: a model that `freeze_` has converted, bare or in a wrapper that `EdgePopup` takes.
 
     Raises:
-        ValueError: no frozen layers with scores, or `fully_shard` holds the scores of a rule with a slope.
+        ValueError: no frozen layers with scores; `fully_shard` holds the scores of a rule with a slope; or what
+            `refresh` refuses. The masks are unchanged then, and a search that runs goes on.
         TypeError: the class overrides both of `keys` and `keep`, or neither.
     """
 
@@ -192,7 +219,14 @@ class MaskRule(Search):
             )
         super().__init__(model)
         self._sloped = type(self).slope is not MaskRule.slope
-        self._watch()
+
+    def _begin(self) -> None:
+        if not self._on_meta():
+            self.refresh()
+        elif self._sloped:
+            self._watch()
+        if not self._sloped:
+            super()._begin()
 
     def keys(self, name: str, scores: Tensor) -> Tensor:
         """Floating [free], the highest of which are kept."""
@@ -212,30 +246,51 @@ class MaskRule(Search):
 
     def step(self) -> None:
         """Counts one step of the optimizer, and `refresh()`; where that raises, the step is not counted."""
-        self.steps += 1
+        self._at(self.steps + 1)
+
+    def _at(self, steps: int) -> None:
+        """Masks of a number of steps; where that raises, the number stays what it was."""
+        before, self.steps = self.steps, steps
         try:
             self.refresh()
         except BaseException:
-            self.steps -= 1
+            self.steps = before
             raise
+
+    def _go_on(self, steps: int) -> None:
+        """The masks and the number of steps of a state that was loaded."""
+        if self._on_meta():
+            self.steps = steps
+        else:
+            self._at(steps)
 
     def refresh(self) -> None:
         """New masks from the scores as they are, uncounted. Collective where the scores are sharded.
 
-        ValueError, with no mask changed, where the rule gives another shape or dtype, NaN, or another number of kept
-        weights than it counts; or where no layer has scores any more.
+        ValueError, with no mask changed, where scores are NaN; where the rule gives another shape or dtype, NaN, or
+        another number of kept weights than it counts; or where no layer has scores any more.
         """
         self._make(None if type(self).keep is MaskRule.keep else self.keep)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, and `refresh()`; a rule with a state of its own sets that first.
+
+        ValueError where the state is not `{"steps": an integer >= 0}`, or for what `refresh` refuses.
+        """
+        check_state(state, "steps")
+        self._go_on(check_count("steps", state["steps"], 0))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _make(self, keep: Ask | None) -> None:
         """Adopt the masks that `keep` gives, or where it is None those of the highest keys."""
         self._check()
-        self._watch()
+        self._check_scores()
         first = self._by_scores()
         masks = self._best(first) if keep is None else {i: self._asked(*first[i], keep) for i in first}
-        # nothing above has changed a mask
+        # nothing above has changed a mask, or the slope of another search
+        if self._sloped:
+            self._watch()
         for i, (_, layer) in first.items():
             if self._sloped and layer.scores is not None:
                 # kernels give a score the sign of itself, and at 0 none
@@ -258,11 +313,26 @@ class MaskRule(Search):
 
     def _scores(self, layer: FrozenLayer) -> Tensor:
         assert layer.scores is not None
-        return sharded.whole(layer.scores.detach()).to(torch.float32)
+        # a copy: a rule may work in place
+        return sharded.whole(layer.scores.detach()).to(torch.float32, copy=True)
+
+    def _check_scores(self) -> None:
+        """ValueError where a rule with a slope has scores that are NaN, or in parts; others are checked when asked."""
+        for name, layer in self._by_scores().values():
+            assert layer.scores is not None
+            if self._sloped and sharded.is_sharded(layer.scores):
+                raise ValueError(
+                    f"scores: fully_shard holds those of {name!r}, and a rule with a slope needs them whole"
+                )
+            if self._sloped:
+                check_numbers("scores", name, layer.scores)
 
     def _asked(self, name: str, layer: FrozenLayer, ask: Ask, kind: str = "keep") -> Tensor:
         """What a method of the rule gives for a layer, checked, on the layer's device."""
-        given, free = ask(name, self._scores(layer)), layer.free
+        scores, free = self._scores(layer), layer.free
+        if not self._sloped:
+            check_numbers("scores", name, scores)
+        given = ask(name, scores)
         floating = kind != "keep"
         expected = f"{'floating' if floating else 'torch.bool'} [{free}]"
         if not isinstance(given, Tensor):
@@ -271,8 +341,8 @@ class MaskRule(Search):
             raise ValueError(f"{kind}: of layer {name!r} {given.dtype} {list(given.shape)}, expected {expected}")
         if not floating and given.dtype != torch.bool:
             raise ValueError(f"{kind}: of layer {name!r} {given.dtype} {list(given.shape)}, expected {expected}")
-        if floating and given.isnan().any():
-            raise ValueError(f"{kind}: of layer {name!r} NaN at {int(given.isnan().sum())} of {free}, expected none")
+        if floating:
+            check_numbers(kind, name, given)
         wanted = None if floating else self._count(name, free)
         if wanted is not None and int(given.sum()) != wanted:
             raise ValueError(f"{kind}: of layer {name!r} {int(given.sum())} weights kept, expected {wanted}")
@@ -302,15 +372,9 @@ class MaskRule(Search):
 
     def _watch(self) -> None:
         """Let the gradients of the scores, as they are now, be those of the slope."""
-        if not self._sloped:
-            return
         for name, layer in self._by_scores().values():
             scores = layer.scores
             assert scores is not None
-            if sharded.is_sharded(scores):
-                raise ValueError(
-                    f"scores: fully_shard holds those of {name!r}, and a rule with a slope needs them whole"
-                )
             if scores in _slopes:
                 handle, rule = _slopes[scores]
                 if rule() is self:
@@ -327,6 +391,13 @@ class MaskRule(Search):
         return hook
 
 
+def check_numbers(kind: str, name: str, values: Tensor) -> None:
+    """ValueError where values of a layer are NaN."""
+    bad = int(values.isnan().sum())
+    if bad:
+        raise ValueError(f"{kind}: of layer {name!r} NaN at {bad} of {values.numel()}, expected none")
+
+
 def kept_of(layers: Sequence[FrozenLayer]) -> int:
     """How many free weights the sparsity keeps of layers that compete."""
     scores, rank = thresholds.rank_of([layer.competitor for layer in layers])
@@ -335,10 +406,14 @@ def kept_of(layers: Sequence[FrozenLayer]) -> int:
 
 def highest(keys: Mapping[int, Tensor], kept: int) -> dict[int, Tensor]:
     """bool of each tensor of keys: the `kept` highest of all, between equal ones those of lower positions."""
-    every = torch.cat([k.to(torch.float32) for k in keys.values()])
+    every = torch.cat([k if k.dtype == torch.float64 else k.to(torch.float32) for k in keys.values()])
     if kept > every.numel():
         raise ValueError(f"keys: {kept} to keep of {every.numel()}")
-    keep = fmt.unpack_bits(swaps.best(every, kept), every.numel())
+    if every.dtype == torch.float64:
+        keep = torch.zeros(every.shape, dtype=torch.bool, device=every.device)
+        keep[every.sort(descending=True, stable=True).indices[:kept]] = True
+    else:
+        keep = fmt.unpack_bits(swaps.best(every, kept), every.numel())
     return dict(zip(keys, keep.split([k.numel() for k in keys.values()]), strict=True))
 
 

@@ -13,7 +13,7 @@ from ..config import register_preset
 from ..nn.layer import FrozenLayer
 from ..nn.models import spread
 from ..select.initial import drawn
-from .rule import MaskRule, check_count, check_state
+from .rule import MaskRule, check_count, check_numbers, check_state
 from .signed import check_signed
 
 register_preset("trichromatic", code="signs", scope="local")
@@ -54,6 +54,12 @@ class Trichromatic(MaskRule):
         own = getattr(self, "own", {})
         return [*super().parameters(), *(scores for kinds in own.values() for scores in kinds.values())]
 
+    def _check_scores(self) -> None:
+        super()._check_scores()
+        for name, _ in self._by_scores().values():
+            for kind in _KINDS:
+                check_numbers(f"{kind} scores", name, self.own[name][kind].detach())
+
     def keys(self, name: str, scores: Tensor) -> Tensor:
         return scores.abs()
 
@@ -92,7 +98,7 @@ class Trichromatic(MaskRule):
         return {"steps": self.steps, **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. ValueError for another state; nothing is changed then."""
+        """Go on where `state_dict` was taken, and `refresh()`. ValueError for another state, with nothing changed."""
         check_state(state, "steps", *_KINDS)
         steps = check_count("steps", state["steps"], 0)
         for kind in _KINDS:
@@ -111,4 +117,4 @@ class Trichromatic(MaskRule):
             for kind in _KINDS:
                 for name, scores in state[kind].items():
                     self.own[name][kind].copy_(scores)
-        self.steps = steps
+        self._go_on(steps)

@@ -15,7 +15,7 @@ class UGT(EdgePopup):
     """`EdgePopup` that begins dense: the sparsity rises linearly from 0 to the layers' own over the first half.
 
     Preset "ugt": all layers compete, nothing is fixed before the search. At step t of `steps` the masks have the share
-    `min(1, 2 * t / steps)` of the sparsity.
+    `min(1, 2 * t / steps)` of the sparsity; those that the constructor makes keep all free weights.
 
     Args:
         model, refresh_every: as of `EdgePopup`.
@@ -35,4 +35,4 @@ class UGT(EdgePopup):
         return min(1.0, 2 * self.steps / self.of_steps)
 
     def _update(self) -> None:
-        update_masks(self.layers, lambda sparsity: sparsity * self.ramp)
+        update_masks(self.layers, lambda layer: layer._replace(sparsity=layer.sparsity * self.ramp))
