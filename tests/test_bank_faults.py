@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bank_cases import bank_of
 from torch import nn
 
 import frozen_kernels as fk
@@ -35,3 +36,64 @@ def test_masks_are_of_the_weights_before_they_were_drawn_again(residency, in_pla
         assert torch.equal(layer.weight, weights[name]) and layer.generations is None
     layer.set_residency("mask")
     assert torch.equal(layer.weight, weights["one"])
+
+
+def with_coats(model: nn.Module) -> None:
+    model[4].adopt_counts(torch.full((model[4].free,), 2, dtype=torch.uint8), coats=2)
+
+
+def with_relu(model: nn.Module) -> None:
+    model[4].relu = True
+
+
+def drawn_again(model: nn.Module) -> None:
+    model[4].redraw(torch.ones(model[4].free, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (with_coats, "'4': coats in the model, none in the bank"),
+        (drawn_again, "'4': generations in the model, none in the bank"),
+        (with_relu, "'4': a folded ReLU in the model, none in the bank"),
+    ],
+)
+def test_a_file_refused_leaves_the_model(change, what, tmp_path):
+    bank_of(2)[0].save(tmp_path / "bank")
+    model = bank_of(0)[0].model
+    change(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(fk.TicketError, match=what):
+        fk.MaskBank.load(model, tmp_path / "bank")
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(t, after[name]) for name, t in before.items())
+
+
+class Twins(nn.Module):
+    """Two layers, whose biases may be one parameter."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8), nn.Linear(16, 8)
+        if shared:
+            self.b.bias = self.a.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
+def test_a_tensor_of_each_task_that_others_share_is_refused(tmp_path):
+    model = Twins(shared=False)
+    fk.freeze_(model, fk.FreezeConfig(seed=1), lambda module, name: True)
+    for layer in (model.a, model.b):
+        nn.init.zeros_(layer.bias)  # equal ones may be tied
+    bank = fk.MaskBank(model, ["a.bias"])
+    bank.add("one")
+    bank.save(tmp_path / "bank")
+    plain = Twins(shared=True)
+    nn.init.ones_(plain.a.bias)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    with pytest.raises(fk.TicketError, match=r"per_task: 'a\.bias' is one tensor with"):
+        fk.MaskBank.load(plain, tmp_path / "bank")
+    assert type(plain.a) is nn.Linear
+    assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())

@@ -188,7 +188,8 @@ class MaskBank:
         Raises:
             KeyError: no mask of that name.
             RuntimeError: layers were folded or tuned since the mask was added, or `fk.finalize_` left the values of one
-                mask alone: `MaskBank.finalize` keeps those of all. Nothing is changed.
+                mask alone: `MaskBank.finalize` keeps those of all; or two threads call this within forwards of the
+                model, of which one waits and the other has the error. Nothing is changed.
         """
         task = self._task(name)
         self._make_ready(task)
@@ -406,12 +407,13 @@ class MaskBank:
             residency: of layers that are replaced; `mask`, and of stored weights `packed`, by default.
 
         Raises:
-            TicketError: no bank, not a whole one, or one of another backbone: other shapes, seeds, thresholds or stored
-                values. The message names the file, the tensor and both values; the model is unchanged.
+            TicketError: no bank, not a whole one, or one of another backbone: other shapes, seeds, thresholds, stored
+                values, coats or generations; a folded ReLU or tuned values; or a task's tensor that others share in
+                the model. The message names the file, the tensor and both values; the model is unchanged.
             OSError: the file is missing or cannot be read.
             ValueError: another residency.
         """
-        loaded = load_bank(model, path, verify, residency)
+        loaded = load_bank(model, path, verify, residency, tasks.places_of)
         bank = cls(model, loaded.per_task)
         for name in bank._layers:
             if name in loaded.unions:
