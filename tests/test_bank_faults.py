@@ -97,3 +97,27 @@ def test_a_tensor_of_each_task_that_others_share_is_refused(tmp_path):
         fk.MaskBank.load(plain, tmp_path / "bank")
     assert type(plain.a) is nn.Linear
     assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+
+
+def test_a_mixture_adds_the_bias_of_an_attention_once():
+    holder = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 2)}).eval()
+    nn.init.normal_(holder["attention"].in_proj_bias)
+    fk.freeze_(holder, fk.FreezeConfig(seed=1, freeze_ratio=0.0), lambda module, name: True)
+    layer, bias = holder["attention"].in_proj, holder["attention"].in_proj_bias
+    bank = fk.MaskBank(holder)
+    bank.add("one")
+    layer.set_supermask(255 - layer.packed_supermask())
+    bank.add("two")
+    x = torch.randn(5, 3, 16)
+    with torch.no_grad():
+        parts = []
+        for name in bank.names:
+            bank.use(name)
+            parts.append(layer(x))
+        expected = 0.5 * parts[0] + 0.25 * parts[1] + bias
+        with bank.mix([0.5, 0.25]):
+            torch.testing.assert_close(layer(x, bias), expected)
+            torch.testing.assert_close(layer(x, bias=bias), expected)
+            torch.testing.assert_close(layer(x), expected - bias)
+        with bank.mix([0.0, 0.0]):
+            torch.testing.assert_close(layer(x, bias), bias.expand(5, 3, -1))
