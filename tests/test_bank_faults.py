@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from bank_cases import bank_of
@@ -121,3 +123,103 @@ def test_a_mixture_adds_the_bias_of_an_attention_once():
             torch.testing.assert_close(layer(x), expected - bias)
         with bank.mix([0.0, 0.0]):
             torch.testing.assert_close(layer(x, bias), bias.expand(5, 3, -1))
+
+
+def in_a_thread(run) -> bool:
+    """Whether a call in another thread ends within 5 s."""
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(5)
+    return not thread.is_alive()
+
+
+class Interrupted(nn.Module):
+    """A model that calls itself, raises, or does what it is told within its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor, within=None) -> torch.Tensor:
+        if within is not None:
+            within()
+        return self.layer(x)
+
+
+def interruptible() -> tuple[Interrupted, fk.MaskBank, torch.Tensor]:
+    model = Interrupted()
+    fk.freeze_(model, fk.FreezeConfig(seed=1), lambda module, name: True)
+    bank = fk.MaskBank(model)
+    bank.add("one")
+    return model, bank, torch.randn(2, 16)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_forward_that_was_interrupted_keeps_nobody_waiting():
+    model, bank, x = interruptible()
+
+    def twice() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            model(x, interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        model(x, interrupt)
+    assert in_a_thread(lambda: bank.use("one"))
+    model(x, twice)
+    model(x)
+    assert in_a_thread(lambda: bank.use("one"))
+
+
+def test_a_change_waits_for_the_outer_of_two_forwards():
+    model, bank, x = interruptible()
+    order, inner, go_on = [], threading.Event(), threading.Event()
+
+    def within() -> None:
+        model(x)
+        inner.set()
+        go_on.wait(5)
+        order.append("forward")
+
+    def change() -> None:
+        bank.use("one")
+        order.append("change")
+
+    forward = threading.Thread(target=lambda: model(x, within), daemon=True)
+    forward.start()
+    assert inner.wait(5)
+    changing = threading.Thread(target=change, daemon=True)
+    changing.start()
+    changing.join(0.2)  # longer than a change looks away
+    go_on.set()
+    for thread in (forward, changing):
+        thread.join(5)
+    assert order == ["forward", "change"]
+
+
+def test_of_two_changes_within_forwards_one_is_an_error():
+    model, bank, x = interruptible()
+    both, results = threading.Barrier(2), []
+
+    def within() -> None:
+        both.wait(5)
+        bank.use("one")
+
+    def run() -> None:
+        try:
+            results.append(model(x, within))
+        except RuntimeError as why:
+            results.append(str(why))
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    told = [result for result in results if isinstance(result, str)]
+    assert len(results) == 2 and told == [
+        "model: another thread changes masks within its forward, and so does this one"
+    ]
+    model(x, lambda: bank.use("one"))  # alone it may
