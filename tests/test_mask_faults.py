@@ -1,0 +1,34 @@
+"""What a record, a state, a gain or a packed mask of several kinds of weights must not lose."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+import frozen_kernels as fk
+from frozen_kernels.distributed import _digest
+from frozen_kernels.nn.models import frozen_layers
+
+
+def signed() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(64, 32))
+    fk.freeze_(model, fk.FreezeConfig(code="signs"), lambda module, name: True)
+    return model
+
+
+def test_processes_tell_signs_apart():
+    model = signed()
+    other = copy.deepcopy(model)
+    other[0].adopt_signs(other[0].packed_supermask(), 255 - other[0].packed_signs())
+    first, second, again = (_digest(frozen_layers(m)) for m in (model, other, copy.deepcopy(model)))
+    assert first == again != second
+
+
+def test_processes_tell_gains_apart():
+    model = nn.Sequential(nn.Linear(16, 8))
+    fk.freeze_(model, fk.FreezeConfig(seed=1, gain=(1.0, 2.0)), lambda module, name: True)
+    other = copy.deepcopy(model)
+    assert _digest(frozen_layers(model)) == _digest(frozen_layers(other))
+    other[0].gain = 2 * other[0].gain
+    assert _digest(frozen_layers(model)) != _digest(frozen_layers(other))
