@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.distributed import _digest
 from frozen_kernels.nn.models import frozen_layers
+from frozen_kernels.tensor import FrozenTensor
 
 
 def signed() -> nn.Sequential:
@@ -23,6 +25,12 @@ def test_processes_tell_signs_apart():
     other[0].adopt_signs(other[0].packed_supermask(), 255 - other[0].packed_signs())
     first, second, again = (_digest(frozen_layers(m)) for m in (model, other, copy.deepcopy(model)))
     assert first == again != second
+
+
+def test_records_made_from_a_seed_have_a_code_that_is_drawn():
+    for code in ("signs", "stored"):
+        with pytest.raises(ValueError, match=f"code: one of sign, uniform, normal, constant, got '{code}'"):
+            FrozenTensor.create((4, 8), seed=1, code=code)
 
 
 def test_processes_tell_gains_apart():
