@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from torch import nn
 
 import frozen_kernels as fk
@@ -31,6 +32,21 @@ def test_records_made_from_a_seed_have_a_code_that_is_drawn():
     for code in ("signs", "stored"):
         with pytest.raises(ValueError, match=f"code: one of sign, uniform, normal, constant, got '{code}'"):
             FrozenTensor.create((4, 8), seed=1, code=code)
+
+
+def test_a_gain_is_loaded_in_place_where_buffers_are(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Linear(16, 8))
+    fk.freeze_(model, fk.FreezeConfig(seed=1, gain=(1.0, 2.0)), lambda module, name: True)
+    fk.save_ticket(model, tmp_path / "t")
+    expected = model[0].gain.clone()
+    for in_place in (True, False):  # as on a GPU, and not
+        monkeypatch.setattr(fk.nn.FrozenLayer, "in_place", in_place)
+        other = copy.deepcopy(model)
+        other[0].gain = torch.full((8,), 3.0)
+        gain = other[0].gain
+        fk.load_ticket(other, tmp_path / "t")
+        assert torch.equal(other[0].gain, expected)
+        assert (other[0].gain is gain) == in_place and torch.equal(gain, expected) == in_place
 
 
 def test_processes_tell_gains_apart():
