@@ -34,6 +34,18 @@ def test_records_made_from_a_seed_have_a_code_that_is_drawn():
             FrozenTensor.create((4, 8), seed=1, code=code)
 
 
+def test_masks_of_several_coats_are_refused():
+    model = nn.ModuleDict({"body": nn.Linear(8, 4), "head": nn.Linear(8, 4)})
+    fk.freeze_(model, fk.FreezeConfig(seed=1), lambda module, name: True)
+    head, packed = model["head"], fk.masks(model)
+    head.adopt_counts(torch.full((head.free,), 2, dtype=torch.uint8), coats=3)
+    before, coats = head.weight.clone(), head.coats
+    for call in (lambda: fk.masks(model), lambda: fk.load_masks(model, packed)):
+        with pytest.raises(ValueError, match="model: 'head' has 3 coats, expected 1"):
+            call()
+    assert torch.equal(head.weight, before) and head.coats is coats
+
+
 def test_a_gain_is_loaded_in_place_where_buffers_are(tmp_path, monkeypatch):
     model = nn.Sequential(nn.Linear(16, 8))
     fk.freeze_(model, fk.FreezeConfig(seed=1, gain=(1.0, 2.0)), lambda module, name: True)
