@@ -34,6 +34,13 @@ def test_records_made_from_a_seed_have_a_code_that_is_drawn():
             FrozenTensor.create((4, 8), seed=1, code=code)
 
 
+def test_finalized_layers_on_meta_have_a_repr():
+    model = signed()
+    fk.finalize_(model)
+    assert f"code=signs, kept={model[0].counts['kept']} of 2048, scale=" in repr(model)
+    assert "code=signs, meta, residency=planes" in repr(model.to("meta"))
+
+
 def test_masks_of_several_coats_are_refused():
     model = nn.ModuleDict({"body": nn.Linear(8, 4), "head": nn.Linear(8, 4)})
     fk.freeze_(model, fk.FreezeConfig(seed=1), lambda module, name: True)
