@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import frozen_kernels as fk
@@ -51,6 +52,18 @@ def test_masks_of_several_coats_are_refused():
         with pytest.raises(ValueError, match="model: 'head' has 3 coats, expected 1"):
             call()
     assert torch.equal(head.weight, before) and head.coats is coats
+
+
+def test_dense_weights_held_transposed_are_written(tmp_path):
+    conv = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    model = nn.Sequential(conv(7, 12))
+    fk.freeze_(model, fk.FreezeConfig(seed=1), lambda module, name: True)
+    for gain in (None, torch.rand(7) + 0.5):
+        model[0].gain = gain
+        dense = fk.to_dense(model)
+        save_file(dense.state_dict(), tmp_path / "dense")
+        x = torch.randn(3, 12)
+        torch.testing.assert_close(dense(x), model(x))
 
 
 def test_a_gain_is_loaded_in_place_where_buffers_are(tmp_path, monkeypatch):
