@@ -54,6 +54,13 @@ def test_masks_of_several_coats_are_refused():
     assert torch.equal(head.weight, before) and head.coats is coats
 
 
+def test_states_of_stored_layers_with_coats_are_refused():
+    layer = fk.nn.FrozenLinear.from_module(nn.Linear(8, 4), fk.FreezeConfig(code="stored"))
+    state = {**layer.state_dict(), "coats": torch.zeros(2, 4, 1, dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match="coats: 1 of a stored weight, got 3"):
+        layer.load_state_dict(state)
+
+
 def test_dense_weights_held_transposed_are_written(tmp_path):
     conv = pytest.importorskip("transformers.pytorch_utils").Conv1D
     model = nn.Sequential(conv(7, 12))
