@@ -40,6 +40,19 @@ def test_masks_are_of_the_weights_before_they_were_drawn_again(residency, in_pla
     assert torch.equal(layer.weight, weights["one"])
 
 
+def test_masks_of_a_layer_that_became_another_are_refused(tmp_path):
+    bank, model = bank_of(2)[0], bank_of(0, seed=8)[0].model
+    fk.save_ticket(model, tmp_path / "t")
+    fk.finalize_(bank.model)
+    fk.load_ticket(bank.model, tmp_path / "t")
+    fk.set_residency(bank.model, "planes")  # for which views take draws of the layer
+    weight = bank.model[4].weight.clone()
+    for call in (lambda: bank.use("task0"), lambda: bank.add("new")):
+        with pytest.raises(RuntimeError, match="'0' has become another weight, whose header begins with"):
+            call()
+    assert torch.equal(bank.model[4].weight, weight)
+
+
 def with_coats(model: nn.Module) -> None:
     model[4].adopt_counts(torch.full((model[4].free,), 2, dtype=torch.uint8), coats=2)
 

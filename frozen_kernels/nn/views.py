@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import format as fmt
 from ..tensor import FrozenTensor
 from .layer import FrozenLayer
 from .masks import note_mask
@@ -46,6 +47,15 @@ def fits(layer: FrozenLayer, view: FrozenLayer) -> bool:
         and (not layer.stored or layer.packed == view.packed)
         and layer.geometry() == view.geometry()
     )
+
+
+def check_draws(name: str, layer: FrozenLayer, view: FrozenLayer) -> None:
+    """RuntimeError where the layer has become a weight of another seed or partition than the view's."""
+    ours, its = layer._words[: fmt.SCALE], view._words[: fmt.SCALE]
+    if ours != its:
+        raise RuntimeError(
+            f"model: {name!r} has become another weight, whose header begins with {ours}, than the masks are of, {its}"
+        )
 
 
 def made_ready(layer: FrozenLayer, view: FrozenLayer) -> FrozenLayer:
