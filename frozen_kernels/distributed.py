@@ -17,12 +17,14 @@ from .nn.models import frozen_layers
 
 
 def _digest(layers: dict[str, FrozenLayer]) -> bytes:
-    """sha256 over the names, settings, headers, supermasks, stored values, coats and generations of frozen layers."""
+    """sha256 over the names, settings and all of the weights of frozen layers, with their gains."""
     digest = hashlib.sha256()
     for name, layer in layers.items():
         digest.update(f"{name} {layer.shape} {layer.config}\n".encode())
+        signs = layer.packed_signs() if layer.signed else None
         for tensor in (
-            layer.header, layer.packed_supermask(), layer.values, layer.row_scale, layer.coats, layer.generations,
+            layer.header, layer.packed_supermask(), signs, layer.values, layer.row_scale, layer.coats,
+            layer.generations, layer.gain,
         ):  # fmt: skip
             if tensor is not None:
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -38,8 +40,8 @@ def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     on every rank, before wrapping.
 
     Raises:
-        ValueError: no frozen layers; or their seeds, stored values, settings or masks are not the same on every rank of
-            the group, named by its first rank that differs from rank 0.
+        ValueError: no frozen layers; or their seeds, stored values or signs, settings, masks or gains are not the same
+            on every rank of the group, named by its first rank that differs from rank 0.
     """
     import torch.distributed as dist
 
@@ -52,7 +54,7 @@ def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     dist.all_gather(every, mine, group=process_group)
     for rank, other in enumerate(every):
         if not torch.equal(other, every[0]):
-            differ = "have another seed, value, setting or mask than rank 0's"
+            differ = "have another seed, value, setting, mask or gain than rank 0's"
             raise ValueError(f"model: frozen layers of rank {rank} {differ}")
     # with the names of wrappers, as DDP knows them
     where = [name for name, module in model.named_modules() if isinstance(module, FrozenLayer)]

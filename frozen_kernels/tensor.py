@@ -99,8 +99,9 @@ class FrozenTensor(NamedTuple):
     ) -> FrozenTensor:
         """A frozen tensor from its seed. `scale` defaults to Kaiming's; `supermask` to all free weights kept.
 
-        ValueError for ratios, seeds or a supermask that do not fit.
+        ValueError for ratios, seeds or a supermask that do not fit, and for a code that nothing draws.
         """
+        fmt.check_code(code)
         rows, cols = fmt.matrix_shape(shape)
         tau_prune, tau_freeze, counts = calibrated(rows, cols, seed, stream, prune_ratio, lock_ratio, threshold_bits)
         scale = fmt.scale_of(code, fmt.kaiming_sigma(cols)) if scale is None else scale

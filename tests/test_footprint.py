@@ -152,3 +152,50 @@ def test_a_failing_forward_leaves_train_mode():
     with pytest.raises(RuntimeError):
         fk.footprint(model, torch.ones(1, 3))
     assert model.training
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, and one of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(16, 16, dtype=dtype) for _ in range(3))
+        self.b.weight = self.a.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gain_is_float32_for_each_row_once_a_weight(dtype, tmp_path):
+    model = Tied(dtype)
+    fk.freeze_(model, fk.FreezeConfig(gain=(1.0, 2.0)), lambda module, name: True)
+    fk.finalize_(model)
+    assert model.a.gain is not None and model.b.gain is not None
+    with_gain = fk.footprint(model)
+    fk.save_ticket(model, tmp_path / "t.safetensors")
+    assert [x.disk - -(-x.free // 8) for x in with_gain.layers if not x.shared] == [4 * 16, 4 * 16]
+    assert with_gain.ordinary_disk == 3 * 16 * dtype.itemsize  # biases
+    assert with_gain.totals()["disk"]["total"] == (tmp_path / "t.safetensors").stat().st_size
+    for layer in (model.a, model.b, model.c):
+        layer.gain = None
+    # the same ticket but for the name of a feature and two tensors
+    assert 0 < with_gain.metadata - fk.footprint(model).metadata < 500
+
+
+@pytest.mark.parametrize("code", ["sign", "signs", "stored"])
+def test_a_model_moved_to_meta_counts_all_weights_that_may_be_kept(code):
+    model = nn.Sequential(nn.Linear(64, 32, bias=False))
+    fk.freeze_(model, fk.FreezeConfig(code=code, seed=1), lambda module, name: True)
+    if code == "sign":
+        model[0].adopt_counts(torch.full((model[0].free,), 2, dtype=torch.uint8), coats=3)
+    elif code == "signs":
+        keep = torch.ones(64 * 32, dtype=torch.bool)
+        keep[:100] = False
+        packed = fk.format.pack_bits(keep)
+        model[0].adopt_signs(packed, torch.zeros_like(packed))
+    fk.finalize_(model)
+    here, kept = fk.footprint(model), model[0].counts["kept"]
+    meta = fk.footprint(model.to("meta"))
+    layer = model[0]
+    most = 64 * 32 - layer.pruned
+    beside = {"sign": 2 * -(-most // 8), "signs": -(-most // 8), "stored": 4 * kept}
+    assert meta.layers[0].disk == -(-layer.free // 8) + beside[code] >= here.layers[0].disk
+    assert meta.metadata is None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..memory.footprint import storage_bytes
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, spread, unwrapped, warn_of_stale_masks
-from ..nn.views import copied_record, fits, made_ready, record_of, sharing, show, view_of
+from ..nn.views import check_draws, copied_record, fits, made_ready, record_of, sharing, show, view_of
 from ..tensor import Residency
 from ..text import listed
 from ..tickets.bank import BankTask, bank_parts, load_bank
@@ -148,14 +148,16 @@ class MaskBank:
 
         Raises:
             ValueError: a name that is there, or none: 1 to 200 printable characters without a dot.
-            RuntimeError: layers were folded or tuned since; or a stored layer is finalized without the bank, so that
-                the values of other masks are gone.
+            RuntimeError: layers were folded or tuned since, or became others by a load; or a stored layer is finalized
+                without the bank, so that the values of other masks are gone.
         """
         check_mask_name(name)
         if name in self._tasks:
             raise ValueError(f"name: {name!r} is there already, remove it first")
         self._check_layers(RuntimeError)
         for place, layer in self._layers.items():
+            for task in self._tasks.values():
+                check_draws(place, layer, task.views[place])
             stored.check_values(place, layer, self._unions, bool(self._tasks))
         warn_of_stale_masks(self._layers)
         with torch.inference_mode(False):
@@ -187,8 +189,9 @@ class MaskBank:
 
         Raises:
             KeyError: no mask of that name.
-            RuntimeError: layers were folded or tuned since the mask was added, or `fk.finalize_` left the values of one
-                mask alone: `MaskBank.finalize` keeps those of all. Nothing is changed.
+            RuntimeError: layers were folded or tuned since the mask was added, or became others by a load;
+                `fk.finalize_` left the values of one mask alone, `MaskBank.finalize` keeps those of all; or two threads
+                call this within forwards of the model: one waits and the other has the error. Nothing is changed.
         """
         task = self._task(name)
         self._make_ready(task)
@@ -205,6 +208,7 @@ class MaskBank:
             tuned = layer._parameters["tuned"] is not None
             if tuned or layer.relu or layer._buffers["gain"] is not None:
                 self._check_layers(RuntimeError)
+            check_draws(place, layer, view)
             if not fits(layer, view):
                 stored.check_fits(place, layer, view)
                 with torch.inference_mode(False):
@@ -406,12 +410,13 @@ class MaskBank:
             residency: of layers that are replaced; `mask`, and of stored weights `packed`, by default.
 
         Raises:
-            TicketError: no bank, not a whole one, or one of another backbone: other shapes, seeds, thresholds or stored
-                values. The message names the file, the tensor and both values; the model is unchanged.
+            TicketError: no bank, not a whole one, or one of another backbone: other shapes, seeds, thresholds, stored
+                values, coats or generations; a folded ReLU or tuned values; or a task's tensor that others share in
+                the model. The message names the file, the tensor and both values; the model is unchanged.
             OSError: the file is missing or cannot be read.
             ValueError: another residency.
         """
-        loaded = load_bank(model, path, verify, residency)
+        loaded = load_bank(model, path, verify, residency, tasks.places_of)
         bank = cls(model, loaded.per_task)
         for name in bank._layers:
             if name in loaded.unions:

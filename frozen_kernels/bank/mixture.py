@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.attention import FrozenProjection
 from ..nn.layer import FrozenLayer
 
 Branch = Callable[..., Tensor]  # a layer's forward under one mask
@@ -33,6 +34,11 @@ class _Mixed:
         if found is None or self.module not in found[0]:
             return type(self.module).forward(self.module, *inputs, **options)
         branches, bias = found[0][self.module]
+        given: Tensor | None = None
+        if isinstance(self.module, FrozenProjection):
+            # the bias comes with the input: it is no part of what alphas weigh
+            x, given = _input_and_bias(*inputs, **options)
+            inputs, options = (x,), {}
         total: Tensor | None = None
         for alpha, branch in zip(found[1], branches, strict=True):
             if not isinstance(alpha, Tensor) and alpha == 0:
@@ -42,8 +48,13 @@ class _Mixed:
             total = weighed if total is None else total + weighed
         if total is None:
             total = branches[0](*inputs, **options) * 0.0
-        own = bias()
-        return total if own is None else total + own
+        for own in (bias(), given):
+            total = total if own is None else total + own
+        return total
+
+
+def _input_and_bias(input: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return input, bias
 
 
 def no_bias() -> None:

@@ -31,6 +31,15 @@ def weights_of(model: nn.Module) -> dict[str, list[FrozenLayer]]:
     return {names[identity]: layers for identity, layers in found.items()}
 
 
+def _check_coats(weights: dict[str, list[FrozenLayer]]) -> None:
+    for name, layers in weights.items():
+        if layers[0].coats is not None:
+            raise ValueError(
+                f"model: {name!r} has {1 + layers[0].coats.shape[0]} coats, expected 1: a packed mask has one bit for "
+                "each weight; save_ticket and state_dict hold all coats"
+            )
+
+
 @torch.no_grad()
 def masks(model: nn.Module) -> Tensor:
     """The supermasks of all frozen layers as one tensor, uint8 [sum of ceil(free / 8)], on the first layer's device.
@@ -38,11 +47,14 @@ def masks(model: nn.Module) -> Tensor:
     The supermask of each weight as in a ticket (one bit for each free weight, in stream order), layer after layer in
     traversal order; layers of one weight come once. Every layer begins on a byte: a slice is a layer's own supermask,
     and the whole is one bit for each free weight and less than a byte for each layer. A copy: the model keeps its own.
-    Of a weight in several coats it is the first; signs and generations are not in it.
+    Signs and generations are not in it.
 
-    ValueError where the model has no frozen layers, or layers on the meta device.
+    ValueError where the model has no frozen layers, layers on the meta device, or in several coats: one bit cannot say
+    how often a weight counts.
     """
-    found = [layers[0].packed_supermask() for layers in weights_of(model).values()]
+    weights = weights_of(model)
+    _check_coats(weights)
+    found = [layers[0].packed_supermask() for layers in weights.values()]
     return torch.cat([mask.to(found[0].device) for mask in found])
 
 
@@ -74,13 +86,14 @@ def load_masks(model: nn.Module, packed: Tensor) -> None:
         packed: uint8 [sum of ceil(free / 8)], on any device.
 
     Raises:
-        ValueError: another dtype or size, or bits set after a layer's last free weight; the layer and both values are
-            named. The model is unchanged.
+        ValueError: another dtype or size, bits set after a layer's last free weight, or a layer in several coats, which
+            one mask would drop; the layer and both values are named. The model is unchanged.
         RuntimeError: a layer of stored values or signs is finalized: those of weights that it drops are gone.
     """
     if not isinstance(packed, Tensor) or packed.dtype != torch.uint8 or packed.dim() != 1:
         found = f"{packed.dtype} {list(packed.shape)}" if isinstance(packed, Tensor) else type(packed).__name__
         raise ValueError(f"packed: uint8 of 1 dimension, got {found}")
+    _check_coats(weights_of(model))
     parts = list(_parts(model, packed, "packed", 1))
     for name, layers, place in parts:
         fmt.check_supermask(packed[place], layers[0].free, f"packed: {name!r}")

@@ -80,7 +80,8 @@ class Footprint:
     `disk`: supermasks, ordinary tensors and metadata of the ticket that `save_ticket` writes (metadata None on the meta
     device, and for a model with a folded ReLU, which no ticket holds). `resident`: storages of all parameters and
     buffers now held, those of frozen weights and the others. `dense`: the same model with dense weights. Bits are per
-    frozen weight.
+    frozen weight. A gain is part of the weight on disk, and resident among the others. On the meta device, where nobody
+    knows a mask, all weights that are not pruned count as kept.
     """
 
     layers: list[LayerFootprint]
@@ -157,13 +158,24 @@ class Footprint:
 
 
 def _beside_the_supermask(layer: FrozenLayer) -> int:
-    """Bytes of a ticket for values or signs and the scales of their rows, coats after the first, and generations."""
+    """Bytes of a ticket for values or signs and the scales of their rows, coats after the first, generations, gain."""
     own = 0 if layer.generations is None else layer.generations.numel()
-    own += sum(-(-kept // 8) for kept in layer.coat_kept()[:-1])
+    own += 0 if layer.gain is None else 4 * layer.gain.numel()  # float32 there, whatever it is here
     own += 0 if layer.row_scale is None else layer.row_scale.numel() * layer.row_scale.element_size()
+    kept = _kept(layer)
+    own += sum(-(-coat // 8) for coat in kept[:-1])
     if layer.signed:
-        return own + -(-layer.counts["kept"] // 8)
-    return own if layer.values is None else own + layer.counts["kept"] * layer.values.element_size()
+        return own + -(-kept[0] // 8)
+    return own if layer.values is None else own + kept[0] * layer.values.element_size()
+
+
+def _kept(layer: FrozenLayer) -> list[int]:
+    """How many weights each coat keeps, at most on the meta device."""
+    if layer.device.type != "meta":
+        return layer.coat_kept()
+    if layer.values is not None and layer.packed:
+        return [layer.values.numel()]
+    return [layer.rows * layer.cols - layer.pruned] * (1 if layer.coats is None else 1 + layer.coats.shape[0])
 
 
 def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Tensor], list[Tensor]]:
@@ -173,7 +185,9 @@ def _ordinary(model: nn.Module, layers: dict[str, FrozenLayer]) -> tuple[list[Te
     stored = []
     for module in model.modules():
         persistent = [t for n, t in module._buffers.items() if n not in module._non_persistent_buffers_set]
-        stored += [t for t in (*module._parameters.values(), *persistent) if t is not None and id(t) not in frozen]
+        gain = module.gain if isinstance(module, FrozenLayer) else None
+        parts = [t for t in (*module._parameters.values(), *persistent) if t is not None and t is not gain]
+        stored += [t for t in parts if id(t) not in frozen]
     return stored, held
 
 
@@ -302,7 +316,7 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     for name, layer in layers.items():
         state = [t for t in _frozen_state(layer) if id(t) not in counted]
         counted.update(id(t) for t in state)
-        weights, free = layer.rows * layer.cols, layer.counts["free"]
+        weights, free = layer.rows * layer.cols, layer.free
         shared = layer.identity in seen
         scores = storage_bytes([layer.scores]) if any(t is layer.scores for t in state) else 0
         rows.append(

@@ -200,9 +200,10 @@ class FrozenLayer(FrozenLoading):
         coats = "" if self.coats is None else f", coats={1 + self.coats.shape[0]}"
         again = "" if self.generations is None else ", generations=True"
         if self.signed and self.scores is None:
-            scales = "a scale per row" if self.row_scale is not None else f"scale={self.scale:.6g}"
-            kept = f"kept={self.counts['kept']} of {self.rows * self.cols}" if self.device.type != "meta" else "meta"
-            return f"code=signs, {kept}, {scales}, residency={self.residency}, dtype={dtype}{folded}"
+            meta = self.device.type == "meta"
+            scales = ", a scale per row" if self.row_scale is not None else "" if meta else f", scale={self.scale:.6g}"
+            kept = "meta" if meta else f"kept={self.counts['kept']} of {self.rows * self.cols}"
+            return f"code=signs, {kept}{scales}, residency={self.residency}, dtype={dtype}{folded}"
         return (
             f"code={config.code}, seed={self.seed}, stream={self.stream}, sparsity={config.sparsity:g}, "
             f"freeze_ratio={sum(self.ratios):.6g}{coats}{again}, residency={self.residency}, dtype={dtype}{folded}"

@@ -373,5 +373,6 @@ def plain_twin(layer: Any) -> Any:
     if layer.gain is not None:
         exact = layer.frozen.weight(layer.gain.dtype).detach()
         weight = layer._times_gain(exact, layer.gain).to(layer.dtype)
-    plain.weight = nn.Parameter(weight)
+    # a transposed one is a view, which writers of files refuse
+    plain.weight = nn.Parameter(weight.contiguous())
     return adopt(plain, layer)

@@ -162,7 +162,7 @@ class FrozenLoading(FrozenCoats):
         """ValueError for coats or generations that the layer cannot have."""
         if coats is not None:
             if self.stored:
-                raise ValueError("coats: none of a stored weight, got some")
+                raise ValueError(f"coats: 1 of a stored weight, got {1 + coats.shape[:1].numel()}")
             # whatever device each came from
             record = FrozenTensor(self.shape, self.code, header.cpu(), supermask.cpu())
             check_coats(coats.cpu(), record.keep_plane())

@@ -142,10 +142,18 @@ class FrozenMasks(FrozenState):
             if bias is not None:
                 self._replace_bias(bias)
             if made.gain is not None:
-                self._buffers["gain"] = made.gain.to(frozen.header.device, self.gain_dtype, copy=True)
+                self._replace_gain(made.gain.to(frozen.header.device, self.gain_dtype, copy=True))
             self._describe(frozen.header.cpu(), made.counts)
             self._note_mask()
             self._put(frozen, made.residency)
+
+    def _replace_gain(self, gain: Tensor) -> None:
+        old = self.gain
+        alike = old is not None and all(getattr(old, k) == getattr(gain, k) for k in ("shape", "dtype", "device"))
+        if self.in_place and old is not None and alike:
+            old.copy_(gain)  # as all that a layer holds there: captured graphs read it
+        else:
+            self._buffers["gain"] = gain
 
     def _replace_bias(self, bias: Tensor) -> None:
         assert self.bias is not None

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .. import format as fmt
 from ..tensor import FrozenTensor
 from .layer import FrozenLayer
 from .masks import note_mask
@@ -37,6 +38,8 @@ def record_of(view: FrozenLayer) -> FrozenTensor:
 def fits(layer: FrozenLayer, view: FrozenLayer) -> bool:
     """Whether the layer can become the view by taking its tensors: same residency, device, dtype, geometry and bias."""
     ours, its = layer._buffers, view._buffers  # attributes of a module are looked up in three dicts
+    if layer.in_place and ours["generations"] is not None and its["generations"] is None:
+        return False  # the draws that they shared were written over
     return (
         layer.residency == view.residency
         and ours["_like"] is its["_like"]
@@ -46,11 +49,22 @@ def fits(layer: FrozenLayer, view: FrozenLayer) -> bool:
     )
 
 
+def check_draws(name: str, layer: FrozenLayer, view: FrozenLayer) -> None:
+    """RuntimeError where the layer has become a weight of another seed or partition than the view's."""
+    ours, its = layer._words[: fmt.SCALE], view._words[: fmt.SCALE]
+    if ours != its:
+        raise RuntimeError(
+            f"model: {name!r} has become another weight, whose header begins with {ours}, than the masks are of, {its}"
+        )
+
+
 def made_ready(layer: FrozenLayer, view: FrozenLayer) -> FrozenLayer:
     """A view of the same mask that fits the layer as it is now."""
     record, device = record_of(view), layer.device
     moved: dict[str, Any] = {n: t.to(device) for n in RECORD if (t := getattr(record, n)) is not None}
     record = record._replace(**moved, scores=None)
+    if layer.in_place and layer.generations is not None and record.generations is None:
+        record = record._replace(draw=None)
     if record.dense is not None and view.dtype != layer.dtype:
         record = record._replace(dense=None)
     if not layer.stored or layer.packed:
@@ -60,7 +74,9 @@ def made_ready(layer: FrozenLayer, view: FrozenLayer) -> FrozenLayer:
 
 def sharing(layer: FrozenLayer, record: FrozenTensor) -> FrozenTensor:
     """The record with those tensors of the layer that all its masks have in common, instead of equal ones."""
-    common = ("offsets", "draw") if not layer.stored else () if layer.packed else ("values",)
+    common: tuple[str, ...] = ("offsets", "draw") if not layer.stored else () if layer.packed else ("values",)
+    if layer.generations is not None or record.generations is not None:
+        common = ("offsets",)  # each weight is drawn with a generation of its own
     ours: dict[str, Any] = {
         n: t for n in common if (t := layer._buffers[n]) is not None and getattr(record, n) is not None
     }

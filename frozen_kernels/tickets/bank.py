@@ -6,7 +6,7 @@ Section 8 of the format (docs/format.md), feature `bank`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -135,8 +135,18 @@ def _task_of(name: str, per_task: Sequence[str], masks: Sequence[str]) -> str | 
     return mask if tensor in per_task and mask in masks else None
 
 
+def _check_plain(layer: FrozenLayer, record: TensorRecord) -> None:
+    """ValueError where a frozen layer has what no mask of a bank has and a load would leave."""
+    for what, there in (("a folded ReLU", layer.relu), ("tuned values", layer.tuned is not None)):
+        if there:
+            raise ValueError(f"{short(record.name)}: {what} in the model, none in the bank")
+
+
 def _check_backbone(layer: FrozenLayer, record: TensorRecord, ticket: Ticket) -> None:
     """ValueError where a frozen layer is not what the bank's masks are of: another seed, partition or values."""
+    for what, held in (("coats", layer.coats), ("generations", layer.generations)):
+        if held is not None:
+            raise ValueError(f"{short(record.name)}: {what} in the model, none in the bank")
     fields: dict[str, Any] = fmt.header_fields(layer.header.cpu())
     for field in ("code", "seed", "stream", "generation", "tau_prune", "tau_freeze"):
         said, own = getattr(record, field), fields[field]
@@ -174,10 +184,17 @@ def _check_values(layer: FrozenLayer, record: TensorRecord, ticket: Ticket) -> N
 
 
 @torch.no_grad()
-def load_bank(model: nn.Module, path: str | os.PathLike[str], verify: bool, residency: str | None) -> LoadedBank:
+def load_bank(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    verify: bool,
+    residency: str | None,
+    check_tasks: Callable[[nn.Module, list[str]], object],
+) -> LoadedBank:
     """Load the first network of a bank's file into a model, in place, and give what all its masks are.
 
-    Frozen layers of the same backbone keep what they hold. Errors: see `MaskBank.load`.
+    Frozen layers of the same backbone keep what they hold. `check_tasks` says by ValueError that tensors of these names
+    cannot be each task's own, before the model is changed. Errors: see `MaskBank.load`.
     """
     if residency is not None and residency not in ALL_RESIDENCIES:
         raise ValueError(f"residency: one of {', '.join(ALL_RESIDENCIES)}, got {residency!r}")
@@ -190,6 +207,10 @@ def load_bank(model: nn.Module, path: str | os.PathLike[str], verify: bool, resi
         fitted(inside, network)
     pairs, copies = fitted(inside, networks[ticket.masks[0]])
     stay = _staying(pairs, ticket)
+    try:
+        check_tasks(inside, per_task)
+    except ValueError as why:
+        raise TicketError(f"{ticket.path}: {why}") from None
     masks: dict[str, dict[str, FrozenTensor]] = {}
     first: dict[str, Made] = {}
     for mask, network in networks.items():
@@ -217,13 +238,17 @@ def _staying(pairs: Pairs, ticket: Ticket) -> set[str]:
     whole = {record.name: record for record in ticket.records}
     stay = set()
     for name, (layer, record) in pairs.items():
-        if isinstance(layer, FrozenLayer) and layer.device.type != "meta":
-            try:
-                _check_backbone(layer, whole[record.name], ticket)
-            except ValueError as why:
-                raise TicketError(f"{ticket.path}: {why}") from None
-            if not (layer.stored and layer.packed):
-                stay.add(name)
+        if not isinstance(layer, FrozenLayer):
+            continue
+        try:
+            _check_plain(layer, record)
+            if layer.device.type == "meta":
+                continue
+            _check_backbone(layer, whole[record.name], ticket)
+        except ValueError as why:
+            raise TicketError(f"{ticket.path}: {why}") from None
+        if not (layer.stored and layer.packed):
+            stay.add(name)
     return stay
 
 
