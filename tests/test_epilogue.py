@@ -249,6 +249,8 @@ def test_state_copies_and_pickles():
         unfolded.load_state_dict(layer.state_dict())
     with pytest.raises(RuntimeError, match=r"gain: \[4\] in the state, \[5\]"):
         other.load_state_dict({**layer.state_dict(), "gain": torch.ones(4)})
+    with pytest.raises(RuntimeError, match="gain: finite numbers, got 1 of 5 that are not"):
+        other.load_state_dict({**layer.state_dict(), "gain": torch.tensor([1.0, torch.nan, 1, 1, 1])})
     other.reset_parameters()
     assert not other.folded
 

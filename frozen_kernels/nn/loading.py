@@ -139,6 +139,9 @@ class FrozenLoading(FrozenCoats):
             given = state.get(prefix + name)
             if given is not None and own is not None and given.shape != own.shape:
                 return f"{prefix}{name}: {list(given.shape)} in the state, {list(own.shape)} in the layer"
+        gain = state.get(prefix + "gain")
+        if gain is not None and gain.device.type != "meta" and not gain.isfinite().all():
+            return f"{prefix}gain: finite numbers, got {int((~gain.isfinite()).sum())} of {gain.numel()} that are not"
         if header is None or header.device.type == "meta":
             return None
         try:
