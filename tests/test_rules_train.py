@@ -87,9 +87,8 @@ def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_rule_trains_in_full(tmp_path, seed):
-    checked(tmp_path, list(compare.RULES), 10, seed, compare.load())
+def test_every_rule_trains_in_full(tmp_path):
+    checked(tmp_path, list(compare.RULES), 10, 0, compare.load())
 
 
 def test_every_rule_has_a_preset_and_its_class_a_paper():
