@@ -14,7 +14,7 @@ from ..convert.choose import candidates
 from ..nn.attention import open_attentions
 from ..nn.conv1d import is_conv1d
 from ..nn.layer import FrozenLayer, Made
-from ..nn.models import frozen_layers, named_modules, replace_module, spread, unwrapped
+from ..nn.models import frozen_layers, named_modules, replace_modules, spread, unwrapped
 from ..nn.twins import is_layer, twin_of
 from ..tensor import FrozenTensor
 from ..text import listed
@@ -201,5 +201,4 @@ def carry_out(model: nn.Module, planned: Plan) -> None:
     for target, value in planned.copies:
         target.copy_(value)
     open_attentions(model, [module for module, _ in planned.twins])
-    for module, twin in planned.twins:
-        replace_module(model, module, twin)
+    replace_modules(model, planned.twins)

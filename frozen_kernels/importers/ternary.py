@@ -15,7 +15,7 @@ from ..format import SIGNS
 from ..nn.attention import input_projections, open_attentions
 from ..nn.conv1d import is_conv1d
 from ..nn.layer import FrozenLayer, Made
-from ..nn.models import named_modules, replace_module, unwrapped
+from ..nn.models import named_modules, replace_modules, unwrapped
 from ..nn.twins import is_layer, twin_of
 from ..process import release_memory
 from ..tensor import FrozenTensor
@@ -203,11 +203,11 @@ def ternary_(model: nn.Module, filter_fn: FilterFn | None = None) -> TernaryRepo
     twins = {name: _twin(chosen[name], scales) for name, scales in planned.items()}
     # nothing above has changed the model, nothing below refuses
     open_attentions(model, [chosen[name] for name in planned])
+    replace_modules(model, [(chosen[name], layer) for name, layer in twins.items()])
     first_of: dict[int, FrozenLayer] = {}
     for name, layer in twins.items():
         module: Any = chosen.pop(name)
         layer.tie_to(first_of.setdefault(id(module.weight), layer))
-        replace_module(model, module, layer)
         scales, kept, count = planned[name], layer.counts["kept"], layer.rows * layer.cols
         magnitude = f"scale {scales.scale:.6g}" if scales.row_scale is None else "a scale for each row"
         report.layers.append(Imported(name, type(module).__name__, layer.shape, kept, count, magnitude))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -97,11 +97,17 @@ def _choose_paths(model: nn.Module) -> None:
 
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever the model holds `old`."""
+    replace_modules(model, [(old, new)])
+
+
+def replace_modules(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Put the second of each pair wherever the model holds the first, in one walk; none is inside another."""
+    new_of = {id(old): new for old, new in pairs}
     compiled = loaded_class("torch._dynamo.eval_frame", "OptimizedModule")
     for parent in model.modules():
         for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+            if id(child) in new_of:
+                parent._modules[name] = new_of[id(child)]
                 if compiled is not None and isinstance(parent, compiled):
                     _compile_anew(parent)
     _choose_paths(model)

@@ -26,7 +26,7 @@ from ..nn.layer import OWN_BUFFERS, FrozenLayer, Made
 from ..nn.models import (
     frozen_layers,
     named_modules,
-    replace_module,
+    replace_modules,
     reshard,
     spread,
     unwrapped,
@@ -557,12 +557,11 @@ def place(inside: nn.Module, pairs: Pairs, copies: Copies, made: dict[str, Made]
         if not old.is_meta and id(old) not in values:
             old.copy_(stored)
     open_attentions(inside, [layer for layer, _ in pairs.values()])
+    replace_modules(inside, [(pairs[name][0], layer) for name, layer in new.items()])
     first_of: dict[str, FrozenLayer] = {}
     for name, (layer, record) in pairs.items():
         if name in adopting:
             adopting[name].adopt(made.pop(name), *settings[record.name], bias=values.get(id(layer.bias)))
-        elif name in new:
-            replace_module(inside, layer, new[name])
         held = adopting.get(name) or new.get(name)
         if held is not None:
             held.tie_to(first_of.setdefault(record.name, held))
