@@ -9,7 +9,7 @@ from ..text import listed
 
 @dataclass
 class Imported:
-    """One layer that became a stored frozen one; `values` is the dtype that its kept weights have."""
+    """One layer that became a frozen one; `values` is the dtype that its kept weights have, or their scale."""
 
     name: str
     kind: str
@@ -18,9 +18,29 @@ class Imported:
     count: int
     values: str
 
+    def __str__(self) -> str:
+        share = self.kept / self.count if self.count else 0.0
+        return f"{self.name}: {self.kind}{list(self.shape)}, {share:.1%} kept"
+
+
+class Layers:
+    """What reports of imported layers have in common."""
+
+    layers: list[Imported]
+
+    @property
+    def kept(self) -> int:
+        """Kept weights of the frozen layers; others are zero."""
+        return sum(layer.kept for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        """All weights of the frozen layers."""
+        return sum(layer.count for layer in self.layers)
+
 
 @dataclass
-class ImportReport:
+class ImportReport(Layers):
     """What `load_` did; `print` it.
 
     `layers`: the frozen layers. `dense`: name and reason of each weight that the file masks and that no frozen layer
@@ -37,24 +57,12 @@ class ImportReport:
     recomputed: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
 
-    @property
-    def kept(self) -> int:
-        """Kept weights of the frozen layers."""
-        return sum(layer.kept for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """All weights of the frozen layers."""
-        return sum(layer.count for layer in self.layers)
-
     def __str__(self) -> str:
         lines = [
             f"{self.source}: layout {self.layout}; {self.kept:,} of {self.weights:,} weights kept, layers frozen: "
             f"{len(self.layers)}"
         ]
-        for layer in self.layers:
-            share = layer.kept / layer.count if layer.count else 0.0
-            lines.append(f"  {layer.name}: {layer.kind}{list(layer.shape)}, {share:.1%} kept, values in {layer.values}")
+        lines += [f"  {layer}, values in {layer.values}" for layer in self.layers]
         if self.loaded:
             lines.append(f"other tensors loaded as they are: {len(self.loaded)} ({listed(self.loaded)})")
         if self.dense:

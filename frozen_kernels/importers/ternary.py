@@ -19,7 +19,7 @@ from ..nn.models import named_modules, replace_modules, unwrapped
 from ..nn.twins import is_layer, twin_of
 from ..process import release_memory
 from ..tensor import FrozenTensor
-from .report import Imported
+from .report import Imported, Layers
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -35,27 +35,15 @@ class Scales(NamedTuple):
 
 
 @dataclass
-class TernaryReport:
+class TernaryReport(Layers):
     """What `ternary_` did; `print` it. `layers`: what was imported; `skipped`: what was passed over, and why."""
 
     layers: list[Imported] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    @property
-    def kept(self) -> int:
-        """Weights of the imported layers that are not zero."""
-        return sum(layer.kept for layer in self.layers)
-
-    @property
-    def weights(self) -> int:
-        """All weights of the imported layers."""
-        return sum(layer.count for layer in self.layers)
-
     def __str__(self) -> str:
         lines = [f"ternary layers imported: {len(self.layers)}; {self.kept:,} of {self.weights:,} weights are not zero"]
-        for layer in self.layers:
-            share = layer.kept / layer.count if layer.count else 0.0
-            lines.append(f"  {layer.name}: {layer.kind}{list(layer.shape)}, {share:.1%} kept, {layer.values}")
+        lines += [f"  {layer}, {layer.values}" for layer in self.layers]
         if self.skipped:
             lines.append(f"passed over: {len(self.skipped)}")
             lines += [f"  {name or 'model'}: {why}" for name, why in self.skipped]
