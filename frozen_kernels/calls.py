@@ -46,6 +46,14 @@ def finite(x: Tensor) -> Tensor:
     return torch.nan_to_num(x, 0.0, 0.0, 0.0)
 
 
+def finished(y: Tensor, later: int, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype) -> Tensor:
+    """`relu(gain * y + bias)` of the sum over coats, rounded once; `later`: dimensions behind that of the outputs."""
+    along = [-1, *[1] * later]
+    y = y if gain is None else y * gain.view(along)
+    y = y if bias is None else y + bias.to(y.dtype).view(along)
+    return (y.relu() if relu else y).to(dtype)
+
+
 class Coats:
     """A layer in several coats, without gradients: the sum of a prepared call of each, as `functional` sums ops."""
 
@@ -74,12 +82,7 @@ class Coats:
             y += part
         if y is None:
             return None
-        along = [-1, *[1] * self.spatial]
-        if self.gain is not None:
-            y *= self.gain.view(along)
-        if self.bias is not None:
-            y += self.bias.view(along)
-        return (y.relu_() if self.relu else y).to(self.dtype)
+        return finished(y, self.spatial, self.bias, self.gain, self.relu, self.dtype)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         return None

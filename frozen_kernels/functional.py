@@ -113,10 +113,7 @@ def _in_coats(
     finite = calls.finite(wide)
     for coat in others:
         y = y + call(finite, coat)
-    along = [-1, *[1] * (y.dim() - 1 - channel)]
-    y = y if gain is None else y * gain.view(along)
-    y = y if bias is None else y + bias.to(y.dtype).view(along)
-    return (y.relu() if relu else y).to(x.dtype)
+    return calls.finished(y, y.dim() - 1 - channel, bias, gain, relu, x.dtype)
 
 
 def linear(
