@@ -9,7 +9,7 @@ from torch import nn
 
 from ..nn.attention import FrozenMultiheadAttention, close_attention
 from ..nn.layers import plain_twin
-from ..nn.models import frozen_layers, replace_module, unwrapped
+from ..nn.models import frozen_layers, replace_modules, unwrapped
 
 
 @torch.inference_mode(False)
@@ -28,6 +28,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     if not layers:
         raise ValueError("model: no frozen layers to make dense")
     first_of: dict[tuple, nn.Parameter] = {}
+    made: list[tuple[nn.Module, nn.Module]] = []
     for name, layer in layers.items():
         if layer.device.type == "meta":
             raise ValueError(f"model: {name!r} is on the meta device: it has no weight")
@@ -38,11 +39,10 @@ def to_dense(model: nn.Module) -> nn.Module:
         new = nn.Sequential(plain, nn.ReLU()).train(layer.training) if layer.relu else plain
         if layer is model:
             return new
-        replace_module(model, layer, new)
-    for module in list(model.modules()):
-        if isinstance(module, FrozenMultiheadAttention):
-            closed = close_attention(module)
-            if module is model:
-                return closed
-            replace_module(model, module, closed)
+        made.append((layer, new))
+    replace_modules(model, made)
+    if isinstance(model, FrozenMultiheadAttention):
+        return close_attention(model)
+    attentions = [module for module in model.modules() if isinstance(module, FrozenMultiheadAttention)]
+    replace_modules(model, [(module, close_attention(module)) for module in attentions])
     return model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
 from ..nn.models import frozen_layers, unwrapped
+from ..nn.state import RECORD
 from ..process import release_memory
 from ..tensor import ALL_RESIDENCIES, Residency, residencies_of
 from ..text import table as text_table
@@ -62,8 +63,7 @@ class ResidencyReport(dict[str, str]):
 
 def _held(layer: FrozenLayer) -> list[Tensor]:
     """What a layer's residency holds."""
-    names = ("header", "supermask", "offsets", "keep", "draw", "dense", "values", "row_scale", "coats", "generations")
-    return [t for name in names if (t := layer._buffers[name]) is not None]
+    return [t for name in RECORD if (t := layer._buffers[name]) is not None]
 
 
 @contextlib.contextmanager
@@ -111,11 +111,11 @@ def set_residency(
     """Hold every frozen layer as seed, mask, planes or dense, or as `auto` picks; returns what each layer got by name.
 
     Stored weights are packed or dense, stored signs planes or dense; several coats are in all but seed, weights drawn
-    again in planes or dense. A
-    residency that not all layers have is for those that do; the others stay as they are. Fused residencies of drawn
-    weights (all but dense) give bitwise the same outputs. `auto` for speed takes dense where torch was measured to be
-    faster than the fused kernels on a layer of about this size, its call included, and where that is not sure; on a GPU
-    where the table that chooses its backends says so. `python -m frozen_kernels bench --tune` measures your machine.
+    again in planes or dense. A residency that not all layers have is for those that do; the others stay as they are.
+    Fused residencies of drawn weights (all but dense) give bitwise the same outputs. `auto` for speed takes dense where
+    torch was measured to be faster than the fused kernels on a layer of about this size, its call included, and where
+    that is not sure; on a GPU where the table that chooses its backends says so. `python -m frozen_kernels bench
+    --tune` measures your machine.
 
     Args:
         model: a module with frozen layers, bare or in a wrapper such as `torch.compile`'s.
