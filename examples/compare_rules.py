@@ -15,34 +15,19 @@ import struct
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from digits import Split, load_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from training.images import digits
 
 import frozen_kernels as fk
 from frozen_kernels.files import replace
 
 CHANNELS, BLOCKS, BATCH = 32, 3, 64
 MARKERS = "os^v<>DPXph*d8"
-
-
-class Data(NamedTuple):
-    """Images [n, 1, 8, 8] and labels to train on, and to test."""
-
-    x: Tensor
-    y: Tensor
-    x_test: Tensor
-    y_test: Tensor
-
-
-def load() -> Data:
-    """scikit-learn's digits."""
-    train, test = digits()
-    return Data(train.images, train.labels, test.images, test.labels)
 
 
 class Block(nn.Module):
@@ -79,7 +64,7 @@ class Rule:
     weight_decay: float = 1e-4
     settings: dict[str, Any] = field(default_factory=dict)
     fold: bool = False
-    ratios: Callable[[nn.Module, Data], dict[str, float]] | None = None
+    ratios: Callable[[nn.Module, Split], dict[str, float]] | None = None
     last: Callable[[Any], None] = lambda search: None  # what is done with the search at the end
 
 
@@ -87,8 +72,8 @@ def _popup(model: nn.Module, epochs: int, steps: int) -> Any:
     return fk.EdgePopup(model)
 
 
-def _loss(data: Data) -> Callable[[nn.Module], Tensor]:
-    return lambda model: F.cross_entropy(model(data.x[: 4 * BATCH]), data.y[: 4 * BATCH])
+def _loss(data: Split) -> Callable[[nn.Module], Tensor]:
+    return lambda model: F.cross_entropy(model(data.train_x[: 4 * BATCH]), data.train_y[: 4 * BATCH])
 
 
 search = fk.search
@@ -142,7 +127,7 @@ RULES: dict[str, Rule] = {
         "sparse_source",
         _popup,
         settings=PRUNED,
-        ratios=lambda m, d: search.synflow(m, d.x.shape[1:], DENSITY),
+        ratios=lambda m, d: search.synflow(m, d.train_x.shape[1:], DENSITY),
     ),
 }
 OTHERS = {"random": "random mask", "dense": "dense, float32", "int8": "dense, int8"}
@@ -161,24 +146,24 @@ class Run:
     kept: float
 
 
-def accuracy(model: nn.Module, data: Data) -> float:
+def accuracy(model: nn.Module, data: Split) -> float:
     """The share of the test part that a model gets right."""
     model.eval()
     with torch.no_grad():
-        return (model(data.x_test).argmax(1) == data.y_test).float().mean().item()
+        return (model(data.test_x).argmax(1) == data.test_y).float().mean().item()
 
 
 def fit(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, epochs: int, seed: int, after: Callable
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Split, epochs: int, seed: int, after: Callable
 ) -> None:
     """Train; `after` is called after each step of the optimizer."""
-    order, steps = torch.Generator().manual_seed(seed), -(-len(data.y) // BATCH)
+    order, steps = torch.Generator().manual_seed(seed), -(-len(data.train_y) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     model.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(data.y), generator=order).split(BATCH):
+        for batch in torch.randperm(len(data.train_y), generator=order).split(BATCH):
             optimizer.zero_grad()
-            F.cross_entropy(model(data.x[batch]), data.y[batch]).backward()
+            F.cross_entropy(model(data.train_x[batch]), data.train_y[batch]).backward()
             optimizer.step()
             after()
             schedule.step()
@@ -192,7 +177,7 @@ def plain(rule: Rule) -> nn.Sequential:
     return model
 
 
-def freeze(rule: Rule, data: Data, seed: int) -> nn.Module:
+def freeze(rule: Rule, data: Split, seed: int) -> nn.Module:
     """A net with the masks that the rule's preset begins with."""
     torch.manual_seed(seed)
     model = plain(rule)
@@ -203,10 +188,10 @@ def freeze(rule: Rule, data: Data, seed: int) -> nn.Module:
     return model
 
 
-def train(rule: Rule, data: Data, epochs: int, seed: int) -> nn.Module:
+def train(rule: Rule, data: Split, epochs: int, seed: int) -> nn.Module:
     """A net whose scores alone were trained by a rule, with its last masks."""
     model = freeze(rule, data, seed)
-    found = rule.search(model, epochs, -(-len(data.y) // BATCH))
+    found = rule.search(model, epochs, -(-len(data.train_y) // BATCH))
     optimizer = torch.optim.SGD(found.param_groups(weight_decay=rule.weight_decay), lr=rule.lr, momentum=0.9)
     fit(model, optimizer, data, epochs, seed, found.step)
     rule.last(found)
@@ -214,16 +199,16 @@ def train(rule: Rule, data: Data, epochs: int, seed: int) -> nn.Module:
     return model
 
 
-def random_mask(rule: Rule, data: Data, seed: int) -> nn.Module:
+def random_mask(rule: Rule, data: Split, seed: int) -> nn.Module:
     """The net of a rule before its first step, with batch norm's statistics of the data: a random mask."""
     model = freeze(rule, data, seed)
     recalibrate(model, data)
     return model
 
 
-def recalibrate(model: nn.Module, data: Data) -> None:
+def recalibrate(model: nn.Module, data: Split) -> None:
     """Give batch norm the statistics of the last mask: of one that moved they are those of many."""
-    fk.recalibrate_(model, [data.x[i : i + BATCH] for i in range(0, len(data.x), BATCH)])
+    fk.recalibrate_(model, [data.train_x[i : i + BATCH] for i in range(0, len(data.train_x), BATCH)])
 
 
 def ticket(model: nn.Module, path: Path) -> tuple[int, int]:
@@ -236,7 +221,7 @@ def ticket(model: nn.Module, path: Path) -> tuple[int, int]:
     return os.path.getsize(path) - 8 - header - other, other
 
 
-def measure(name: str, data: Data, epochs: int, seed: int, folder: Path) -> Run:
+def measure(name: str, data: Split, epochs: int, seed: int, folder: Path) -> Run:
     """A run of a rule, judged by the ticket as a fresh model reads it."""
     rule = RULES["edge_popup" if name == "random" else name]
     model = random_mask(rule, data, seed) if name == "random" else train(rule, data, epochs, seed)
@@ -247,7 +232,7 @@ def measure(name: str, data: Data, epochs: int, seed: int, folder: Path) -> Run:
     return Run(name, seed, epochs, accuracy(fk.load_ticket(plain(rule), path), data), weights, other, kept)
 
 
-def dense(data: Data, epochs: int, seed: int) -> list[Run]:
+def dense(data: Split, epochs: int, seed: int) -> list[Run]:
     """The dense net, and the same with int8 weights and one scale a row."""
     torch.manual_seed(seed)
     model = build()
@@ -365,7 +350,7 @@ def main() -> None:
         if getattr(options, name) < 1:
             parser.error(f"--{name}: at least 1")
     options.out.mkdir(parents=True, exist_ok=True)
-    results, data = options.out / "results.csv", load()
+    results, data = options.out / "results.csv", load_split()
     runs = read(results)
     done = {(run.rule, run.seed) for run in runs if run.epochs == options.epochs}
     todo = [(name, seed) for name in (*options.rules, "random", "dense") for seed in range(options.seeds)]

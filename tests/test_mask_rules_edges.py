@@ -357,7 +357,7 @@ def test_results_of_other_epochs_are_not_taken_over(tmp_path, monkeypatch):
         trained.append((name, epochs))
         return compare.Run(name, seed, epochs, epochs / 10, 1, 1, 0.5)
 
-    monkeypatch.setattr(compare, "load", lambda: None)
+    monkeypatch.setattr(compare, "load_split", lambda: None)
     monkeypatch.setattr(compare, "plot", lambda runs, path: None)
     monkeypatch.setattr(compare, "measure", lambda name, data, epochs, seed, folder: run(name, seed, epochs))
     monkeypatch.setattr(compare, "dense", lambda data, epochs, seed: [run("dense", seed, epochs)])

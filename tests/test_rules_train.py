@@ -50,7 +50,7 @@ def accounted(name: str, model: torch.nn.Module) -> int:
 
 
 def checked(
-    folder: Path, names: list[str], epochs: int, seed: int, data: compare.Data, random: float | None = None
+    folder: Path, names: list[str], epochs: int, seed: int, data: compare.Split, random: float | None = None
 ) -> None:
     """Train each rule; at least 10 points above a random mask, of its bytes, and bitwise the same when read again.
 
@@ -63,8 +63,8 @@ def checked(
         least = compare.accuracy(compare.random_mask(rule, data, seed), data) if random is None else random
         assert compare.accuracy(model, data) >= least + 0.1, (name, least)
         with torch.no_grad():
-            torch.save(model(data.x_test[:64]), path.with_suffix(".pt"))
-    torch.save(data.x_test[:64], folder / "x.pt")
+            torch.save(model(data.test_x[:64]), path.with_suffix(".pt"))
+    torch.save(data.test_x[:64], folder / "x.pt")
     path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", AGAIN, str(folder), str(compare.CHANNELS), str(compare.BLOCKS)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **path})
@@ -78,17 +78,17 @@ def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
     # few steps need long ones
     monkeypatch.setitem(compare.RULES, "sampled", replace(compare.RULES["sampled"], lr=200.0))
     data, names = (
-        compare.load(),
+        compare.load_split(),
         [name for name, rule in compare.RULES.items() if rule.ratios is None and name != "settled"],
     )
-    small = compare.Data(data.x[:608], data.y[:608], data.x_test, data.y_test)
+    small = compare.Split(data.train_x[:608], data.train_y[:608], data.test_x, data.test_y)
     random = compare.accuracy(compare.random_mask(compare.RULES["edge_popup"], small, 0), small)
     checked(tmp_path, names, 2, 0, small, random)
 
 
 @pytest.mark.long
 def test_every_rule_trains_in_full(tmp_path):
-    checked(tmp_path, list(compare.RULES), 10, 0, compare.load())
+    checked(tmp_path, list(compare.RULES), 10, 0, compare.load_split())
 
 
 def test_every_rule_has_a_preset_and_its_class_a_paper():
