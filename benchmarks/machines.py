@@ -1,4 +1,4 @@
-"""The README's table of speed: every machine type that was recorded. `python -m benchmarks.machines [--write]`."""
+"""The table of speed in docs/benchmarks.md, of every machine type. `python -m benchmarks.machines [--write]`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .summary import reading
 from .targets import LONGER, TARGETS, Target
 from .verify import ROOT
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- speed: python -m benchmarks.machines --write -->\n", "<!-- end of speed -->\n"
 
 
@@ -55,21 +55,21 @@ def table() -> str:
 
 
 def section(text: str) -> tuple[int, int]:
-    """Where the table stands in the README."""
+    """Where the table stands in the page."""
     begin = text.index(BEGIN) + len(BEGIN)
     return begin, text.index(END, begin)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put it into the README")
+    parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     if not options.write:
         print(table())
         return 0
-    text = README.read_text()
+    text = PAGE.read_text()
     begin, end = section(text)
-    write_whole(README, text[:begin] + table() + text[end:])
+    write_whole(PAGE, text[:begin] + table() + text[end:])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The README: its example runs, its tables are those of the code."""
+"""The README and the pages: their examples run, their tables are those of the code."""
 
 import contextlib
 import importlib
@@ -15,6 +15,7 @@ from frozen_kernels.ops import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
 GRADIENTS = ("_grad_input", "_grad_scores")
 MODULES = {
     "reference": "frozen_kernels.backends.reference",
@@ -23,9 +24,9 @@ MODULES = {
 }
 
 
-def rows_of_table(first_header: str) -> list[list[str]]:
+def rows_of_table(page: str, first_header: str) -> list[list[str]]:
     """Cells of the table whose first column has this header, without its head."""
-    lines = README.splitlines()
+    lines = (DOCS / page).read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_header} |"))
     rows = []
     for line in lines[start + 2 :]:
@@ -36,7 +37,8 @@ def rows_of_table(first_header: str) -> list[list[str]]:
 
 
 def test_the_examples_run_as_printed(tmp_path, monkeypatch):
-    drawn, stored = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (drawn,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (stored,) = re.findall(r"```python\n(.*?)```", (DOCS / "methods" / "jackpots.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for code, file in ((drawn, "net.safetensors"), (stored, "jackpot.safetensors")):
         assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -51,7 +53,7 @@ def test_the_examples_run_as_printed(tmp_path, monkeypatch):
 
 
 def test_the_training_page_runs_as_printed():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
     names: dict = {}
     exec(compile("".join(blocks), "training.md", "exec"), names)
@@ -66,7 +68,7 @@ def test_the_commands_exist_and_ci_runs_the_test_command():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test\nmake test-long")
 
 
-@pytest.mark.parametrize("row", rows_of_table("residency"), ids=lambda row: row[0].strip("`"))
+@pytest.mark.parametrize("row", rows_of_table("concepts/residency.md", "residency"), ids=lambda row: row[0].strip("`"))
 @pytest.mark.parametrize("code", ["sign", "uniform"])
 def test_bits_per_weight_are_those_of_footprint(row, code):
     model = nn.Sequential(nn.Linear(1024, 1024, bias=False))
@@ -80,7 +82,12 @@ def test_bits_per_weight_are_those_of_footprint(row, code):
 
 
 def test_every_residency_has_a_row():
-    assert [row[0].strip("`") for row in rows_of_table("residency")] == ["seed", "mask", "planes", "dense"]
+    assert [row[0].strip("`") for row in rows_of_table("concepts/residency.md", "residency")] == [
+        "seed",
+        "mask",
+        "planes",
+        "dense",
+    ]
 
 
 def state_of(module: object, op: str) -> str:
@@ -94,9 +101,9 @@ def state_of(module: object, op: str) -> str:
 
 
 def test_the_table_of_ops_is_what_the_backends_hold():
-    listed = [op for row in rows_of_table("op") for op in row[0].split(", ")]
+    listed = [op for row in rows_of_table("backends.md", "op") for op in row[0].split(", ")]
     assert sorted(listed) == sorted(op for op in SCHEMAS if not op.endswith(GRADIENTS))
-    for row in rows_of_table("op"):
+    for row in rows_of_table("backends.md", "op"):
         for name, cell in zip(MODULES, row[1:], strict=True):
             module = importlib.import_module(MODULES[name])
             for op in row[0].split(", "):
@@ -105,13 +112,13 @@ def test_the_table_of_ops_is_what_the_backends_hold():
 
 def test_the_backend_without_a_column_is_told_of():
     """It serves part of what an op may be given, and leaves the rest to the next."""
-    assert set(fk.backends.NAMES) - set(MODULES) == {"cuda"} and "the backend `cuda` is asked before `triton`" in README
-
-
-def test_no_figure_is_left_to_be_filled_in():
-    assert not re.search(r"\b(DIGITS_TABLE|REST_\w+|PEAK_\w+)\b", README)
+    assert (
+        set(fk.backends.NAMES) - set(MODULES) == {"cuda"}
+        and "the backend `cuda` is asked before `triton`" in (DOCS / "backends.md").read_text()
+    )
 
 
 def test_the_table_of_speed_is_that_of_the_records():
-    begin, end = machines.section(README)
-    assert README[begin:end] == machines.table()
+    page = machines.PAGE.read_text()
+    begin, end = machines.section(page)
+    assert page[begin:end] == machines.table()
