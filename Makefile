@@ -13,10 +13,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-long sanitize bench bench-check gpu-suite wheel wheel-check lint clean
+.PHONY: demo docs test test-long sanitize bench bench-check gpu-suite wheel wheel-check lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
+
+# the site, from disk and for the disk; a warning, a dead link or a dead anchor is an error
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build -q
+	@echo build/site/index.html
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -70,6 +75,11 @@ $(VENV)/.torch: constraints.txt
 # the development set contains the demo's
 $(VENV)/.demo: $(VENV)/.torch $(SOURCES)
 	if test -e $(VENV)/.dev; then $(MAKE) $(VENV)/.dev; else $(PIP) install -q -e '.[demo]' -c constraints.txt; fi
+	touch $@
+
+# the development set contains the site's, too
+$(VENV)/.docs: $(VENV)/.torch $(SOURCES)
+	if test -e $(VENV)/.dev; then $(MAKE) $(VENV)/.dev; else $(PIP) install -q -e '.[docs]' -c constraints.txt; fi
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
