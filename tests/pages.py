@@ -4,7 +4,7 @@
   language is written to that file instead.
 - `shell` and `console` (lines after `$ `) run line by line in the same folder. `make`, `pip` and what else takes
   minutes or changes the machine is checked to exist: targets, extras, scripts, flags.
-- `<!-- check only: reason -->` before a block has its commands checked, not run; `<!-- not run: reason -->` leaves it out.
+- `<!-- check only: reason -->` before a block has its commands checked, `<!-- not run: reason -->` leaves it out.
 - `text` with `title="output"` is what the block before it printed; `...` stands for anything.
 """
 
@@ -101,15 +101,15 @@ def flags(words: list[str]) -> list[str]:
     return [word.partition("=")[0] for word in words if word.startswith("--")]
 
 
-def check_script(path: str, words: list[str]) -> None:
+def check_script(path: str, words: list[str], folder: Path = ROOT) -> None:
     """The script is there and knows the flags; the settings of a training run are read."""
-    script = ROOT / path
-    assert script.is_file(), f"no file {path}"
+    script = next((place / path for place in (folder, ROOT) if (place / path).is_file()), None)
+    assert script, f"no file {path}"
     text = script.read_text(encoding="utf-8")
     unknown = [flag for flag in flags(words) if f'"{flag}"' not in text]
     assert not unknown, f"{path} has no {', '.join(unknown)}"
     if path == "examples/train.py":
-        config = ROOT / words[words.index("--config") + 1]
+        config = folder / words[words.index("--config") + 1]
         overrides = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
         assert settings.load(config, overrides)
 
@@ -144,13 +144,13 @@ def check_module(name: str, words: list[str]) -> None:
     if name == "pip":
         check_pip(words)
     elif name == "frozen_kernels":
-        assert command_line.parser().parse_args(words)
+        assert sys.modules[command_line.main.__module__].parser().parse_args(words)
     else:
         check_script(f"{name.replace('.', '/')}.py", words)
 
 
-def check(words: list[str]) -> None:
-    """Does what the command names exist, and does it know the flags?"""
+def check(words: list[str], folder: Path) -> None:
+    """Does what the command names exist, in the checkout or in the page's folder, and does it know the flags?"""
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words = words[1:]
     first, rest = words[0].rpartition("/")[2], words[1:]
@@ -158,7 +158,7 @@ def check(words: list[str]) -> None:
         check_module(rest[1], rest[2:])
     elif first in ("python", "python3", "torchrun"):
         script = next(i for i, word in enumerate(rest) if word.endswith(".py"))
-        check_script(rest[script], rest[script + 1 :])
+        check_script(rest[script], rest[script + 1 :], folder)
     elif first == "make":
         check_make(rest)
     elif first == "pip":
@@ -180,9 +180,20 @@ class Reader:
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "page"})
     printed: str = ""
 
-    def __post_init__(self) -> None:
+    def __enter__(self) -> Reader:
         for name in LINKED:
             (self.folder / name).symlink_to(ROOT / name)
+        self.before = os.getcwd(), sys.path[:], set(sys.modules)
+        os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        folder, sys.path[:], modules = self.before
+        os.chdir(folder)
+        for name in set(sys.modules) - modules:  # another page may write a file of the same name
+            if str(self.folder) in str(getattr(sys.modules[name], "__file__", "")):
+                del sys.modules[name]
 
     def take(self, block: Block) -> None:
         if block.how == "not run":
@@ -210,29 +221,27 @@ class Reader:
     def command(self, words: list[str], run: bool) -> str:
         """Run what a reader may run here, check the rest; returns what was printed."""
         program, rest = words[0], words[1:]
-        if run and program == "torchrun" and (self.folder / rest[-1]).exists():
-            return self.process([sys.executable, "-m", "torch.distributed.run", *rest], {})
+        if run and program == "torchrun" and any((self.folder / word).is_file() for word in rest if "/" not in word):
+            return self.process([sys.executable, "-m", "torch.distributed.run", *rest])
         python = program == "python" and rest[0] != "-m"
         if run and python and ((self.folder / rest[0]).exists() and not rest[0].startswith(("tests", "benchmarks"))):
             return self.in_process(lambda: runpy.run_path(rest[0], run_name="__main__"), rest)
         if run and words[:3] == ["python", "-m", "frozen_kernels"]:
-            return self.in_process(lambda: runpy.run_module("frozen_kernels", run_name="__main__"), rest[1:])
-        if run and "=" in program and rest[:3] == ["python", "-m", "frozen_kernels"]:  # read when a process starts
-            return self.process([sys.executable, *rest[1:]], dict([program.split("=", 1)]))
-        check(words)
+            return self.in_process(lambda: sys.exit(command_line.main(rest[2:])), rest[1:])
+        check(words, self.folder)
         return ""
 
-    def process(self, words: list[str], variables: dict[str, str]) -> str:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    def process(self, words: list[str]) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{shlex.join(words)}: exit status {done.returncode}\n{done.stderr}"
         return done.stdout
 
     def in_process(self, start: Any, arguments: list[str]) -> str:
         """As a process of its own would run it, without the seconds of importing torch."""
-        argv, path, modules = sys.argv, sys.path[:], set(sys.modules)
+        argv, path = sys.argv, sys.path[:]
         sys.argv = list(arguments)
-        sys.path[0:0] = [str(self.folder), str((self.folder / arguments[0]).parent)]
+        sys.path.insert(0, str((self.folder / arguments[0]).parent))
         status: Any = 0
 
         def run() -> None:
@@ -246,9 +255,6 @@ class Reader:
             printed = caught(run)
         finally:
             sys.argv, sys.path[:] = argv, path
-            for name in set(sys.modules) - modules:
-                if str(self.folder) in str(getattr(sys.modules[name], "__file__", "")):
-                    del sys.modules[name]
         assert status in (0, None), f"{shlex.join(arguments)}: exit status {status}\n{printed}"
         return printed
 
