@@ -20,7 +20,7 @@ demo: $(VENV)/.demo
 
 # the site, from disk and for the disk; a warning, a dead link or a dead anchor is an error
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo build/site/index.html
 
 test: lint
