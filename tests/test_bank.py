@@ -444,7 +444,7 @@ def test_weights_whose_masks_share_no_backbone_are_refused():
 
 def test_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "banks.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "banks.md").read_text()
     names: dict = {}
     exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "banks.md", "exec"), names)
     assert names["loaded"].names == ["digits", "letters"] and names["name"] in names["loaded"]

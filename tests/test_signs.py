@@ -418,10 +418,10 @@ def test_compiled():
 
 def test_the_page_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "signs.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "methods" / "ternary.md").read_text()
     names: dict = {}
-    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "signs.md", "exec"), names)
-    assert (tmp_path / "signs.safetensors").exists() and len(names["report"].layers) == 1
+    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "ternary.md", "exec"), names)
+    assert (tmp_path / "ternary.safetensors").exists() and len(names["report"].layers) == 1
     assert capsys.readouterr().out.rstrip().endswith("True")
 
 
