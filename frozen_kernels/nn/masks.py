@@ -252,7 +252,7 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_keep_mask(self, keep: Tensor) -> None:
-        """Keep the weights that a bool of the weight's shape says; the inverse of `keep_mask()`.
+        """Keep the weights that `keep`, a bool of the weight's shape, says; the inverse of `keep_mask()`.
 
         ValueError for another dtype or shape, or where a pruned weight would be kept or a locked one dropped: only free
         weights are chosen (`partition() == 0`). Scores stay; the next `search.step()` makes the mask from them again.
@@ -303,7 +303,7 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_scores_as_weight(self, values: Tensor) -> None:
-        """Take the scores of the free weights from a floating tensor of the weight's shape; others are not read.
+        """Take the scores of the free weights from `values`, floating of the weight's shape; others are not read.
 
         The inverse of `scores_as_weight()`; masks follow at the next `search.step()`.
         ValueError for another shape or dtype, or NaN at a free weight; RuntimeError for a finalized layer.
