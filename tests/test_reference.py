@@ -90,10 +90,20 @@ def documented(name: str, found: Any) -> Iterator[tuple[str, Any]]:
         ours = getattr(function, "__module__", "").startswith("frozen_kernels")
         if own.startswith("_") or not inspect.isfunction(function) or not ours:
             continue
-        above = next((vars(base)[own] for base in found.__mro__[1:] if own in vars(base)), None)
-        # a method of torch's, which torch documents
-        if above is None or getattr(above, "__module__", "").startswith("frozen_kernels") or function.__doc__:
+        above = next((vars(base)[own] for base in found.__mro__[1:] if own in vars(base)), function)
+        above = getattr(above, "__func__", above)
+        # what overrides a method of another library takes what is documented there
+        if getattr(above, "__module__", "").startswith("frozen_kernels") or own == "forward":
             yield f"{name}.{own}", function
+
+
+def members_on_a_page() -> Iterator[tuple[str, Any]]:
+    """Methods and properties, inherited ones too, that a page asks for by name."""
+    for page in PAGES.glob("*.md"):
+        for path, lines in re.findall(r"^::: (\S+)\n(?: +\w+:.*\n)+?((?: +- \w+\n)+)", page.read_text(), re.M):
+            for name in re.findall(r"\w+", lines):
+                value = inspect.getattr_static(resolved(path), name)
+                yield f"{path}.{name}", getattr(value, "fget", None) or getattr(value, "__func__", value)
 
 
 CALLABLE = [
@@ -101,7 +111,7 @@ CALLABLE = [
     for name, found in NAMES.values()
     if callable(found) and not isinstance(found, ModuleType)
     for case in documented(name, found)
-]
+] + list(members_on_a_page())
 
 
 def text_of(found: Any) -> str:
@@ -124,7 +134,7 @@ def signature(found: Any) -> dict[str, inspect.Parameter]:
             return {}
         found = found.__init__ if issubclass(found, fk.search.Search) else found
     parameters = dict(inspect.signature(inspect.unwrap(found)).parameters)
-    return {n: p for n, p in parameters.items() if n not in ("self", "cls")}
+    return {n: p for n, p in parameters.items() if n not in ("self", "cls", "args", "kwargs")}
 
 
 def taken_from_torch(text: str) -> set[str]:
@@ -152,6 +162,8 @@ def faults(name: str, found: Any) -> Iterator[str]:
     if re.search(r"^(Args|Returns|Raises): *\S", text, re.M):
         yield f"{name}: a section begins on its own line"
     section = re.search(r"^Args:\n((?: {4}.*\n?|\n(?= {4}))+)", text, re.M)
+    for several in re.findall(r"^ {4}((?:\*{0,2}\w+, )+\w+): ", section[1] if section else "", re.M):
+        yield f"{name}: an entry for each of {several}"
     unknown = [n for n in ITEM.findall(section[1]) if n not in parameters] if section else []
     if unknown:
         yield f"{name}: has no parameter {', '.join(unknown)}"
@@ -167,6 +179,7 @@ def function(x: int, y: int) -> None:
     Args:
         x: a number.
         z: another.
+        v, w: two more.
 
     Raises: nothing.
     """
@@ -176,6 +189,7 @@ def test_faults_are_found():
     assert [fault.partition(": ")[2] for fault in faults("f", function)] == [
         "does not name y",
         "a section begins on its own line",
+        "an entry for each of v, w",
         "has no parameter z",
     ]
 

@@ -236,7 +236,15 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
+        """Replace the supermask, and what derives from it.
+
+        Args:
+            supermask: uint8 [ceil(free / 8)], one bit for each free weight in stream order.
+            rescale: take the scale that the settings give for the mask; a dynamic one depends on how many are kept.
+
+        Raises:
+            ValueError: another dtype or size, or bits set behind the last free weight.
+        """
         if supermask.dtype == torch.bool or tuple(supermask.shape) == self.shape:
             raise ValueError(
                 f"supermask: packed bits, uint8 [{-(-self._counts[2] // 8)}], got {supermask.dtype} "
