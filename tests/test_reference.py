@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
-import importlib.util
+import importlib
 import inspect
 import re
 import sys
@@ -20,7 +20,6 @@ from frozen_kernels.cli.program import parser
 import frozen_kernels as fk
 
 PAGES = Path(__file__).parents[1] / "docs" / "reference"
-APART = ("frozen_kernels.runtime",)  # imported by name, without torch
 ITEM = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: ", re.M)
 
 
@@ -48,8 +47,7 @@ LISTED = [
 
 def public() -> Iterator[tuple[str, Any]]:
     """Dotted name and object of all that the package, and the modules that it names, have in `__all__`."""
-    apart = [resolved(name) for name in APART if importlib.util.find_spec(name)]
-    for module in (fk, *(m for m in map(vars(fk).get, fk.__all__) if isinstance(m, ModuleType)), *apart):
+    for module in (fk, *(m for m in map(vars(fk).get, fk.__all__) if isinstance(m, ModuleType))):
         if module is not fk:
             yield module.__name__, module
         yield from ((f"{module.__name__}.{name}", getattr(module, name)) for name in module.__all__)
