@@ -6,10 +6,8 @@ import copy
 import io
 import json
 import pickle
-import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -440,14 +438,6 @@ def test_weights_whose_masks_share_no_backbone_are_refused():
             fk.MaskBank(held.model)
     bank.use("one")
     assert coats[4].coats is None
-
-
-def test_the_page_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "methods" / "banks.md").read_text()
-    names: dict = {}
-    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "banks.md", "exec"), names)
-    assert names["loaded"].names == ["digits", "letters"] and names["name"] in names["loaded"]
 
 
 def test_a_forward_that_fails_keeps_nobody_waiting():

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -414,15 +412,6 @@ def test_compiled():
     theirs = x.clone().requires_grad_()
     torch_layer(theirs).sum().backward()
     assert torch.equal(taken.grad, theirs.grad)
-
-
-def test_the_page_runs_as_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "methods" / "ternary.md").read_text()
-    names: dict = {}
-    exec(compile("".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), "ternary.md", "exec"), names)
-    assert (tmp_path / "ternary.safetensors").exists() and len(names["report"].layers) == 1
-    assert capsys.readouterr().out.rstrip().endswith("True")
 
 
 # what is made of them

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -240,16 +238,6 @@ def test_pruned_conv1d_is_imported(hf):
     x = torch.randn(3, 5)
     assert isinstance(model[0], FrozenTransposedLinear) and torch.equal(model[0].weight, net[0].weight)
     torch.testing.assert_close(model(x), net(x))
-
-
-def test_the_page_of_the_docs_runs(hf):
-    page = Path(__file__).parents[1] / "docs" / "transformers.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    said: dict = {}
-    for block in blocks:
-        exec(block, said)
-    assert len(blocks) == 2 and len(said["report"].converted) == 11
-    assert said["model"].layers[1].self_attn.in_proj.gain.tolist() == pytest.approx([2.8] * 128 + [1.0] * 64)
 
 
 @pytest.mark.long
