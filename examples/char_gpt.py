@@ -79,7 +79,7 @@ class Text:
 
 def read(path: Path | None) -> str:
     """The text of a file, or of all pages of the docs."""
-    paths = sorted(DOCS.glob("*.md")) if path is None else [path]
+    paths = sorted(DOCS.rglob("*.md")) if path is None else [path]
     return "\n".join(p.read_text(encoding="utf-8") for p in paths)
 
 

@@ -101,9 +101,10 @@ class FreezeConfig:
             finds the sign of each weight beside its mask, from one score (signed supermasks, Koster et al. 2022): the
             seed draws the scores alone, and all weights are free.
         sparsity: fraction of zeros in the effective weight, 0 to 1 inclusive.
-        prune_ratio, lock_ratio, freeze_ratio: fractions fixed before the search, `freeze = prune + lock`. Prune and
-            lock given are used as they are; with `freeze_ratio` alone (0.7 where none of the three is given) free
-            weights split evenly: `prune = clip(sparsity - (1 - freeze) / 2, 0, freeze)`.
+        prune_ratio: fraction of the weights that is zero for good, fixed before the search.
+        lock_ratio: fraction that counts for good. Prune and lock ratio given are used as they are.
+        freeze_ratio: `prune_ratio + lock_ratio`. Given alone (0.7 where none of the three is given) free weights split
+            evenly: `prune = clip(sparsity - (1 - freeze) / 2, 0, freeze)`.
         distribution: how prune and lock ratios spread over the layers that `freeze_` converts together: uniform,
             erk, epl or igq (see `distribution`), or a dict of the density of each layer by name, as `fk.search.snip`,
             `grasp` and `synflow` give it. One layer by itself has the ratios as they are.
@@ -251,7 +252,7 @@ class FreezeConfig:
                 "edge_popup": Ramanujan et al. 2020. "jackpot": Zhang et al., arXiv 2104.08700, stored weights; with a
                 pattern, the sparsity is the pattern's. Each other rule of `fk.search` has one of its own, which its
                 class names.
-            settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
+            **settings: any field. A ratio that makes the source what it is cannot be given: all of dense_source and
                 edge_popup, lock_ratio of sparse_source. freeze_ratio is 0.7, and the sparsity of a sparse source is
                 `(1 + prune_ratio) / 2` where none is given: half of its free weights are kept.
 

@@ -15,6 +15,8 @@ from torch import nn
 from .nn.layer import OWN_BUFFERS, FrozenLayer
 from .nn.models import frozen_layers
 
+__all__ = ["prepare_ddp_"]
+
 
 def _digest(layers: dict[str, FrozenLayer]) -> bytes:
     """sha256 over the names, settings and all of the weights of frozen layers, with their gains."""
@@ -38,6 +40,10 @@ def prepare_ddp_(model: nn.Module, process_group: Any = None) -> nn.Module:
     values that stay as they are, the same on all ranks: DDP is told to leave them alone, which saves their bytes and
     lets several forwards come before a backward. Without this call training gives the same numbers. Collective: call it
     on every rank, before wrapping.
+
+    Args:
+        model: with frozen layers, not yet wrapped.
+        process_group: whose ranks are compared; all by default.
 
     Raises:
         ValueError: no frozen layers; or their seeds, stored values or signs, settings, masks or gains are not the same

@@ -17,7 +17,16 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+__all__ = [
+    "ALL_CODES", "CODES", "HEADER_WORDS", "RMS", "VALUE_DTYPES", "VERSION", "Pack", "bit_of_column",
+    "calibrate", "chunks", "codes", "draws", "from_matrix", "from_stream", "header_fields", "kaiming_sigma",
+    "make_header", "matrix_shape", "pack", "pack_bits", "partition", "planes", "rms_of", "scale_of",
+    "stream_columns", "stream_order", "threshold_for", "to_matrix", "uniform_scores", "unpack", "unpack_bits",
+    "with_scale", "words",
+]  # fmt: skip
+
 VERSION = 1
+"""The version of the weight format, which tickets say; it does not change."""
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -31,12 +40,16 @@ _NAN_KEY = 0x7F800001  # see score_keys
 
 DrawnCode = Literal["sign", "uniform", "normal", "constant"]
 Code = Literal["sign", "uniform", "normal", "constant", "stored", "signs"]
-CODES: tuple[DrawnCode, ...] = get_args(DrawnCode)  # that the generator draws
+CODES: tuple[DrawnCode, ...] = get_args(DrawnCode)
+"""The codes that the generator draws."""
 STORED: Literal["stored"] = "stored"  # values that are tensors, section 8
 SIGNS: Literal["signs"] = "signs"  # signs that are stored bits, section 8
 ALL_CODES: tuple[Code, ...] = get_args(Code)
+"""All codes: those that are drawn, then stored values and stored signs; an id in a header is the place here."""
 VALUE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+"""What kept values of stored weights can be, by name."""
 RMS = {"sign": 1.0, "uniform": math.sqrt(21845.0), "normal": 87.72364276522038, "constant": 1.0}
+"""The root mean square of each drawn code: a scale is `sigma / RMS`."""
 
 NORMAL_UPPER_HALF = (
     1, 1, 3, 3, 3, 5, 5, 7, 7, 9, 9, 9, 11, 11, 13, 13,
@@ -52,13 +65,15 @@ NORMAL_UPPER_HALF = (
 # words of the int32 header that travels with a tensor; they mean uint32
 SEED_LO, SEED_HI, STREAM, GENERATION, TAU_PRUNE, TAU_FREEZE, SCALE, CODE = range(8)
 HEADER_WORDS = 8
+"""How many int32 words a header has."""
 
 
 class Pack(NamedTuple):
-    """What an op takes of a frozen tensor, in the order of its arguments: header, what the residency holds, shape.
+    """What an op takes of a frozen tensor, in the order of its arguments: header, what is held, code, shape.
 
     `header` int32 [8]; `supermask` uint8, `offsets` int64 [rows * chunks + 1], `keep` int32 [rows, words], `draw` int32
-    [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `shape` of the torch weight.
+    [rows, words] for signs or uint8 [rows, cols] for bytes; `dense`, the effective weight; `code`, its name; `shape` of
+    the torch weight.
     Of a stored weight `values`: all of them in the torch weight's shape, or the kept ones, 1-D in stream order, times
     `row_scale` float32 [rows] where they are int8; its `offsets` count kept values. Of stored signs `keep` and `draw`,
     and `row_scale` float32 [rows] where rows have one.
@@ -87,17 +102,17 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def words(cols: int) -> int:
-    """32-bit words per row of a plane."""
+    """32-bit words per row of a plane: `ceil(cols / 32)`."""
     return -(-cols // 32)
 
 
 def chunks(cols: int) -> int:
-    """Entries per row of a stream offset table."""
+    """Entries per row of a stream offset table, of a matrix of `cols` columns: one for each 32 words."""
     return -(-words(cols) // CHUNK_WORDS)
 
 
 def bit_of_column(cols: int, device: torch.device | None = None) -> Tensor:
-    """int64 [cols]: the bit of each column in its word; even columns fill the low half, odd ones the high half."""
+    """int64 [cols] on `device`: the bit of each column in its word; even ones fill the low half, odd ones the high."""
     j = torch.arange(cols, device=device) & 31
     return (j >> 1) | ((j & 1) << 4)
 
@@ -108,24 +123,24 @@ def to_matrix(weight: Tensor) -> Tensor:
 
 
 def from_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `to_matrix`; contiguous in torch's order."""
+    """`matrix` [rows, cols] as a tensor of torch's weight shape: the inverse of `to_matrix`, contiguous."""
     if len(shape) == 2:
         return matrix
     return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
 
 
 def stream_columns(cols: int, device: torch.device | None = None) -> Tensor:
-    """int64 [cols]: the columns of a row in the order of a stream: word, then bit 0..31 of the word."""
+    """int64 [cols] on `device`: the columns of a row in the order of a stream: word, then bit 0..31 of the word."""
     return (torch.arange(cols, device=device) // 32 * 32 + bit_of_column(cols, device)).argsort()
 
 
 def stream_order(matrix: Tensor) -> Tensor:
-    """[rows, cols] in the order of a stream: row, then word, then bit 0..31 of the word; flat."""
+    """`matrix` [rows, cols] in the order of a stream: row, then word, then bit 0..31 of the word; [rows * cols]."""
     return matrix[:, stream_columns(matrix.shape[1], matrix.device)].flatten()
 
 
 def from_stream(values: Tensor, rows: int, cols: int) -> Tensor:
-    """The inverse of `stream_order`."""
+    """`values` [rows * cols] of a stream as the matrix [rows, cols]: the inverse of `stream_order`."""
     matrix = torch.empty(rows, cols, dtype=values.dtype, device=values.device)
     return matrix.index_copy(1, stream_columns(cols, values.device), values.view(rows, cols))
 
@@ -210,7 +225,7 @@ def check_bits(name: str, bits: int) -> int:
 
 
 def kaiming_sigma(cols: int) -> float:
-    """Standard deviation sqrt(2 / fan) with fan = columns, torch's fan_in."""
+    """Standard deviation `sqrt(2 / cols)`, Kaiming's with torch's fan_in; 0.0 without columns."""
     return math.sqrt(2.0 / cols) if cols else 0.0
 
 
@@ -220,7 +235,10 @@ def rms_of(code: str) -> float:
 
 
 def scale_of(code: str, sigma: float, factor: float = 1.0) -> float:
-    """The fp32 number that multiplies every code: `float32(factor * sigma / RMS)`, computed in float64."""
+    """The fp32 number that multiplies every code: `float32(factor * sigma / RMS[code])`, computed in float64.
+
+    ValueError where it is not finite, and for a code that has none.
+    """
     bits = float32_bits(factor * sigma / rms_of(code))
     return struct.unpack("<f", struct.pack("<i", bits))[0]
 
@@ -256,7 +274,21 @@ def make_header(
     code: str = "sign",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int32 [8] record of one frozen tensor; a tensor, so that compiled graphs do not depend on its numbers."""
+    """int32 [8] record of one frozen tensor; a tensor, so that compiled graphs do not depend on its numbers.
+
+    Args:
+        seed: in [0, 2^64).
+        stream: id of the tensor under its seed, in [0, 2^32).
+        generation: in [0, 2^24).
+        tau_prune: threshold of pruned weights, 0 to 65536.
+        tau_freeze: threshold of frozen weights, `tau_prune` to 65536.
+        scale: factor on every code, a finite float32.
+        code: one of `ALL_CODES`.
+        device: of the header.
+
+    Raises:
+        ValueError: a number out of its range; the message names it.
+    """
     seed = check_seed(seed)
     stream = _check_range("stream", stream, 1 << 32)
     generation = _check_range("generation", generation, 1 << 24)
@@ -289,7 +321,7 @@ def float32_bits(value: float) -> int:
 
 
 def with_scale(header: Tensor, scale: float) -> Tensor:
-    """The header of the same tensor with another scale."""
+    """The `header` of the same tensor with another `scale`; ValueError where that is not a finite float32."""
     return header.index_fill(0, torch.tensor([SCALE], device=header.device), float32_bits(scale))
 
 
@@ -336,7 +368,23 @@ def codes(
     col0: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int16 [rows, cols]: the integer code of each weight (sign +-1, uniform odd -255..255, normal, constant 1)."""
+    """int16 [rows, cols]: the integer code of each weight, drawn from a seed (section 4 of the format).
+
+    Args:
+        rows: of the matrix, or of a shard of it, which equals its part of the whole.
+        cols: likewise.
+        seed: in [0, 2^64).
+        stream: id of the tensor under its seed, in [0, 2^32).
+        code: "sign" gives -1 and 1, "uniform" odd numbers -255 to 255, "normal" odd numbers of normal quantiles,
+            "constant" 1.
+        generation: 0, or how often the weights were drawn again, below 2^24.
+        row0: the first row.
+        col0: the first column.
+        device: of the result, the CPU by default.
+
+    Raises:
+        ValueError: another code, or a number out of its range; the message names it.
+    """
     check_code(code)
     _check_extent(rows, cols, row0, col0)
     header = make_header(seed, stream, generation=generation, device=device)
@@ -353,7 +401,10 @@ def draws(
     col0: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int32 [rows, cols]: the 16-bit partition draw `u` of each weight, 0..65535."""
+    """int32 [rows, cols]: the 16-bit partition draw `u` of each weight, 0 to 65535 (section 5 of the format).
+
+    `seed`, `stream`, `row0`, `col0`, `device` and errors are as of `codes`.
+    """
     _check_extent(rows, cols, row0, col0)
     return torch.ops.frozen_kernels.draws(make_header(seed, stream, device=device), rows, cols, row0, col0)
 
@@ -370,7 +421,11 @@ def partition(
     col0: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """int8 [rows, cols]: -1 pruned (`u < tau_prune`), +1 locked (`tau_prune <= u < tau_freeze`), 0 free."""
+    """int8 [rows, cols]: -1 pruned (`u < tau_prune`), +1 locked (`tau_prune <= u < tau_freeze`), 0 free.
+
+    Thresholds are 0 to 65536, `tau_prune <= tau_freeze`; `calibrate` finds them. `seed`, `stream`, `row0`, `col0`,
+    `device` and errors are as of `codes`.
+    """
     _check_extent(rows, cols, row0, col0)
     header = make_header(seed, stream, tau_prune=tau_prune, tau_freeze=tau_freeze, device=device)
     return torch.ops.frozen_kernels.partition(header, rows, cols, row0, col0)
@@ -387,14 +442,26 @@ def uniform_scores(
     col0: int = 0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """float32 [rows, cols]: uniform scores in `[-bound, bound)`, exact multiples of 2^-23 before the bound."""
+    """float32 [rows, cols]: uniform scores in `[-bound, bound)`, exact multiples of 2^-23 before the bound.
+
+    `seed`, `stream`, `row0`, `col0`, `device` and errors are as of `codes`.
+    """
     _check_extent(rows, cols, row0, col0)
     header = make_header(seed, stream, device=device)
     return torch.ops.frozen_kernels.uniform_scores(header, bound, rows, cols, row0, col0)
 
 
 def threshold_for(histogram: Tensor, count: int, bits: int = 16) -> int:
-    """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`; `histogram` counts each u."""
+    """The smallest multiple of `2^(16 - bits)` whose `#(u < tau)` is nearest to `count`.
+
+    Args:
+        histogram: int64 [65536], how many weights draw each u.
+        count: how many should lie below the threshold.
+        bits: of the threshold, 1 to 16.
+
+    Raises:
+        ValueError: `bits` out of its range.
+    """
     bits = check_bits("bits", bits)
     step = 1 << (16 - bits)
     below = torch.zeros(65537, dtype=torch.int64)
@@ -413,7 +480,23 @@ def calibrate(
     bits: int = 16,
     device: torch.device | str | None = None,
 ) -> int:
-    """The threshold that brings `#(u < tau)` over the tensor as near to `count` as it gets (format section 5)."""
+    """The threshold that brings `#(u < tau)` over the tensor as near to `count` as it gets (section 5 of the format).
+
+    Args:
+        rows: of the whole matrix.
+        cols: of the whole matrix.
+        seed: as of `codes`.
+        stream: as of `codes`.
+        count: how many weights should lie below, 0 to `rows * cols`.
+        bits: of the threshold, 1 to 16; 8 regenerates a partition twice as fast as 16.
+        device: where the draws are counted.
+
+    Returns:
+        The threshold, 0 to 65536.
+
+    Raises:
+        ValueError: a number out of its range; the message names it.
+    """
     _check_extent(rows, cols, 0, 0)
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= rows * cols:
         raise ValueError(f"count: an integer from 0 to rows * cols = {rows * cols}, got {count!r}")
@@ -427,7 +510,11 @@ def _check_matrix(name: str, value: Tensor, dtype: torch.dtype) -> None:
 
 
 def pack(keep: Tensor, partition: Tensor) -> Tensor:
-    """uint8 [ceil(free / 8)]: the supermask stream, one bit per free weight of bool `keep` [rows, cols]."""
+    """uint8 [ceil(free / 8)]: the supermask stream, one bit per free weight of bool `keep` [rows, cols].
+
+    Free is where int8 `partition` [rows, cols] is 0; the order is that of section 6 of the format. ValueError for other
+    dtypes, and where the shapes differ.
+    """
     _check_matrix("keep", keep, torch.bool)
     _check_matrix("partition", partition, torch.int8)
     if keep.shape != partition.shape:
@@ -438,7 +525,8 @@ def pack(keep: Tensor, partition: Tensor) -> Tensor:
 def unpack(stream: Tensor, partition: Tensor) -> Tensor:
     """bool [rows, cols]: which weights are kept: the locked ones, and the free ones whose bit of `stream` is set.
 
-    ValueError where the stream has the wrong length, or bits set after the last free weight.
+    The inverse of `pack`, for the same int8 `partition` [rows, cols]. ValueError where the stream has the wrong length,
+    or bits set after the last free weight.
     """
     _check_matrix("partition", partition, torch.int8)
     check_supermask(stream, int((partition == 0).sum()))
@@ -454,7 +542,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def unpack_bits(stream: Tensor, count: int) -> Tensor:
-    """bool [count]: the inverse of `pack_bits`."""
+    """bool [count]: the first `count` bits of a uint8 `stream`; the inverse of `pack_bits`."""
     places = torch.arange(8, dtype=torch.uint8, device=stream.device)
     return (stream[:, None] >> places & 1).flatten()[:count].bool()
 

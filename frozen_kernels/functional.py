@@ -27,6 +27,17 @@ from . import calls, derivatives, flops  # noqa: F401  (they register what torch
 from .ops import conv_output_size, conv_transpose_output_size
 from .tensor import FrozenTensor
 
+__all__ = [
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "embedding",
+    "linear",
+]
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NAMES = "float32, bfloat16, float16 or float64"
 _SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
@@ -119,7 +130,7 @@ def _in_coats(
 def linear(
     x: Tensor, frozen: FrozenTensor, bias: Tensor | None = None, *, gain: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """`x @ W.T + bias`: x [..., in] and a weight [out, in] give [..., out].
+    """`x @ W.T + bias`: x [..., in] and `frozen`, a weight [out, in], give [..., out].
 
     A sparse x is made dense first, as torch's layer gives a dense result too. Dtypes, `gain`, `relu` and errors: see
     the module.
@@ -263,9 +274,10 @@ def conv1d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Convolution of x [B, C, L] or [C, L] with a weight [C_out, C / groups, k]; gives [B, C_out, L_out], or without B.
+    """Convolution of x [B, C, L] or [C, L] with `frozen`, a weight [C_out, C / groups, k].
 
-    Settings as of `torch.nn.functional.conv1d`. Dtypes, `gain`, `relu` and errors: see the module.
+    Gives [B, C_out, L_out], or without B. Settings as of `torch.nn.functional.conv1d`. Dtypes, `gain`, `relu` and
+    errors: see the module.
     """
     return _convolution(1, conv1d, x, frozen, bias, stride, padding, dilation, groups, gain, relu)
 
@@ -282,7 +294,7 @@ def conv2d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Convolution of x [B, C, H, W] or [C, H, W] with a weight [C_out, C / groups, kh, kw].
+    """Convolution of x [B, C, H, W] or [C, H, W] with `frozen`, a weight [C_out, C / groups, kh, kw].
 
     Gives [B, C_out, H_out, W_out], or without B, channels_last where x is. Settings as of
     `torch.nn.functional.conv2d`. Dtypes, `gain`, `relu` and errors: see the module.
@@ -302,7 +314,7 @@ def conv3d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Convolution of x [B, C, D, H, W] or [C, D, H, W] with a weight [C_out, C / groups, kd, kh, kw].
+    """Convolution of x [B, C, D, H, W] or [C, D, H, W] with `frozen`, a weight [C_out, C / groups, kd, kh, kw].
 
     Gives [B, C_out, D_out, H_out, W_out], or without B, channels_last_3d where x is. Settings as of
     `torch.nn.functional.conv3d`. Dtypes, `gain`, `relu` and errors: see the module.
@@ -375,7 +387,7 @@ def conv_transpose1d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, L] or [C, L] with a weight [C, C_out / groups, k].
+    """Transposed convolution of x [B, C, L] or [C, L] with `frozen`, a weight [C, C_out / groups, k].
 
     Gives [B, C_out, L_out], or without B. Settings as of `torch.nn.functional.conv_transpose1d`. Dtypes, `gain`, `relu`
     and errors: see the module.
@@ -398,7 +410,7 @@ def conv_transpose2d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, H, W] or [C, H, W] with a weight [C, C_out / groups, kh, kw].
+    """Transposed convolution of x [B, C, H, W] or [C, H, W] with `frozen`, a weight [C, C_out / groups, kh, kw].
 
     Gives [B, C_out, H_out, W_out], or without B, channels_last where x is. Settings as of
     `torch.nn.functional.conv_transpose2d`. Dtypes, `gain`, `relu` and errors: see the module.
@@ -421,10 +433,11 @@ def conv_transpose3d(
     gain: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """Transposed convolution of x [B, C, D, H, W] or [C, D, H, W] with a weight [C, C_out / groups, kd, kh, kw].
+    """Transposed convolution of x [B, C, D, H, W] or [C, D, H, W] with `frozen`.
 
-    Gives [B, C_out, D_out, H_out, W_out], or without B, channels_last_3d where x is. Settings as of
-    `torch.nn.functional.conv_transpose3d`. Dtypes, `gain`, `relu` and errors: see the module.
+    Its weight is [C, C_out / groups, kd, kh, kw]. Gives [B, C_out, D_out, H_out, W_out], or without B, channels_last_3d
+    where x is. Settings as of `torch.nn.functional.conv_transpose3d`. Dtypes, `gain`, `relu` and errors: see the
+    module.
     """
     return _transposed(
         3, conv_transpose3d, x, frozen, bias, stride, padding, output_padding, groups, dilation, gain, relu

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from .format import chunks, memory_format_of, words
 
+__all__ = ["NAMESPACE", "SCHEMAS"]
+
 NAMESPACE = "frozen_kernels"
+"""Ops are `torch.ops.frozen_kernels.<name>`."""
 library = torch.library.Library(NAMESPACE, "DEF")
 
 PACK = (
@@ -74,6 +77,7 @@ SCHEMAS: dict[str, str] = {
     "embedding": f"(Tensor indices, Tensor? scores, {PACK}, ScalarType dtype, int padding_idx) -> Tensor",
     "embedding_grad_scores": f"(Tensor grad, Tensor indices, Tensor scores, {PACK}, int padding_idx) -> Tensor",
 }
+"""The schema of each op by name, in the words of `torch.library`; `backends/reference` says what each computes."""
 for _name, _args in {**CONVOLUTIONS, **TRANSPOSED_CONVOLUTIONS}.items():
     SCHEMAS[_name] = f"(Tensor x, Tensor? bias, Tensor? scores, {PACK}, {_args}, {_EPILOGUE}) -> Tensor"
     SCHEMAS[f"{_name}_grad_input"] = f"(Tensor grad, SymInt[] input_size, {PACK}, {_args}, {_SCORES}) -> Tensor"

@@ -97,9 +97,25 @@ class FrozenTensor(NamedTuple):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> FrozenTensor:
-        """A frozen tensor from its seed. `scale` defaults to Kaiming's; `supermask` to all free weights kept.
+        """A frozen tensor from its seed.
 
-        ValueError for ratios, seeds or a supermask that do not fit, and for a code that nothing draws.
+        Args:
+            shape: of the torch weight, two dimensions or more.
+            seed: in [0, 2^64).
+            stream: id of the tensor under its seed, in [0, 2^32).
+            code: sign, uniform, normal or constant.
+            prune_ratio: share of the weights that is pruned.
+            lock_ratio: share that is locked, the rest is free.
+            threshold_bits: 1 to 16, of the thresholds that meet the ratios.
+            generation: 0, or how often the weights were drawn again.
+            scale: factor on every code; Kaiming's by default.
+            supermask: uint8 [ceil(free / 8)]; all free weights are kept by default.
+            residency: seed, mask, planes or dense.
+            dtype: of the dense residency.
+            device: of what it holds.
+
+        Raises:
+            ValueError: ratios, a seed or a supermask that do not fit, or a code that nothing draws.
         """
         fmt.check_code(code)
         rows, cols = fmt.matrix_shape(shape)
@@ -244,7 +260,10 @@ class FrozenTensor(NamedTuple):
         return base._replace(keep=None, supermask=self.packed(offsets), dense=source.weight(dtype).detach())
 
     def hold(self, residency: str, dtype: torch.dtype = torch.float32, with_offsets: bool = False) -> FrozenTensor:
-        """The same weight in another residency; `with_offsets` keeps what a score gradient needs."""
+        """The same weight in another residency, `dtype` that of a dense weight.
+
+        `with_offsets` keeps what a score gradient needs. ValueError for a residency that the weight does not have.
+        """
         if self.code == fmt.STORED:
             return self._hold_stored(residency, dtype)
         if self.code == fmt.SIGNS:
@@ -278,7 +297,10 @@ class FrozenTensor(NamedTuple):
         return draw
 
     def packed(self, offsets: Tensor | None = None) -> Tensor:
-        """uint8 [ceil(free / 8)]: the supermask, from whichever residency holds it."""
+        """uint8 [ceil(free / 8)]: the supermask, from whichever residency holds it.
+
+        `offsets` of free weights, where somebody has made them.
+        """
         if self.supermask is not None:
             return self.supermask
         rows, cols = fmt.matrix_shape(self.shape)

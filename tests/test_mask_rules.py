@@ -18,7 +18,7 @@ from frozen_kernels import format as fmt
 from frozen_kernels.search.rule import by_chance
 from frozen_kernels.ticket import read_ticket
 
-PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "mask_rule.md"
 
 
 def net(*shapes, **settings) -> nn.Sequential:

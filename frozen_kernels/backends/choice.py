@@ -27,6 +27,7 @@ _MODULES: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "
 for _backend in _MODULES.values():
     derive(_backend)
 NAMES = tuple(_MODULES)
+"""The backends, in the order in which they are asked: fastest first."""
 
 # a layer of 1024 x 1024 at batch 64 takes 600 to 3000 times as long, one of 64 x 64 30 times, at batch 1 up to 50000
 REFERENCE_FACTOR = 1000
@@ -37,7 +38,7 @@ def _module(name: str) -> ModuleType:
 
 
 def reasons(name: str) -> list[str]:
-    """Why a backend is not live; empty where it is. ValueError for an unknown name."""
+    """Why the backend `name` is not live; empty where it is. ValueError for an unknown name."""
     if name not in _MODULES:
         raise ValueError(f"backend: one of {', '.join(NAMES)}, got {name!r}")
     return list(_MODULES[name].reasons())
@@ -55,7 +56,12 @@ def report() -> dict[str, str]:
 def use(name: str) -> Iterator[None]:
     """Run every op inside the block on one backend, in every thread of the process.
 
-    RuntimeError with the reasons where it is not live, and again at an op or arguments that it does not serve.
+    Args:
+        name: one of `NAMES`.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the backend is not live, with the reasons; and again at an op or arguments that it does not serve.
     """
     why = reasons(name)
     if why:
@@ -81,7 +87,7 @@ def _device_of(args: tuple) -> torch.device:
 
 @functools.cache
 def candidates(op: str, device_type: str) -> tuple[str, ...]:
-    """Live backends that hold this op for this device type, fastest first: fixed for a process."""
+    """Live backends that hold `op` for a `device_type` ("cpu", "cuda"), fastest first: fixed for a process."""
     found = []
     for name, module in _MODULES.items():
         if device_type in module.DEVICES and hasattr(module, op) and not module.reasons():

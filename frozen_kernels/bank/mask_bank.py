@@ -381,6 +381,9 @@ class MaskBank:
         each layer, its tensors of `per_task`, and about 200 bytes of names and hashes for each. Of stored weights the
         values that any mask keeps are there once. The same bank always gives the same bytes.
 
+        Args:
+            path: of the file, which is replaced in one step.
+
         Raises:
             ValueError: no masks, or a model that no ticket holds, as `save_ticket` says. Nothing is written.
             OSError: the file cannot be written; what was there before is still there.

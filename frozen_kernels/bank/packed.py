@@ -49,8 +49,9 @@ def masks(model: nn.Module) -> Tensor:
     and the whole is one bit for each free weight and less than a byte for each layer. A copy: the model keeps its own.
     Signs and generations are not in it.
 
-    ValueError where the model has no frozen layers, layers on the meta device, or in several coats: one bit cannot say
-    how often a weight counts.
+    Raises:
+        ValueError: the model has no frozen layers, layers on the meta device, or in several coats: one bit cannot say
+            how often a weight counts.
     """
     weights = weights_of(model)
     _check_coats(weights)

@@ -19,9 +19,16 @@ def to_dense(model: nn.Module) -> nn.Module:
 
     Of a model in `torch.compile`, `DataParallel` or `DistributedDataParallel`, the one inside; one under `fully_shard`
     cannot be copied, says torch.
+
     A folded gain goes into the dense weight, rounded once more; a layer with a folded ReLU becomes
     `Sequential(layer, ReLU)`, its hooks on the inner layer. Layers of one seed and stream share a Parameter where their
-    weights are equal. ValueError for a model without frozen layers, or on the meta device.
+    weights are equal.
+
+    Args:
+        model: with frozen layers, bare or in a wrapper.
+
+    Raises:
+        ValueError: a model without frozen layers, or on the meta device.
     """
     model = copy.deepcopy(unwrapped(model))
     layers = frozen_layers(model)

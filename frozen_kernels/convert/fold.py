@@ -41,7 +41,8 @@ class Folded:
 class FoldReport:
     """What `fold_batch_norm_` folded, and which batch norms it left and why; `print` it.
 
-    `not_traced`: why the model could not be traced, None where it could.
+    `folded`: batch norm, layer and ReLU by name. `skipped`: name and reason. `not_traced`: why the model could not be
+    traced, None where it could.
     """
 
     folded: list[Folded] = field(default_factory=list)

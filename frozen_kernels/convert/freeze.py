@@ -240,11 +240,17 @@ def freeze_(
 def finalize_(model: nn.Module, values: str | None = None) -> None:
     """Drop the scores of every frozen layer and keep its supermask.
 
-    Stored layers keep the values that their masks keep, packed, as `values`: float32, float16, bfloat16, or int8 with a
-    scale for each row; in their own dtype by default. Warns where scores changed since the masks were made of them: the
-    last search step is then not in the masks.
-    ValueError for a model without frozen layers, for another name or where a kept value is not finite in it: nothing is
-    changed then. RuntimeError where `fully_shard` holds the scores.
+    Warns where scores changed since the masks were made of them: the last search step is then not in the masks.
+
+    Args:
+        model: with frozen layers, bare or in a wrapper.
+        values: of stored layers, what the values that their masks keep are rounded to: float32, float16, bfloat16, or
+            int8 with a scale for each row; their own dtype by default.
+
+    Raises:
+        ValueError: a model without frozen layers, another name, or a kept value that is not finite in it. Nothing is
+            changed then.
+        RuntimeError: `fully_shard` holds the scores.
     """
     reshard(model)
     layers = frozen_layers(model)

@@ -40,10 +40,11 @@ class Converted:
 class FreezeReport:
     """What `freeze_` converted, and what it passed over and why; `print` it.
 
-    `skipped`: name and reason of every layer, and of every other module that itself holds a parameter of two or more
-    dimensions, that stays as it was. `vectors`: name and type of modules whose own parameters have fewer dimensions,
-    such as norms; they stay too. `frozen_bytes` of the `model_bytes` are weights that are frozen now, counted as the
-    dense weights that they were. `trained`: signs that the replaced weights had been trained; empty where none is seen.
+    `converted`: the frozen layers. `skipped`: name and reason of every layer, and of every other module that itself
+    holds a parameter of two or more dimensions, that stays as it was. `vectors`: name and type of modules whose own
+    parameters have fewer dimensions, such as norms; they stay too. `frozen_bytes` of the `model_bytes` are weights that
+    are frozen now, counted as the dense weights that they were. `trained`: signs that the replaced weights had been
+    trained; empty where none is seen.
     """
 
     converted: list[Converted] = field(default_factory=list)

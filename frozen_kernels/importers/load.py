@@ -20,6 +20,7 @@ _LAYOUTS: dict[str, Layout] = {
     module.LAYOUT.name: module.LAYOUT for module in (hidden_networks, slt, jackpots_2021, jackpots_2023, torch_prune)
 }
 LAYOUTS: tuple[str, ...] = tuple(_LAYOUTS)
+"""The layouts of published files that `load_` reads."""
 
 
 def _chosen(layout: str, state: dict[str, Tensor]) -> Layout:

@@ -9,7 +9,11 @@ from ..text import listed
 
 @dataclass
 class Imported:
-    """One layer that became a frozen one; `values` is the dtype that its kept weights have, or their scale."""
+    """One layer that became a frozen one.
+
+    `name` and `kind` are the layer's, `shape` its weight's; `kept` of its `count` weights are not zero. `values` is the
+    dtype that its kept weights have, or their scale.
+    """
 
     name: str
     kind: str
@@ -43,10 +47,11 @@ class Layers:
 class ImportReport(Layers):
     """What `load_` did; `print` it.
 
-    `layers`: the frozen layers. `dense`: name and reason of each weight that the file masks and that no frozen layer
-    can hold; it is loaded as a dense tensor with zeros. `loaded`: names of all other tensors, loaded as they are.
-    `recomputed`: what the file does not hold, or not for certain, and what it was computed from. `stale`: what the
-    file holds that its own scores contradict, which was not used.
+    `layout`: the layout, one of `LAYOUTS`. `source`: the file. `layers`: the frozen layers. `dense`: name and reason of
+    each weight that the file masks and that no frozen layer can hold; it is loaded as a dense tensor with zeros.
+    `loaded`: names of all other tensors, loaded as they are. `recomputed`: what the file does not hold, or not for
+    certain, and what it was computed from. `stale`: what the file holds that its own scores contradict, which was not
+    used.
     """
 
     layout: str

@@ -80,8 +80,9 @@ class Footprint:
     `disk`: supermasks, ordinary tensors and metadata of the ticket that `save_ticket` writes (metadata None on the meta
     device, and for a model with a folded ReLU, which no ticket holds). `resident`: storages of all parameters and
     buffers now held, those of frozen weights and the others. `dense`: the same model with dense weights. Bits are per
-    frozen weight. A gain is part of the weight on disk, and resident among the others. On the meta device, where nobody
-    knows a mask, all weights that are not pruned count as kept.
+    frozen weight. `layers` has the frozen ones by name, `ordinary_disk` and `ordinary_resident` count the other
+    tensors, `peak` is that of a forward. A gain is part of the weight on disk, and resident among the others. On the
+    meta device, where nobody knows a mask, all weights that are not pruned count as kept.
     """
 
     layers: list[LayerFootprint]
@@ -114,7 +115,7 @@ class Footprint:
         }
 
     def bits(self, kind: str) -> float | None:
-        """Bits per frozen weight on `disk`, `resident` or `dense`, ordinary tensors and metadata left out."""
+        """Bits per frozen weight of a `kind`, `disk`, `resident` or `dense`, without ordinary tensors and metadata."""
         frozen = self.totals()[kind]["frozen"]
         return 8 * frozen / self.weights if self.weights and frozen is not None else None
 

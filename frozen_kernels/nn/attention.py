@@ -119,8 +119,9 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
     other keys it computes all outputs for each of the tensors, and half or a third of them is used.
     The result is that of torch's own Python path; nested tensors, which only torch's fused path takes, are refused.
 
-    Args: those of torch's attention, then keyword-only fields of `FreezeConfig`, or `config`, and `stream`, the first
-        of as many as there are weights. Several gains are those of `in_proj`'s parts.
+    Arguments are those of torch's attention, then keyword-only `settings`, fields of `FreezeConfig`, or `config` in
+    place of them, and `stream`, the first of as many as there are weights. Several gains are those of `in_proj`'s
+    parts.
     """
 
     def __init__(
@@ -155,8 +156,13 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
     ) -> FrozenMultiheadAttention:
         """The frozen twin of an attention, with its biases, hooks, train mode, dtype and device.
 
-        Weights have the streams from `stream` on, in the order of the projections, `out_proj` last. ValueError for an
-        attention whose weights are no parameters of their own.
+        Args:
+            module: a `torch.nn.MultiheadAttention`.
+            config: settings of its weights.
+            stream: of the first weight; others follow in the order of the projections, `out_proj` last.
+
+        Raises:
+            ValueError: an attention whose weights are no parameters of their own.
         """
         standing = input_projections(module)
         if not standing:
@@ -249,7 +255,7 @@ class FrozenMultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention as torch's: arguments, shapes and results are those of `nn.MultiheadAttention`.
+        """Attention as torch's: arguments, shapes and results are those of `torch.nn.MultiheadAttention.forward`.
 
         ValueError for tensors or masks of shapes that do not fit, TypeError for masks neither bool nor floating and for
         nested tensors; RuntimeError for `is_causal` without the mask that it describes, as torch's.

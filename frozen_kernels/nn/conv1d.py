@@ -27,6 +27,14 @@ class FrozenTransposedLinear(FrozenLinear):
 
     Frozen is the linear layer that it equals: rows are outputs, so that `shape`, header and ticket are those of a
     `FrozenLinear(nx, nf)`. `weight`, masks, partition and scores come and go in Conv1D's shape, [nx, nf].
+
+    Args:
+        nf: outputs.
+        nx: inputs.
+        bias: whether there is a bias [nf]; Conv1D always has one.
+        device: of the layer.
+        dtype: of inputs, outputs and bias.
+        **frozen: keyword arguments of `FrozenLayer`.
     """
 
     def __init__(
@@ -45,7 +53,17 @@ class FrozenTransposedLinear(FrozenLinear):
     def from_module(
         cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any
     ) -> FrozenTransposedLinear:
-        """The frozen twin of a Conv1D, with its bias, hooks, train mode, dtype and device."""
+        """The frozen twin of a Conv1D, with its bias, hooks, train mode, dtype and device.
+
+        Args:
+            module: transformers' `Conv1D`.
+            config: settings of the frozen layer.
+            stream: id of the weight under the seed of the settings, in [0, 2^32).
+            **frozen: other keyword arguments of `FrozenLayer`.
+
+        Raises:
+            ValueError: settings that the layer cannot have, as `freeze_` says.
+        """
         w = module.weight
         if config.code == STORED and frozen.get("state") is None:
             frozen = {"weight": w.T, **frozen}

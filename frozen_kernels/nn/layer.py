@@ -41,15 +41,31 @@ class FrozenLayer(FrozenLoading):
     A folded layer gives `relu(gain * W x + bias)`: `gain`, a buffer with one float32 value per output channel (float64
     in a float64 layer), None unless the config has one for each part of the outputs, and `relu`, an attribute, False by
     default. Embeddings have neither.
-    Keyword arguments of every frozen layer: `stream` (32-bit id of the tensor under its seed), `generation`, `sigma`
-    (standard deviation of the weights before the config's gain; Kaiming's sqrt(2 / columns) by default), and any field
-    of `FreezeConfig`; or `config` in place of those fields, `ratios`, this layer's prune and lock ratio where it is
-    one of a network's (the config's by default), `state`, a header on the CPU and a supermask to hold without scores,
-    or `Made` of them, and `masks`: False where the caller makes the masks of many layers together, until when there is
-    no forward.
-    With code "stored": `weight`, the values of torch's shape, and `kept`, how many the mask keeps (the sparsity's by
-    default); its state has `values`, all of them or once finalized the kept ones packed, and `row_scale`.
-    With code "signs" the state has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
+    With code "stored" the state has `values`, all of them or once finalized the kept ones packed, and `row_scale`. With
+    code "signs" it has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
+
+    Layers for users are those with a torch twin, such as `FrozenLinear`: they take the arguments of the twin, and the
+    keyword arguments below.
+
+    Args:
+        shape: of the torch weight.
+        bias: how many outputs have a bias, None for none.
+        device: of the layer.
+        dtype: of inputs, outputs and bias.
+        stream: 32-bit id of the tensor under its seed.
+        generation: 0, or how often all weights were drawn again.
+        sigma: standard deviation of the weights before the config's gain; Kaiming's `sqrt(2 / columns)` by default.
+        config: settings, in place of single fields.
+        ratios: this layer's prune and lock ratio where it is one of a network's; the config's by default.
+        state: a header on the CPU and a supermask to hold without scores, or `Made` of them.
+        masks: False where the caller makes the masks of many layers together, until when there is no forward.
+        weight: with code "stored", the values, of torch's shape.
+        kept: with code "stored", how many the mask keeps; the sparsity's by default.
+        **settings: fields of `FreezeConfig`.
+
+    Raises:
+        ValueError: settings that do not fit each other or the layer, or `config` beside single fields.
+        TypeError: a keyword that is no setting.
     """
 
     def __init__(

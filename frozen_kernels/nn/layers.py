@@ -57,7 +57,17 @@ class FrozenLinear(FrozenLayer):
 
     @classmethod
     def from_module(cls, module: nn.Linear, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> FrozenLinear:
-        """The frozen twin of a linear layer, with its bias, hooks, train mode, dtype and device."""
+        """The frozen twin of a linear layer, with its bias, hooks, train mode, dtype and device.
+
+        Args:
+            module: a `torch.nn.Linear`.
+            config: settings of the frozen layer.
+            stream: id of the weight under the seed of the settings, in [0, 2^32).
+            **frozen: other keyword arguments of `FrozenLayer`.
+
+        Raises:
+            ValueError: settings that the layer cannot have, as `freeze_` says.
+        """
         w = module.weight
         layer = cls(
             module.in_features, module.out_features, module.bias is not None, w.device, w.dtype,
@@ -125,7 +135,17 @@ class _FrozenConvBase(FrozenLayer):
 
     @classmethod
     def from_module(cls, module: Any, config: FreezeConfig, *, stream: int = 0, **frozen: Any) -> Any:
-        """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device."""
+        """The frozen twin of a convolution, with its bias, hooks, train mode, dtype and device.
+
+        Args:
+            module: a convolution of `torch.nn`.
+            config: settings of the frozen layer.
+            stream: id of the weight under the seed of the settings, in [0, 2^32).
+            **frozen: other keyword arguments of `FrozenLayer`.
+
+        Raises:
+            ValueError: settings that the layer cannot have, as `freeze_` says.
+        """
         w, make = module.weight, cast(Any, cls)
         frozen = _stored_weight(module, config, frozen)
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
@@ -322,7 +342,17 @@ class FrozenEmbedding(FrozenLayer):
     def from_module(
         cls, module: nn.Embedding, config: FreezeConfig, *, stream: int = 0, **frozen: Any
     ) -> FrozenEmbedding:
-        """The frozen twin of an embedding, with its hooks, train mode, dtype and device."""
+        """The frozen twin of an embedding, with its hooks, train mode, dtype and device.
+
+        Args:
+            module: a `torch.nn.Embedding`.
+            config: settings of the frozen layer.
+            stream: id of the weight under the seed of the settings, in [0, 2^32).
+            **frozen: other keyword arguments of `FrozenLayer`.
+
+        Raises:
+            ValueError: settings that the layer cannot have, as `freeze_` says.
+        """
         m = module
         layer = cls(
             m.num_embeddings, m.embedding_dim, m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse,
@@ -364,6 +394,7 @@ TWINS: dict[type[nn.Module], type[FrozenLayer]] = {
     nn.ConvTranspose3d: FrozenConvTranspose3d,
     nn.Embedding: FrozenEmbedding,
 }
+"""The frozen layer of each torch layer; `TWINS[type(module)].from_module(module, config)` makes one."""
 
 
 def plain_twin(layer: Any) -> Any:

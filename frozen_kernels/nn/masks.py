@@ -236,7 +236,15 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Replace the supermask, uint8 [ceil(free / 8)], and what derives from it; ValueError where it does not fit."""
+        """Replace the supermask, and what derives from it.
+
+        Args:
+            supermask: uint8 [ceil(free / 8)], one bit for each free weight in stream order.
+            rescale: take the scale that the settings give for the mask; a dynamic one depends on how many are kept.
+
+        Raises:
+            ValueError: another dtype or size, or bits set behind the last free weight.
+        """
         if supermask.dtype == torch.bool or tuple(supermask.shape) == self.shape:
             raise ValueError(
                 f"supermask: packed bits, uint8 [{-(-self._counts[2] // 8)}], got {supermask.dtype} "
@@ -252,7 +260,7 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_keep_mask(self, keep: Tensor) -> None:
-        """Keep the weights that a bool of the weight's shape says; the inverse of `keep_mask()`.
+        """Keep the weights that `keep`, a bool of the weight's shape, says; the inverse of `keep_mask()`.
 
         ValueError for another dtype or shape, or where a pruned weight would be kept or a locked one dropped: only free
         weights are chosen (`partition() == 0`). Scores stay; the next `search.step()` makes the mask from them again.
@@ -303,7 +311,7 @@ class FrozenMasks(FrozenState):
 
     @torch.no_grad()
     def set_scores_as_weight(self, values: Tensor) -> None:
-        """Take the scores of the free weights from a floating tensor of the weight's shape; others are not read.
+        """Take the scores of the free weights from `values`, floating of the weight's shape; others are not read.
 
         The inverse of `scores_as_weight()`; masks follow at the next `search.step()`.
         ValueError for another shape or dtype, or NaN at a free weight; RuntimeError for a finalized layer.

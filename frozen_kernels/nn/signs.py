@@ -87,8 +87,9 @@ class FrozenSigns(FrozenStored):
 
     @torch.no_grad()
     def adopt_supermask(self, supermask: Tensor, rescale: bool = True) -> None:
-        """Take over a supermask that fits, without a wait; of stored signs with those of the scores as they are.
+        """Take over a `supermask` that fits, without a wait; of stored signs with those of the scores as they are.
 
+        As `set_supermask` without its checks; `rescale` as there.
         RuntimeError where stored signs have no scores and a weight would be kept that was dropped: its sign is gone.
         """
         if self.signed and self.scores is not None:

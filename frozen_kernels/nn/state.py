@@ -136,6 +136,7 @@ class FrozenState(nn.Module):
 
     @property
     def code(self) -> str:
+        """What the weights are: a drawn code, "stored" or "signs"."""
         return self.config.code
 
     @property
@@ -146,6 +147,7 @@ class FrozenState(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the layer's tensors are."""
         return self.header.device
 
     @property
@@ -155,10 +157,12 @@ class FrozenState(nn.Module):
 
     @property
     def seed(self) -> int:
+        """The seed of the weight, 0 to 2^64 - 1."""
         return self._start["seed"]
 
     @property
     def stream(self) -> int:
+        """The id of the weight under its seed, 0 to 2^32 - 1."""
         return self._start["stream"]
 
     @property
@@ -336,9 +340,14 @@ class FrozenState(nn.Module):
                 setattr(self, name, new)
 
     def set_residency(self, residency: str) -> None:
-        """Hold the weight as seed, mask, planes or dense; the weights do not change.
+        """Hold the weight in another way; it does not change.
 
-        A stored weight is packed or dense, stored signs are planes or dense; ValueError for another.
+        Args:
+            residency: seed, mask, planes or dense; of a stored weight packed or dense, of stored signs planes or dense.
+
+        Raises:
+            ValueError: one that the weight does not have.
+            RuntimeError: a stored weight whose kept values are tuned; finalize it first.
         """
         check_residency(residency, self.code, self.coats is not None, self.generations is not None)
         if self.device.type == "meta":

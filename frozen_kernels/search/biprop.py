@@ -22,7 +22,9 @@ class Biprop(EdgePopup):
     constructor was given no other; its draws do not depend on the signs. Each step sets the layer's scale to
     alpha, which waits for the device; a ticket is that of edge-popup. One byte a weight is held for the magnitudes.
 
-    Args: as of `EdgePopup`.
+    Args:
+        model: as of `EdgePopup`.
+        refresh_every: as of `EdgePopup`.
 
     Raises:
         ValueError: as of `EdgePopup`, or a layer has another code or a scaling.
@@ -44,7 +46,10 @@ class Biprop(EdgePopup):
         layer.adopt_supermask(supermask)
 
     def alpha(self, layer: FrozenLayer, supermask: Tensor) -> float:
-        """The mean magnitude of the weights that a supermask keeps, 0 where it keeps none; locked weights count."""
+        """The mean magnitude of the weights of a `layer` that a `supermask` keeps, 0 where none; locked ones count.
+
+        `supermask` is uint8 [ceil(free / 8)].
+        """
         made = self._magnitudes.get(layer)
         if made is None or made[0] != layer.identity or made[1].device != layer.device:
             made = (layer.identity, *byte_magnitudes(layer.header, layer.rows, layer.cols))

@@ -23,7 +23,7 @@ Loss = Callable[[nn.Module], Tensor]
 
 @torch.enable_grad()
 def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | None = None) -> dict[str, float]:
-    """Densities of layers by connection sensitivity `|g * w|`: the highest of all are kept (Lee et al., 1810.02340).
+    """Densities of layers by connection sensitivity `|g * w|`: the highest are kept (Lee et al., arXiv 1810.02340).
 
     Args:
         model: the dense model; it is copied, and not changed.
@@ -47,8 +47,19 @@ def snip(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | Non
 def grasp(model: nn.Module, loss: Loss, density: float, filter_fn: FilterFn | None = None) -> dict[str, float]:
     """Densities of layers by gradient flow: of `-w * H g` the lowest are kept (Wang et al., arXiv 2002.07376).
 
-    Arguments, result and errors are those of `snip`; of a loss that is linear in the weights H is 0, which is an error.
-    The paper divides logits by 200, as `loss` may.
+    Of a loss that is linear in the weights H is 0, which is an error. The paper divides logits by 200, as `loss` may.
+
+    Args:
+        model: as of `snip`.
+        loss: as of `snip`.
+        density: as of `snip`.
+        filter_fn: as of `snip`.
+
+    Returns:
+        As of `snip`.
+
+    Raises:
+        ValueError: as of `snip`.
     """
     twin, weights = _copied(model, density, filter_fn)
     held = [w for _, w in weights]
@@ -76,11 +87,17 @@ def synflow(
     mode. The density falls to its end in `rounds` exponential steps, so that no layer is cut off early.
 
     Args:
-        model, density, filter_fn: as of `snip`.
+        model: as of `snip`.
         input_shape: of one input, without the batch.
+        density: as of `snip`.
+        filter_fn: as of `snip`.
         rounds: how often weights are dropped; the paper takes 100.
 
-    Returns and Raises: as of `snip`; ValueError where `rounds` is no integer >= 1.
+    Returns:
+        As of `snip`.
+
+    Raises:
+        ValueError: as of `snip`, or `rounds` is no integer >= 1.
     """
     rounds = check_count("rounds", rounds, 1)
     twin, weights = _copied(model, density, filter_fn)

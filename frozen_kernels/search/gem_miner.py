@@ -28,7 +28,8 @@ class GemMiner(MaskRule):
 
     Args:
         model: as of `MaskRule`.
-        epochs, steps_per_epoch: of the whole search.
+        epochs: of the whole search.
+        steps_per_epoch: calls of `step()` in each.
         freeze_every: epochs between two times that something is dropped for good.
 
     Raises:

@@ -25,7 +25,8 @@ class IteRand(EdgePopup):
     3), so a search that is resumed goes on as it would have. Layers move to the residency planes.
 
     Args:
-        model, refresh_every: as of `EdgePopup`.
+        model: as of `EdgePopup`.
+        refresh_every: as of `EdgePopup`.
         every: steps from one time to the next.
         rate: the chance of each dropped weight, in (0, 1].
 

@@ -31,7 +31,8 @@ class Multicoated(EdgePopup):
     The gradient of a score is that of one coat; the published code adds those of all, which is a higher learning rate.
 
     Args:
-        model, refresh_every: as of `EdgePopup`.
+        model: as of `EdgePopup`.
+        refresh_every: as of `EdgePopup`.
         sparsities: of the second coat and those after it, rising, below 1.
 
     Raises:

@@ -117,7 +117,16 @@ class _Begun(ABCMeta):
 
 
 class Search(metaclass=_Begun):
-    """The layers of a model that a search goes over, and their scores."""
+    """The layers of a model that a search goes over, and their scores: what all searches have.
+
+    `steps` counts the calls of `step()`.
+
+    Args:
+        model: a model that `freeze_` has converted, bare or in a wrapper.
+
+    Raises:
+        ValueError: no layer that this search is for, or layers whose seeds were overwritten.
+    """
 
     stored = False  # whether the layers hold stored weights, or drawn ones
 
@@ -229,19 +238,19 @@ class MaskRule(Search):
             super()._begin()
 
     def keys(self, name: str, scores: Tensor) -> Tensor:
-        """Floating [free], the highest of which are kept."""
+        """Floating [free], the highest of which are kept; `scores` float32 [free] of the layer `name`."""
         raise NotImplementedError
 
     def keep(self, name: str, scores: Tensor) -> Tensor:
-        """bool [free]: which free weights are kept."""
+        """bool [free]: which free weights are kept; `scores` float32 [free] of the layer `name`."""
         raise NotImplementedError
 
     def count(self, name: str, free: int) -> int | None:
-        """How many of a layer's free weights are kept; None where the sparsity, or `keep`, decides."""
+        """How many of the `free` weights of the layer `name` are kept; None where the sparsity, or `keep`, decides."""
         return None
 
     def slope(self, name: str, scores: Tensor) -> Tensor:
-        """Floating [free]: the derivative of a mask bit by its score."""
+        """Floating [free]: the derivative of a mask bit by its score; `scores` float32 [free] of the layer `name`."""
         raise NotImplementedError
 
     def step(self) -> None:

@@ -19,7 +19,11 @@ class Sampled(MaskRule):
     Scores have no sparsity to meet: that of the settings counts for the masks of `freeze_` alone. The paper judges by
     the mean accuracy of ten sampled masks. A ticket holds one: the last sampled, or after `settle()` the likeliest.
 
-    Args and Raises: as of `MaskRule`.
+    Args:
+        model: as of `MaskRule`.
+
+    Raises:
+        ValueError: as of `MaskRule`.
     """
 
     def keep(self, name: str, scores: Tensor) -> Tensor:

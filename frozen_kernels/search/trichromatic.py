@@ -31,7 +31,8 @@ class Trichromatic(MaskRule):
     `parameters()` holds the scores of the layers, and after them those of signs and magnitudes, which are this search's
     own: they are in `state_dict()`. They begin Kaiming normal from the generator's draws of steps 0 and 1.
 
-    Args: as of `MaskRule`.
+    Args:
+        model: as of `MaskRule`.
 
     Raises:
         ValueError: as of `MaskRule`; a layer of another code; or a model that is spread over processes, which would not

@@ -18,7 +18,8 @@ class UGT(EdgePopup):
     `min(1, 2 * t / steps)` of the sparsity; those that the constructor makes keep all free weights.
 
     Args:
-        model, refresh_every: as of `EdgePopup`.
+        model: as of `EdgePopup`.
+        refresh_every: as of `EdgePopup`.
         steps: calls of `step()` in the whole search.
 
     Raises:

@@ -46,9 +46,13 @@ def aggregate_masks(masks: Iterable[Tensor], weights: Sequence[float] | None = N
 
 
 def majority_mask(mean: Tensor) -> Tensor:
-    """The packed mask of the bits that more than half of the clients keep: uint8 [bytes] of a mean float [8 * bytes].
+    """The packed mask of the bits that more than half of the clients keep: uint8 [bytes].
 
-    ValueError for what is no mean: another dtype or size, or values out of [0, 1].
+    Args:
+        mean: floating [8 * bytes], of `aggregate_masks`.
+
+    Raises:
+        ValueError: what is no mean: another dtype or size, or values out of [0, 1].
     """
     check_mean(mean)
     return fmt.pack_bits(mean > 0.5)
