@@ -35,8 +35,15 @@ def read(name: str) -> NotebookNode:
 
 def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells in a kernel whose working directory is `folder`; nbclient's CellExecutionError where one fails."""
-    where = {"metadata": {"path": folder}}
-    return NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where).execute()
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        startup_timeout=SECONDS,
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": folder}},
+    )
+    return client.execute()
 
 
 def clean(notebook: NotebookNode) -> NotebookNode:

@@ -32,7 +32,8 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
     `class Net(nn.Module, fk.hub.TicketHubMixin, license="mit"):`, then `fk.freeze_(net, ...)`,
     `net.save_pretrained(...)` and `Net.from_pretrained(...)`. As with every `ModelHubMixin` the arguments of `__init__`
     that JSON can hold are saved, and keywords of the class (`license`, `tags`, `pipeline_tag`, `language`, `coders`) go
-    to the model card or say how other arguments are written. Folders are those of `fk.save_pretrained`.
+    to the model card or say how other arguments are written. Folders and cards are those of `fk.save_pretrained`: a
+    `model_card_template` is not used.
     """
 
     def save_pretrained(
