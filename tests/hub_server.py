@@ -69,6 +69,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             hub.tokens.append(self.headers.get("Authorization"))
+            if self.path.startswith("/api/models/"):  # asked by some versions of the client before a commit
+                repo = self.path.removeprefix("/api/models/").partition("/revision/")[0].partition("?")[0]
+                return self._json({"id": repo, "sha": hub.commit_of(repo, len(hub.commits[repo]) - 1)})
             repo, _, rest = self.path.lstrip("/").partition("/resolve/")
             revision, _, name = rest.partition("/")
             if repo not in hub.commits:
