@@ -13,7 +13,8 @@ from ..tickets.container import parse_json, short
 
 CONFIG = "config.json"
 LIBRARY = "frozen_kernels"
-LAYOUT = 1  # of the folder; the ticket has a version of its own
+LAYOUT = 1
+"""The version of a shared folder's layout that is written, and the newest that is read; a ticket has its own."""
 
 _PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FILE = re.compile(r"[^/\\:\x00]+\.safetensors")

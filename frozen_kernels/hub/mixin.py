@@ -52,11 +52,12 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
             save_directory: the folder.
             config: arguments of `__init__` in place of those that this model was made with.
             repo_id: what the card tells to load, and where to push; by default the folder's name.
-            push_to_hub: push afterwards, with `push_to_hub_kwargs`; the address of the commit is returned.
+            push_to_hub: push afterwards, and return the address of the commit.
             model_card_kwargs: fields of the card's front matter, before those of the class; and `sample_input`.
+            **push_to_hub_kwargs: other arguments of `push_to_hub`.
 
         Raises:
-            As `fk.save_pretrained`.
+            TypeError, ValueError, OSError: as in `fk.save_pretrained`.
         """
         warn_of_stale_masks(frozen_layers(cast(nn.Module, self)))
         name = repo_id or Path(save_directory).absolute().name
@@ -80,7 +81,19 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
     ) -> T:
         """A model of this class from a folder or repository, as `fk.from_pretrained`; in eval mode.
 
-        `model_kwargs` are arguments of `__init__` that come before the saved ones.
+        Args:
+            pretrained_model_name_or_path: a folder, or `owner/name`.
+            force_download: as in `fk.from_pretrained`.
+            token: as in `fk.from_pretrained`.
+            cache_dir: as in `fk.from_pretrained`.
+            local_files_only: as in `fk.from_pretrained`.
+            revision: as in `fk.from_pretrained`.
+            residency: as in `fk.from_pretrained`.
+            **model_kwargs: arguments of `__init__` that come before the saved ones.
+
+        Raises:
+            TypeError: `__init__` does not take the arguments.
+            ValueError, OSError, ImportError: as in `fk.from_pretrained`.
         """
 
         def build(**saved: Any) -> nn.Module:
@@ -128,10 +141,23 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
         delete_patterns: list[str] | str | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Upload as `fk.push_to_hub` does; returns the address of the commit.
+        """Upload as `fk.push_to_hub` does, and return the address of the commit.
 
-        `config` and `model_card_kwargs` are those of `save_pretrained`; only files of `allow_patterns` are uploaded,
-        and those of `delete_patterns` are deleted in the repository by the same commit.
+        Args:
+            repo_id: as in `fk.push_to_hub`.
+            config: as in `save_pretrained`.
+            commit_message: as in `fk.push_to_hub`.
+            private: as in `fk.push_to_hub`.
+            token: as in `fk.push_to_hub`.
+            branch: as in `fk.push_to_hub`.
+            create_pr: as in `fk.push_to_hub`.
+            allow_patterns: of files that are uploaded; all by default.
+            ignore_patterns: as in `fk.push_to_hub`.
+            delete_patterns: of files that the same commit deletes in the repository; none by default.
+            model_card_kwargs: as in `save_pretrained`.
+
+        Raises:
+            TypeError, ValueError, OSError: as in `fk.push_to_hub`.
         """
         warn_of_stale_masks(frozen_layers(cast(nn.Module, self)))
         return upload(

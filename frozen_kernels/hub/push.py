@@ -36,8 +36,13 @@ def push_to_hub(
     A card that was edited on the hub is replaced; `ignore_patterns="README.md"` leaves it.
 
     Args:
-        model, build, build_kwargs, license, tags, sample_input: as in `save_pretrained`.
+        model: as in `save_pretrained`.
         repo_id: `owner/name`, or a name under the account of the token.
+        build: as in `save_pretrained`.
+        build_kwargs: as in `save_pretrained`.
+        license: as in `save_pretrained`.
+        tags: as in `save_pretrained`.
+        sample_input: as in `save_pretrained`.
         commit_message: of the commit.
         private: whether a new repository is private; by default as the account says.
         token: of the hub; by default the one that is logged in.
