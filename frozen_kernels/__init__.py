@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from . import backends, distributed, format, functional, importers, nn, ops, search
+from . import backends, distributed, format, functional, hub, importers, nn, ops, search
 from .bank.mask_bank import MaskBank
 from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
@@ -12,6 +12,7 @@ from .convert.dense import to_dense
 from .convert.fold import FoldReport, fold_batch_norm_
 from .convert.freeze import FreezeReport, finalize_, freeze_
 from .convert.recalibrate import recalibrate_
+from .hub import from_pretrained, push_to_hub, save_pretrained
 from .memory.footprint import Footprint, footprint
 from .memory.residency import set_residency
 from .search.edge_popup import EdgePopup
@@ -40,7 +41,9 @@ __all__ = [
     "footprint",
     "format",
     "freeze_",
+    "from_pretrained",
     "functional",
+    "hub",
     "importers",
     "load_masks",
     "load_mean",
@@ -49,7 +52,9 @@ __all__ = [
     "masks",
     "nn",
     "ops",
+    "push_to_hub",
     "recalibrate_",
+    "save_pretrained",
     "save_ticket",
     "search",
     "set_residency",

@@ -217,6 +217,7 @@ before = set(sys.modules)
 import frozen_kernels as fk
 fresh = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy = {"triton", "safetensors", "matplotlib", "sklearn", "tqdm", "rich", "torchvision", "ninja", "pybind11"}
+heavy |= {"huggingface_hub"}
 assert not fresh & heavy, fresh & heavy
 assert not torch.cuda.is_initialized()
 assert "torch.distributed.tensor" in before or "torch.distributed.tensor" not in sys.modules
