@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from . import backends, distributed, format, functional, importers, nn, ops, search
+from . import backends, distributed, format, functional, importers, nn, ops, plot, search
 from .bank.mask_bank import MaskBank
 from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
@@ -49,6 +49,7 @@ __all__ = [
     "masks",
     "nn",
     "ops",
+    "plot",
     "recalibrate_",
     "save_ticket",
     "search",
