@@ -19,10 +19,13 @@ from .search.jackpot import Jackpot, tune_weights_
 from .select.aggregate import aggregate_masks, majority_mask
 from .tensor import FrozenTensor
 from .tickets.model import TicketError, load_ticket, save_ticket
+from .tune.bench import bench
+from .tune.report import BenchReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchReport",
     "EdgePopup",
     "FoldReport",
     "Footprint",
@@ -34,6 +37,7 @@ __all__ = [
     "TicketError",
     "aggregate_masks",
     "backends",
+    "bench",
     "distributed",
     "finalize_",
     "fold_batch_norm_",

@@ -17,7 +17,7 @@ from torch import nn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "layers", "save", "sweep"]
+__all__ = ["curves", "layers", "residencies", "save", "sweep"]
 
 History = Sequence[Mapping[str, Any]]
 
@@ -113,6 +113,28 @@ def sweep(
 
     columns = Columns(x, y, series, point)
     return _finished(draw(rows, columns, references or {}, (xlabel, ylabel, title)), path)
+
+
+def residencies(rows: Sequence[Any], path: str | PathLike[str] | None = None, *, title: str | None = None) -> Figure:
+    """Bytes and time of a model in every residency beside dense torch, as `bench` measured them.
+
+    Bars on the left are bytes on disk, resident and at the peak of a forward (of the input with the highest one); those
+    on the right the time of a forward over that of dense torch, one colour for each input, with milliseconds beside
+    them.
+
+    Args:
+        rows: the rows of a `BenchReport`.
+        path: where to save the picture, as PNG and as SVG (see `save`); not saved by default.
+        title: above the picture; none by default.
+
+    Raises:
+        ValueError: no rows.
+        ImportError: matplotlib is missing.
+        OSError: the files cannot be written.
+    """
+    from .by_residency import draw
+
+    return _finished(draw(rows, title), path)
 
 
 def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:

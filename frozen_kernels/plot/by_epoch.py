@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..text import percent_text
 from .canvas import (
     COLOURS,
     LINES,
@@ -13,7 +14,6 @@ from .canvas import (
     Figure,
     number_in,
     number_text,
-    percent_text,
     picture,
     styled,
     ticker,

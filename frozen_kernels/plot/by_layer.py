@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ..nn.models import frozen_layers, unwrapped
-from .canvas import Figure, count_text, percent_text, picture, styled, ticker, write_ticks
+from ..text import count_text, percent_text
+from .canvas import Figure, picture, styled, ticker, write_ticks
 
 BAR, TALLEST = 0.34, 14.0  # inches of a bar and of all bars
 LETTERS = 0.24  # inches of a line of text

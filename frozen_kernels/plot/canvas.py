@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace
+from ..text import bytes_text, percent_text
 
 try:
     from matplotlib import style, ticker
@@ -84,28 +85,6 @@ def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:
     for file in written:
         replace(file, rendered(figure, file.suffix[1:]))
     return written
-
-
-def bytes_text(size: float) -> str:
-    """A number of bytes in decimal units: 950 B, 12 kB, 1.5 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
-def count_text(count: float) -> str:
-    """A number of things: 950, 36.9 k, 1.18 M."""
-    for unit in ("", " k", " M"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} G"
-
-
-def percent_text(share: float) -> str:
-    return f"{100 * share:.4g} %"
 
 
 def number_text(value: float) -> str:
