@@ -34,7 +34,7 @@ def config_of(model: nn.Module, options: argparse.Namespace) -> FreezeConfig | N
     try:
         return FreezeConfig(**given) if options.config is None else FreezeConfig.preset(options.config, **given)
     except ValueError as why:
-        raise Usage(f"--config: {why}") from None
+        raise Usage(str(why)) from None
 
 
 def refuse_without_model(options: argparse.Namespace, names: tuple[str, ...], what: str) -> None:

@@ -63,7 +63,7 @@ def _time_panel(axes: Axes, rows: Sequence[Any], sides: list[str]) -> None:
     _group(axes, series, texts)
     axes.axvline(1, color=INK, linewidth=1, linestyle="--", zorder=0)
     axes.set_title("time, dense torch = 1")
-    axes.set_yticks(range(len(sides)), [])
+    axes.set_yticks([])
 
 
 def draw(rows: Sequence[Any], title: str | None) -> Figure:

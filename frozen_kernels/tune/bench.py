@@ -87,7 +87,7 @@ def bench(
         TypeError: the model is no module, or the config none.
         ValueError: nothing in the model converts; a config for a model that is frozen; an empty list of inputs; the
             model refuses an input, or runs with it in its own dtype and not in float64; its output holds no floating
-            tensor; less than 0 seconds or fewer than 1 round.
+            tensor, or values that are not finite; less than 0 seconds or fewer than 1 round.
     """
     inputs = [sample if isinstance(sample, tuple) else (sample,) for sample in (x if isinstance(x, list) else [x])]
     _check(model, inputs, seconds, rounds)
@@ -222,6 +222,8 @@ def _exact(plain: nn.Module, inputs: list[tuple[Any, ...]], steps: _Steps) -> li
                 f"model: its forward does not run in float64, with which results are compared: "
                 f"{type(why).__name__}: {why}"
             ) from why
+        if not right.isfinite().all():
+            raise ValueError(f"model: its values for {text_of(args)} are not all finite, and cannot be compared")
         found.append(_Right(right, torchs, turns))
     return found
 
