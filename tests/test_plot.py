@@ -182,3 +182,34 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"frozen-kernels\[plot\]"):
         fk.plot.curves(LOG)
+
+
+def test_the_examples_draw_with_it(tmp_path, capsys, monkeypatch):
+    """Of made-up results: what training leaves in its log, and runs of the comparisons."""
+    import compare_rules
+    import compare_sources
+    import digits
+    import train
+
+    drawn = []
+    monkeypatch.setattr(fk.plot, "save", lambda figure, path: drawn.append((figure, path)))
+    (tmp_path / "log.csv").write_text("epoch,loss,test_accuracy\n1,2.0,0.5\n2,1.0,0.75\n")
+    train.draw_curves(tmp_path)
+    sources = [compare_sources.Run(*run) for run in (("frozen", 0.5, 0, 0.5, 6000, 9000, 0.9),
+               ("dense_source", 0.0, 0, 0.5, 12_000, 15_000, 0.95))]  # fmt: skip
+    compare_sources.plot(sources, tmp_path / "sources.png")
+    compare_rules.plot(
+        [compare_rules.Run(name, 0, 1, share, 100, 10, 0.5) for name, share in (("ugt", 0.9), ("random", 0.1))],
+        tmp_path / "rules.png",
+    )
+    points = [digits.Point("frozen", 0.5, 9000, 6000, 0.9)]
+    digits.plot(points, {"dense": {"disk": 90_000, "accuracy": 0.97}}, tmp_path / "size.png", epochs=1, seed=0)
+    (curves, path), (by_source, _), (by_rule, _), (by_size, _) = drawn
+    assert path == tmp_path / "curves" and list(curves.axes[0].lines[0].get_ydata()) == [0.5, 0.75]
+    assert [c[0].get_xdata()[0] for c in by_source.axes[0].containers] == [6000, 12_000]
+    legend = [t.get_text() for t in by_rule.axes[0].get_legend().get_texts()]
+    assert sorted(legend) == ["UGT", "random mask: 10 % (below)"]
+    assert [t.get_text() for t in by_size.axes[0].texts] == ["0.5"]
+    monkeypatch.setitem(sys.modules, "frozen_kernels.plot.by_epoch", None)
+    train.draw_curves(tmp_path)
+    assert capsys.readouterr().err.startswith("no curves: ")
