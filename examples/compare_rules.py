@@ -316,7 +316,7 @@ def plot(runs: list[Run], path: Path) -> None:
         path,
         x="weight_bytes",
         references={label("random"): statistics.mean(chance)} if chance else None,
-        xlabel="weights, batch norm apart",
+        xlabel="bytes of the weights, batch norm apart",
         ylabel="test accuracy",
         title=f"digits, mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best",
     )

@@ -82,7 +82,7 @@ def plot(runs: list[Run], path: Path) -> None:
         path,
         x="mask_bytes",
         point="freeze_ratio",
-        xlabel="all masks; numbers: share of weights fixed before the search",
+        xlabel="bytes of all masks; numbers: share of weights fixed before the search",
         ylabel="test accuracy",
         title=f"Mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best",
     )

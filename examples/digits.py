@@ -212,7 +212,7 @@ def plot(points: list[Point], finished: dict[str, dict], path: Path, *, epochs: 
     ]
     fk.plot.sweep(
         rows, path, x="ticket_bytes", point="point",
-        xlabel="on disk; numbers: share of weights fixed before the search", ylabel="accuracy on held-out digits",
+        xlabel="bytes on disk; numbers: share of weights fixed before the search", ylabel="accuracy on held-out digits",
         title=f"Digits. Tickets: {epochs} epochs, one run, seed {seed}",
     )  # fmt: skip
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
-from .canvas import COLOURS, INK, MARKERS, WIDTH, Axes, Figure, number_in, picture, styled, text_of, ticker, write_ticks
+from .canvas import COLOURS, INK, MARKERS, Axes, Figure, number_in, picture, styled, text_of, ticker, write_ticks
 
 HEIGHT = 4.8
-FEW = 6  # series whose legend has a place inside
+FEW, ROW = 6, 0.24  # entries whose legend has a place inside; inches of a row of one below
 LOGARITHM = 10  # times the smallest x, beyond which they are in a logarithm
+WIDE = 500  # and beyond which there is no place for ticks at 2 and 5
 
 
 class Columns(NamedTuple):
@@ -73,8 +74,9 @@ def _draw_series(axes: Axes, number: int, label: str, points: list[Point]) -> No
     xs, ys = [p.x for p in points], [p.y for p in points]
     bars = [[p.y - p.low for p in points], [p.high - p.y for p in points]]
     axes.errorbar(
-        xs, ys, yerr=bars if any(map(any, bars)) else None,
-        color=colour, marker=marker, markersize=8, linewidth=2, elinewidth=1.5, capsize=4, label=label,
+        xs, ys, yerr=bars if any(map(any, bars)) else None, label=label,
+        color=colour, linestyle="-" if len(points) > 1 else "", linewidth=2, marker=marker, markersize=8,
+        elinewidth=1.5, capsize=4,
     )  # fmt: skip
     # every other series has its texts below, where those of its neighbour are not
     up, side = (9, "bottom") if number % 2 == 0 else (-9, "top")
@@ -108,24 +110,25 @@ def draw(
     xlabel, ylabel, title = texts
     every = [p for points in found.values() for p in points]
     least, largest = min(p.x for p in every), max(p.x for p in every)
-    beside = len(found) + len(references) > FEW
+    entries = len(found) + len(references)
+    below = entries > FEW
     with styled():
-        figure = picture(HEIGHT, WIDTH)
+        figure = picture(HEIGHT + (ROW * -(-entries // 2) if below else 0))
         axes = figure.subplots()
         for number, (label, points) in enumerate(found.items()):
             _draw_series(axes, number, label, points)
         axes.margins(0.08)
         if least > 0 and largest > LOGARITHM * least:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if largest < 300 * least else (1,)))
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if largest < WIDE * least else (1,)))
         write_ticks(axes.xaxis, text_of(columns.x))
         write_ticks(axes.yaxis, text_of(columns.y))
         axes.set_xlabel(columns.x.replace("_", " ") if xlabel is None else xlabel)
         axes.set_ylabel(columns.y.replace("_", " ") if ylabel is None else ylabel)
         _draw_references(axes, references, text_of(columns.y))
-        if beside:
-            figure.legend(loc="outside right upper")
-        elif len(found) + len(references) > 1:
+        if below:
+            figure.legend(loc="outside lower center", ncols=2)
+        elif entries > 1:
             axes.legend()
         if title is not None:
             axes.set_title(title)

@@ -62,9 +62,9 @@ def styled() -> AbstractContextManager[None]:
     return style.context(["default", dict(STYLE)])
 
 
-def picture(height: float, width: float = WIDTH) -> Picture:
-    """An empty figure of a width and a height in inches; to be called within `styled`."""
-    return Picture(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12))
+def picture(height: float) -> Picture:
+    """An empty figure of so many inches; to be called within `styled`."""
+    return Picture(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12))
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
