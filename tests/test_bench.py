@@ -148,6 +148,16 @@ def test_the_picture_says_what_was_not_timed():
         fk.plot.residencies([])
 
 
+def test_noisy_times_are_called_so():
+    rows = [bench_module.BenchRow("1", TORCH, {}, 1, 1, median=2.0, low=1.8, high=h, speedup=1.0) for h in (2.1, 2.3)]
+    machine = {"torch": "2", "device": "cpu", "machine": "one", "threads": 2, "kernels": "avx2", "seconds": 1.0}
+    report = fk.BenchReport("Net", "code sign", 1, 8, 10, [], machine, rows)
+    assert "1 of 2 times are noisy, their quartiles more than 20% of the median apart" in str(report)
+    assert "2 threads" in str(report) and "80.0 % of its 10 B" in str(report)
+    report.rows.pop()
+    assert "noisy" not in str(report)
+
+
 def test_progress_is_told_to_the_end(quick):
     told = []
     fk.bench(nn.Sequential(nn.Linear(8, 8)), torch.randn(1, 8), seconds=0, progress=lambda *step: told.append(step))

@@ -18,7 +18,8 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 except ImportError as why:
-    raise ImportError(f"frozen_kernels.plot needs matplotlib ({why}): pip install 'frozen-kernels[plot]'") from None
+    lacking = f"frozen_kernels.plot needs matplotlib ({why}): pip install 'frozen-kernels[plot]'"
+    raise ModuleNotFoundError(lacking, name=why.name) from None
 
 WIDTH = 8.0  # inches: 800 pixels of a README are 100 an inch
 DOTS = 160  # of a PNG, an inch: sharp on screens of twice the density

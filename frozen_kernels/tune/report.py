@@ -15,6 +15,7 @@ from ..files import replace
 from ..text import bytes_text, listed, table
 
 TORCH = "torch, dense"
+MOST_SPREAD = 0.2  # of the median, between the quartiles: what more says is that the machine was busy
 HEAD = ("input", "weights as", "on disk", "resident", "peak", "median", "quartiles", "x torch")
 LEGEND = (
     "on disk: the ticket, of dense torch the state dict. resident: all parameters and buffers. peak: resident and the "
@@ -52,6 +53,11 @@ class BenchRow:
     def peak(self) -> int | None:
         """Resident bytes and the rise during a forward, None where that cannot be measured."""
         return None if self.forward is None else self.resident + self.forward
+
+    @property
+    def spread(self) -> float:
+        """How far the quartiles lie apart, over the median; 0 where nothing was timed."""
+        return (self.high - self.low) / self.median if self.high and self.low and self.median else 0.0
 
     @property
     def label(self) -> str:
@@ -150,10 +156,19 @@ class BenchReport:
 
     def _notes(self) -> list[str]:
         wrong = [f"not timed: {row.label} on {row.input}: {row.refused}" for row in self.rows if row.refused]
-        timed = [row for row in self.rows if not row.refused]
+        timed = [row for row in self.rows if row.median is not None]
         worst = max((row.error for row in timed), default=0.0)
-        checked = f"every timed side is right: its error against float64 is at most twice torch's, {worst:.1e} at most."
-        return [*wrong, LEGEND, checked]
+        notes = [
+            *wrong, LEGEND,
+            f"every timed side is right: its error against float64 is at most twice torch's, {worst:.1e} at most.",
+        ]  # fmt: skip
+        noisy = sum(row.spread > MOST_SPREAD for row in timed)
+        if noisy:
+            notes.append(
+                f"{noisy} of {len(timed)} times are noisy, their quartiles more than {MOST_SPREAD:.0%} of the median "
+                "apart: measure again when the machine is idle."
+            )
+        return notes
 
 
 def _threads(machine: dict[str, Any]) -> str:
