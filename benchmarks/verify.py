@@ -1,4 +1,4 @@
-"""Is a result right: compared with float64, and with what torch itself makes of it in the same dtype."""
+"""Is a result right: what no float64 is needed for, and the tests behind each group of cases."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from frozen_kernels.tune.verdict import Verdict, judge
+
+__all__ = ["Verdict", "equal", "judge", "run_tests"]
+
 ROOT = Path(__file__).resolve().parents[1]
-ALLOWED = 2.0  # times torch's own error
-TINY = 1e-30  # torch may be exact by luck
 TEST_FILES = {
     "linear": "tests/test_gemm_kernels.py",
     "resnet": "tests/test_gemm_kernels.py",
@@ -27,40 +28,6 @@ TEST_FILES = {
     "ticket": "tests/test_ticket.py",
     "footprint": "tests/test_footprint.py",
 }
-
-
-class Verdict(NamedTuple):
-    """`error` and `torch_error`: the largest, relative to the largest value; `why` it did not pass."""
-
-    passed: bool
-    error: float = 0.0
-    torch_error: float = 0.0
-    why: str = ""
-
-
-def _errors(found: Tensor, exact: Tensor) -> tuple[float, float]:
-    """Largest and root mean square error, each over that of the values."""
-    off = found.double() - exact
-    return tuple((of(off) / of(exact).clamp_min(TINY)).item() for of in (_largest, _root_mean_square))  # type: ignore[return-value]
-
-
-def _largest(t: Tensor) -> Tensor:
-    return t.abs().max()
-
-
-def _root_mean_square(t: Tensor) -> Tensor:
-    return t.square().mean().sqrt()
-
-
-def judge(found: Tensor, torchs: Tensor, exact: Tensor) -> Verdict:
-    """Passes where shape and dtype are torch's, and both errors against float64 at most twice torch's."""
-    if found.shape != torchs.shape or found.dtype != torchs.dtype:
-        return Verdict(False, why=f"{found.dtype} {list(found.shape)}, torch {torchs.dtype} {list(torchs.shape)}")
-    ours, theirs = _errors(found, exact), _errors(torchs, exact)
-    passed = all(mine <= ALLOWED * other + TINY for mine, other in zip(ours, theirs, strict=True))
-    kinds = zip(("largest", "rms"), ours, theirs, strict=True)
-    why = "" if passed else ", ".join(f"{kind} error {mine:.2e}, torch {other:.2e}" for kind, mine, other in kinds)
-    return Verdict(passed, ours[0], theirs[0], why)
 
 
 def equal(found: Tensor, right: Tensor) -> Verdict:

@@ -1,7 +1,8 @@
 """Every rule of `fk.search` on one net: accuracy against bytes, with the dense net, its int8 weights and a random mask.
 
-`python examples/compare_rules.py` trains on scikit-learn's digits and writes results.csv, rules.md and rules.png to the
-folder of `--out`. Of a ticket only its scores are trained. Stopped, the same command goes on where it was.
+`python examples/compare_rules.py` trains on scikit-learn's digits and writes results.csv, rules.md, rules.png and
+rules.svg to the folder of `--out`. Of a ticket only its scores are trained. Stopped, the same command goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import statistics
 import struct
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ import frozen_kernels as fk
 from frozen_kernels.files import replace
 
 CHANNELS, BLOCKS, BATCH = 32, 3, 64
-MARKERS = "os^v<>DPXph*d8"
 
 
 class Block(nn.Module):
@@ -310,33 +310,16 @@ def read(path: Path) -> list[Run]:
 
 def plot(runs: list[Run], path: Path) -> None:
     """Accuracy against the bytes of the weights: means, and bars from the worst seed to the best."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 5))
-    colors = plt.get_cmap("tab20").colors
-    for i, (name, (mean, low, high, weights, _, _)) in enumerate(means(runs).items()):
-        if name == "random":
-            axes.axhline(100 * mean, color="grey", linestyle=":", label=f"{label(name)}: {100 * mean:.1f} %")
-            continue
-        bars = [[100 * (mean - low)], [100 * (high - mean)]]
-        look = {"marker": MARKERS[i % len(MARKERS)], "color": colors[i % len(colors)], "linestyle": ""}
-        axes.errorbar(weights / 1000, 100 * mean, yerr=bars, capsize=3, label=label(name), **look)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
-    axes.set_ylim(bottom=max(0, min(100 * v[1] for n, v in means(runs).items() if n != "random") - 3))
-    axes.set_xlabel("bytes of the weights [kB], batch norm apart")
-    axes.set_ylabel("test accuracy [%]")
-    axes.set_title(
-        f"digits, mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best", fontsize=10
+    chance = [run.accuracy for run in runs if run.rule == "random"]
+    fk.plot.sweep(
+        [asdict(run) | {"series": label(run.rule)} for run in runs if run.rule != "random"],
+        path,
+        x="weight_bytes",
+        references={label("random"): statistics.mean(chance)} if chance else None,
+        xlabel="bytes of the weights, batch norm apart",
+        ylabel="test accuracy",
+        title=f"digits, mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best",
     )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def main() -> None:

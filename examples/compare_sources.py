@@ -1,8 +1,8 @@
 """Tickets of frozen networks beside those of randomly pruned (sparse) and untouched (dense) sources, over seeds.
 
-`python examples/compare_sources.py` trains on scikit-learn's digits and writes results.csv and sources.png to the
-folder of `--out`; `--config` takes another experiment. At one freeze ratio both sources leave the same number of free
-weights, so their tickets have the same size. Stopped, the same command goes on where it was.
+`python examples/compare_sources.py` trains on scikit-learn's digits and writes results.csv, sources.png and
+sources.svg to the folder of `--out`; `--config` takes another experiment. At one freeze ratio both sources leave the
+same number of free weights, so their tickets have the same size. Stopped, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import argparse
 import csv
 import io
 import statistics
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
 from training import processes, settings
 from training.loop import Trainer
 
+import frozen_kernels as fk
 from frozen_kernels.files import replace
 
 FREEZE = (0.5, 0.7, 0.9, 0.97)
@@ -76,30 +77,15 @@ def write(runs: list[Run], path: Path) -> None:
 
 def plot(runs: list[Run], path: Path) -> None:
     """Accuracy against mask bytes: means, and bars from the worst seed to the best."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    by_source = means(runs)
-    for (source, label), marker in zip(LABELS.items(), "o^s", strict=True):
-        chosen = sorted((key, value) for key, value in by_source.items() if key[0] == source)
-        middle = [100 * value[0] for _, value in chosen]
-        low, high = ([abs(100 * value[i] - m) for (_, value), m in zip(chosen, middle, strict=True)] for i in (1, 2))
-        sizes = [value[3] / 1000 for _, value in chosen]
-        axes.errorbar(sizes, middle, yerr=[low, high], marker=marker, capsize=3, label=f"ticket, {label}")
-        for ((_, freeze_ratio), _), x, y in zip(chosen, sizes, middle, strict=True):
-            axes.annotate(f"{freeze_ratio:g}", (x, y), textcoords="offset points", xytext=(6, -10), fontsize=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes of all masks [kB], numbers: share of weights fixed before the search")
-    axes.set_ylabel("test accuracy [%]")
-    axes.set_title(f"Mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    fk.plot.sweep(
+        [asdict(run) | {"series": f"ticket, {LABELS[run.source]}"} for run in runs],
+        path,
+        x="mask_bytes",
+        point="freeze_ratio",
+        xlabel="bytes of all masks; numbers: share of weights fixed before the search",
+        ylabel="test accuracy",
+        title=f"Mean of {len({run.seed for run in runs})} seeds, bars from the worst to the best",
+    )
 
 
 def show(runs: list[Run]) -> None:

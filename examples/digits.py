@@ -204,34 +204,17 @@ def sweep(data: Split, out: Path, *, seed: int, epochs: int = SWEEP_EPOCHS, quie
 
 
 def plot(points: list[Point], finished: dict[str, dict], path: Path, *, epochs: int, seed: int) -> None:
-    """Accuracy against bytes on disk as a PNG: the sweep and, by label, `disk` and `accuracy` of the finished nets."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    series = (("dense source", "s", (6, -3)), ("sparse source", "^", (8, -8)), ("frozen", "o", (-24, 4)))
-    for source, marker, offset in series:
-        chosen = sorted((p for p in points if p.source == source), key=lambda p: p.ticket_bytes)
-        sizes, scores = [p.ticket_bytes / 1000 for p in chosen], [100 * p.accuracy for p in chosen]
-        axes.plot(sizes, scores, marker=marker, label=f"ticket, {source}")
-        for p, x, y in zip(chosen, sizes, scores, strict=True):
-            axes.annotate(f"{p.freeze_ratio:g}", (x, y), textcoords="offset points", xytext=offset, fontsize=8)
-    for (label, net), marker in zip(finished.items(), ("k*", "kD"), strict=True):
-        axes.plot([net["disk"] / 1000], [100 * net["accuracy"]], marker, label=label)
-    axes.set_xscale("log")
-    ticks = [10, 20, 50, 100, 200, 500, 1000, 2000]
-    axes.set_xticks(ticks, labels=[str(t) for t in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("bytes on disk [kB], numbers: share of weights fixed before the search")
-    axes.set_ylabel("accuracy on held-out digits [%]")
-    axes.set_title(f"Digits: accuracy against size (coloured: {epochs} epochs only, one run, seed {seed})", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    """Accuracy against bytes on disk: the sweep and, by label, `disk` and `accuracy` of the finished nets."""
+    rows = [asdict(p) | {"series": f"ticket, {p.source}", "point": f"{p.freeze_ratio:g}"} for p in points]
+    rows += [
+        {"series": label, "ticket_bytes": net["disk"], "accuracy": net["accuracy"], "point": ""}
+        for label, net in finished.items()
+    ]
+    fk.plot.sweep(
+        rows, path, x="ticket_bytes", point="point",
+        xlabel="bytes on disk; numbers: share of weights fixed before the search", ylabel="accuracy on held-out digits",
+        title=f"Digits. Tickets: {epochs} epochs, one run, seed {seed}",
+    )  # fmt: skip
 
 
 def save_run(data: Split, out: Path, *, seed: int, epochs: int, quiet: bool) -> dict:

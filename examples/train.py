@@ -2,18 +2,32 @@
 
 `python examples/train.py --config examples/configs/digits.yaml`, or `torchrun --nproc-per-node 2 examples/train.py
 --config ... --set parallel=fsdp` (or ddp) on many processes; `--set optimizer.lr=0.05` changes a value of the
-file, `--resume` goes on after a crash. Log, checkpoint and ticket go to the folder `out` of the settings.
+file, `--resume` goes on after a crash. Log, checkpoint and ticket go to the folder `out` of the settings, and where
+matplotlib is installed the curves of the log, curves.png and curves.svg.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import sys
 from pathlib import Path
 
 from training import processes, settings
-from training.loop import Stopped, Trainer
+from training.loop import LOG, Stopped, Trainer
+
+import frozen_kernels as fk
+
+
+def draw_curves(folder: Path) -> None:
+    """Accuracies and loss by epoch, from the log; nothing where matplotlib is missing."""
+    with open(folder / LOG, newline="") as file:
+        history = list(csv.DictReader(file))
+    try:
+        fk.plot.curves(history, folder / "curves", title=str(folder))
+    except ImportError as why:
+        print(f"no curves: {why}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         processes.stop()
     if group.rank == 0:
+        draw_curves(Path(chosen.out))
         masks = f", {result.mask_bytes:,} of them masks" if chosen.freeze else ""
         if result.compared:
             stages = ", ".join(f"{stage} {accuracy:.2%}" for stage, accuracy in result.compared.items())

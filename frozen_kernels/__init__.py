@@ -4,7 +4,7 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
-from . import backends, distributed, format, functional, hub, importers, nn, ops, search
+from . import backends, distributed, format, functional, hub, importers, nn, ops, plot, search
 from .bank.mask_bank import MaskBank
 from .bank.packed import load_masks, load_mean, masks
 from .config import FreezeConfig
@@ -20,10 +20,13 @@ from .search.jackpot import Jackpot, tune_weights_
 from .select.aggregate import aggregate_masks, majority_mask
 from .tensor import FrozenTensor
 from .tickets.model import TicketError, load_ticket, save_ticket
+from .tune.bench import bench
+from .tune.report import BenchReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BenchReport",
     "EdgePopup",
     "FoldReport",
     "Footprint",
@@ -35,6 +38,7 @@ __all__ = [
     "TicketError",
     "aggregate_masks",
     "backends",
+    "bench",
     "distributed",
     "finalize_",
     "fold_batch_norm_",
@@ -52,6 +56,7 @@ __all__ = [
     "masks",
     "nn",
     "ops",
+    "plot",
     "push_to_hub",
     "recalibrate_",
     "save_pretrained",

@@ -1,4 +1,4 @@
-"""Plain text for reports and the command line: tables, and lists of names."""
+"""Plain text for reports, pictures and the command line: tables, lists of names, sizes."""
 
 from __future__ import annotations
 
@@ -23,3 +23,25 @@ def listed(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def bytes_text(size: float) -> str:
+    """A number of bytes in decimal units: 950 B, 12 kB, 1.5 MB."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+def count_text(count: float) -> str:
+    """A number of things: 950, 36.9 k, 1.18 M."""
+    for unit in ("", " k", " M"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} G"
+
+
+def percent_text(share: float) -> str:
+    return f"{100 * share:.4g} %"

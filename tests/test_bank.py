@@ -18,7 +18,7 @@ from ticket_cases import joined, parts
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels.nn.models import frozen_layers
 from frozen_kernels.tickets.file import read_ticket
 

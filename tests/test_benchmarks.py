@@ -12,6 +12,7 @@ from torch import nn
 
 import frozen_kernels as fk
 from benchmarks import check, counted, machine, models, records, registry, run, sides, summary, verify
+from frozen_kernels.tune import verdict
 from frozen_kernels.tune.measure import MIN_ROUNDS, interleaved, quartiles, speedup
 
 PARAMETERS = {"resnet18": 11_689_512, "resnet50": 25_557_032, "mobilenet_v2": 3_504_872}  # as published
@@ -34,7 +35,7 @@ def small(monkeypatch):
     def use(*cases: registry.Case) -> None:
         monkeypatch.setattr(run, "cases", lambda: cases)
         # sums of so few terms differ by chance; the kernels have tests of their own
-        monkeypatch.setattr(verify, "ALLOWED", 10.0)
+        monkeypatch.setattr(verdict, "ALLOWED", 10.0)
         monkeypatch.setattr(machine, "limits", lambda dtypes: machine.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9))
 
     return use

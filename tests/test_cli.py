@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
-from frozen_kernels import files
+from frozen_kernels import cli, files
 from frozen_kernels.tensor import resident_bytes
 
 
@@ -113,7 +112,7 @@ def test_bench(capsys, monkeypatch):
         ("linear", lambda: nn.Linear(40, 8), (40,)),
         ("conv2d", lambda: nn.Conv2d(3, 4, 3), (3, 6, 6)),
     )
-    monkeypatch.setattr(cli, "BENCH_LAYERS", layers)
+    monkeypatch.setattr(cli.bench_layers, "BENCH_LAYERS", layers)
     status, out, _ = run(capsys, "bench", "--rounds", 2, "--batch", 3, "--code", "uniform")
     lines = [line.split() for line in out.splitlines() if line.startswith(("linear", "conv2d"))]
     assert status == 0
@@ -123,8 +122,8 @@ def test_bench(capsys, monkeypatch):
 
 
 def test_bench_refuses_numbers_for_wrong_outputs(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "BENCH_LAYERS", (("linear", lambda: nn.Linear(40, 8), (40,)),))
-    monkeypatch.setattr(cli.frozen_nn.FrozenLinear, "forward", lambda self, x: x.new_zeros(1, 8))
+    monkeypatch.setattr(cli.bench_layers, "BENCH_LAYERS", (("linear", lambda: nn.Linear(40, 8), (40,)),))
+    monkeypatch.setattr(cli.bench_layers.frozen_nn.FrozenLinear, "forward", lambda self, x: x.new_zeros(1, 8))
     status, out, err = run(capsys, "bench", "--rounds", 2)
     assert status == 1 and "relative error" in err and "quartiles" not in out
 
@@ -177,8 +176,8 @@ def test_any_path_in_any_console(ticket, monkeypatch, name, encoding):
 
 
 def test_tuning_without_a_home_folder_says_so_before_it_measures(capsys, monkeypatch):
-    monkeypatch.setattr(cli.crossover, "user_path", lambda: files.NOWHERE / "table.json")
-    monkeypatch.setattr(cli.crossover, "active_level", lambda: "portable")
-    monkeypatch.setattr(cli, "measure_table", None)
+    monkeypatch.setattr(cli.tune.crossover, "user_path", lambda: files.NOWHERE / "table.json")
+    monkeypatch.setattr(cli.tune.crossover, "active_level", lambda: "portable")
+    monkeypatch.setattr(cli.tune, "measure_table", None)
     status, _, err = run(capsys, "bench", "--tune", "--device", "cpu")
-    assert status == 1 and "no home folder" in err and cli.crossover.VARIABLE in err
+    assert status == 1 and "no home folder" in err and cli.tune.crossover.VARIABLE in err

@@ -14,7 +14,7 @@ from helpers import check_broken_table, check_table_passed_over
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels.backends import Unsupported, cuda, targets
 from frozen_kernels.backends.cuda import choices, extension, product
 from frozen_kernels.backends.cuda.choices import BACKENDS, OPS, Choice

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels import format as fmt
 
 CODES = ("sign", "uniform", "normal")

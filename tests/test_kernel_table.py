@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels import format as fmt
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels.memory import crossover, residency
 from frozen_kernels.memory.crossover import Cell, Table
 from frozen_kernels.tune import table as tune

@@ -85,7 +85,7 @@ def test_no_circle_of_imports():
 
 
 # what a user asks for by name: measuring, bytes, and the choice of backends
-MEASURING = ("__main__", "backends", "memory", "tune")
+MEASURING = ("__main__", "backends", "cli", "memory", "tune")
 
 
 def test_no_implementation_is_reached():
@@ -152,8 +152,9 @@ def test_randomness_comes_from_the_format_alone():
     for path in PYTHON:
         assert not inside(imports(path), "random", "numpy.random"), name_of(path)
         allowed = {"philox"} if "reference" in path.parts or "triton" in path.parts else set()
-        if path.name == "__main__.py":
-            allowed.add("torch.randn")  # inputs of a benchmark
+        if "cli" in path.parts:  # inputs of a benchmark, and the weights that a user's model begins with
+            allowed |= {"torch.randn", "torch.randint", "torch.manual_seed", "torch.Generator"}
+            allowed.add("torch.Generator().manual_seed")
         if path.name == "attention.py":
             allowed.add("F.dropout")  # of the weights of one call, as torch's attention
         assert {name for name in calls(path) if RANDOM.search(name)} <= allowed, name_of(path)

@@ -12,7 +12,7 @@ from ticket_cases import joined, parts, signs_ticket, small
 from torch import nn
 
 import frozen_kernels as fk
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels.importers import ternary_
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import check_broken_table, check_table_passed_over
 
-from frozen_kernels import __main__ as cli
+from frozen_kernels import cli
 from frozen_kernels.backends.cuda import choices
 from frozen_kernels.backends.targets import Table
 from frozen_kernels.backends.triton import tuning
@@ -176,7 +176,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(tune_tiles, "tuned", tuned)
     monkeypatch.setattr(tune_choices, "made", lambda device: "made up too")
     monkeypatch.setattr(tune_choices, "tuned", chosen)
-    monkeypatch.setattr(cli, "target", lambda device: "default")
+    monkeypatch.setattr(cli.tune, "target", lambda device: "default")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     yield asked
     choices.forget()
@@ -212,10 +212,10 @@ def test_tune_takes_a_file_and_a_time(own_table, gpu, tmp_path):
 
 def test_tune_measures_both_tables_where_there_is_a_gpu(gpu, monkeypatch, capsys):
     ran = []
-    monkeypatch.setattr(cli, "tune_cpu", ran.append)
-    monkeypatch.setattr(cli.crossover, "active_level", lambda: "avx2")
+    monkeypatch.setattr(cli.tune, "tune_cpu", ran.append)
+    monkeypatch.setattr(cli.tune.crossover, "active_level", lambda: "avx2")
     assert cli.main(["bench", "--tune"]) == 0 and (len(ran), len(gpu)) == (1, 2)
-    monkeypatch.setattr(cli.crossover, "active_level", lambda: None)  # without the extension
+    monkeypatch.setattr(cli.tune.crossover, "active_level", lambda: None)  # without the extension
     assert cli.main(["bench", "--tune"]) == 0 and (len(ran), len(gpu)) == (1, 4)
     assert cli.main(["bench", "--tune", "--device", "cpu"]) == 0 and (len(ran), len(gpu)) == (2, 4)
     assert cli.main(["bench", "--tune", "--out", "x.json"]) == 1

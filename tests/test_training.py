@@ -74,6 +74,14 @@ def small_run(out: Path, files: Path, *more: str, resume: bool = False) -> list[
     return arguments("cifar10-conv6-frozen", out, f"data.path={files}", *FROZEN_RUN, *more, resume=resume)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_curves():
+    """A picture takes a second, and test_the_curves_of_a_log looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_curves", lambda folder: None)
+        yield
+
+
 END_TO_END = {
     "cifar10-conv6-frozen": ("data.batch=16", "epochs=1"),
     "cifar10-resnet18-dense": ("data.batch=40", "epochs=1"),

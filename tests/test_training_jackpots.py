@@ -30,6 +30,14 @@ def arguments(out: Path, *overrides: str, resume: bool = False) -> list[str]:
     return ["--config", str(CONFIG), "--quiet", *given, *["--resume"] * resume]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_curves():
+    """A picture takes a second, and test_the_curves_of_a_log looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_curves", lambda folder: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """A dense net, as the page on training says it is trained."""

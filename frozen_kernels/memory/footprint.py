@@ -256,7 +256,7 @@ def _process_peak(run: Callable[[], object]) -> Peak:
     return Peak(None, "not measured: /proc/self/clear_refs is refused, and an earlier peak of the process was higher")
 
 
-def _peak(model: nn.Module, sample_input: Any) -> Peak:
+def forward_peak(model: nn.Module, sample_input: Any) -> Peak:
     if sample_input is None:
         return Peak(None, "not measured: no sample_input")
     args = sample_input if isinstance(sample_input, tuple) else (sample_input,)
@@ -341,4 +341,4 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     on_meta = any(t.device.type == "meta" for t in (*model.parameters(), *model.buffers()))
     if layers and not on_meta and all(unsaved_part(layer) is None for layer in layers.values()):
         metadata = _ticket_bytes(model) - ordinary_disk - sum(row.disk for row in rows)
-    return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, _peak(whole, sample_input))
+    return Footprint(rows, ordinary_disk, storage_bytes(held), metadata, forward_peak(whole, sample_input))
