@@ -19,8 +19,9 @@ CUDA_MODULE = "frozen_kernels._cuda"
 CUDA_BINDING = CSRC / "binding/cuda.cpp"
 SOURCES = sorted(path for path in CSRC.rglob("*.cpp") if path != CUDA_BINDING)
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-CFLAGS += ["-Werror=undef", "-DNDEBUG"]
+WINDOWS = sys.platform == "win32"
+CFLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+CFLAGS += ["-Werror=undef", "-DNDEBUG", "-fms-runtime-lib=dll" if WINDOWS else "-fPIC"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
@@ -45,10 +46,26 @@ def flags(name: str) -> list[str]:
 
 def compiler() -> str:
     wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
+    # on Windows clang++ builds for Microsoft's runtime, as Python is built; a g++ there has a runtime of its own
+    names = [wanted] if wanted else ["clang++"] if WINDOWS else ["g++", "clang++", "c++"]
+    for name in names:
+        if Path(name.split()[0]).stem.lower() == "cl":
+            raise OSError(f"CXX={name} cannot build the kernels, which use GNU's vectors: clang++ of LLVM can")
         if shutil.which(name.split()[0]):
             return name
-    raise OSError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'})")
+    raise OSError(f"no C++ compiler found ({', '.join(names)})")
+
+
+def link_options() -> list[str]:
+    """What this system's linker must be told to make an extension."""
+    if sys.platform == "darwin":
+        return ["-undefined", "dynamic_lookup"]
+    if not WINDOWS:
+        return ["-ldl", "-pthread"]
+    # Python's import library, and the questions to the processor, which Microsoft's runtime lacks
+    command = [*compiler().split(), "--rtlib=compiler-rt", "-print-libgcc-file-name"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ["-fuse-ld=lld", f'"-L{escape(Path(sys.base_prefix) / "libs")}"', f'"{escape(asked)}"']
 
 
 def machine() -> str:
@@ -69,6 +86,8 @@ def nvcc() -> str | None:
     if wanted not in ("", "0", "1"):
         raise OSError(f"FROZEN_KERNELS_CUDA={wanted}, expected 0, 1 or nothing")
     found = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if WINDOWS:
+        found = None  # nvcc there takes cl alone, which the flags here are not for
     if wanted == "1" and not found:
         raise OSError("FROZEN_KERNELS_CUDA=1 and nvcc not found: put it on PATH or name it in CUDACXX")
     return None if wanted == "0" else found
@@ -149,13 +168,12 @@ class Build(build_ext):
         known = VARIANTS.get(machine(), {"portable": []})
         variants = {name: options for name, options in known.items() if accepts(options)}
         each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
-        define = [f"'-DFK_EACH_VARIANT(DO, ...)={each}'", f"-I{escape(CSRC)}"]
+        define = [f'"-DFK_EACH_VARIANT(DO, ...)={each}"', f"-I{escape(CSRC)}"]
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
-        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
             f"cxx = {compiler()}",
             f"cflags = {common}",
-            f"ldflags = {' '.join([*undefined, *flags('LDFLAGS')])}",
+            f"ldflags = {' '.join([*link_options(), *flags('LDFLAGS')])}",
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $cflags $extra -c $in -o $out",
             "  depfile = $out.d",
