@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test test-long sanitize bench bench-check gpu-suite wheels wheels-check release-notes lint clean
+.PHONY: demo test test-long sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -59,13 +59,15 @@ wheels: $(VENV)/.release
 	for wheel in build/wheels/*.whl; do $(TO_DIST) || exit 1; done
 	ls -l dist
 
-# each wheel of PYTHON in fresh environments without a compiler, beside the oldest and the newest torch, away from the
-# sources; the sdist built where there is a compiler, and installed where there is none
+# the wheels of PYTHON in fresh environments without a compiler, beside the oldest and the newest torch
 WHEEL_TORCHES ?= torch==2.6.0$(LOCAL) $(TORCH)
 wheels-check:
 	tag=$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
 	for torch in $(WHEEL_TORCHES); do for file in dist/*-$$tag-*.whl; do \
 		PYTHON=$(PYTHON) TORCH="$$torch" tests/check_wheel.sh $$file || exit 1; done; done
+
+# built where there is a compiler, and installed where there is none
+sdist-check:
 	for built in "" reference; do PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/check_wheel.sh dist/*.tar.gz $$built || exit 1; done
 
 # the section of this version in CHANGELOG.md
