@@ -62,10 +62,12 @@ def link_options() -> list[str]:
         return ["-undefined", "dynamic_lookup"]
     if not WINDOWS:
         return ["-ldl", "-pthread"]
-    # Python's import library, and the questions to the processor, which Microsoft's runtime lacks
+    # Python's import library; the questions to the processor, which Microsoft's runtime lacks; and the runtime of
+    # -fms-runtime-lib alone, beside which this driver would link the static one
     command = [*compiler().split(), "--rtlib=compiler-rt", "-print-libgcc-file-name"]
     asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return ["-fuse-ld=lld", f'"-L{escape(Path(sys.base_prefix) / "libs")}"', f'"{escape(asked)}"']
+    libraries = [f'"-L{escape(Path(sys.base_prefix) / "libs")}"', f'"{escape(asked)}"', "-lkernel32", "-loldnames"]
+    return ["-fuse-ld=lld", "-nostartfiles", "-nostdlib", *libraries]
 
 
 def machine() -> str:
