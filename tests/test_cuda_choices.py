@@ -63,7 +63,7 @@ def test_the_shipped_table_is_whole_and_packaged():
     assert {key.split("/")[2] for key in keys} == set(tune_choices.CODES)
     assert set(tune_choices.LAYERS) == set(tune_choices.SIZES) == set(OPS)
     name = str(choices.SHIPPED.relative_to(ROOT / "frozen_kernels"))
-    assert name in (ROOT / "setup.py").read_text() and name in (ROOT / "MANIFEST.in").read_text()
+    assert name in (ROOT / "pyproject.toml").read_text()
 
 
 def test_every_shipped_choice_tells_its_count_and_limits_grow():

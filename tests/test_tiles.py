@@ -38,7 +38,7 @@ def test_the_shipped_table_is_whole_and_packaged():
     layouts = {key.split("/")[1] for key in table.targets["default"]}
     assert layouts == set(tune_tiles.LAYOUTS) and set(table.made) == set(table.targets)
     name = str(tuning.SHIPPED.relative_to(ROOT / "frozen_kernels"))
-    assert name in (ROOT / "setup.py").read_text() and name in (ROOT / "MANIFEST.in").read_text()
+    assert name in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("key", tuning.read(tuning.SHIPPED).targets["default"])

@@ -1,6 +1,8 @@
 #include "cpu/core/parallel.h"
 
+#ifndef _WIN32
 #include <dlfcn.h>
+#endif
 
 #include <system_error>
 #include <thread>
@@ -14,8 +16,12 @@ using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 // Torch's own OpenMP pool where the process has one, since a second pool would spin against it.
 GompParallel gomp_parallel() {
+#ifdef _WIN32
+  return nullptr;  // the pools of torch's builds for Windows have no such entry
+#else
   static const GompParallel found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
   return found;
+#endif
 }
 
 }  // namespace
