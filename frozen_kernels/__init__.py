@@ -4,6 +4,8 @@ A seed regenerates random weights inside the kernel; packed bits say which of th
 `EdgePopup` searches its supermask, `Jackpot` that of a pre-trained model, `save_ticket` writes what is not regenerated.
 """
 
+from typing import TYPE_CHECKING
+
 from . import runtime
 
 try:
@@ -69,8 +71,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """What is not there: without torch all but `runtime`."""
-    if _torch is None and name in __all__:
-        raise ImportError(f"frozen_kernels.{name} needs torch, which is not installed; frozen_kernels.runtime does not")
-    raise AttributeError(f"module 'frozen_kernels' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker torch is there
+
+    def __getattr__(name: str) -> object:
+        """What is not there: without torch all but `runtime`."""
+        if _torch is None and name in __all__:
+            raise ImportError(
+                f"frozen_kernels.{name} needs torch, which is not installed; frozen_kernels.runtime does not"
+            )
+        raise AttributeError(f"module 'frozen_kernels' has no attribute {name!r}")

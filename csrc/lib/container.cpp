@@ -23,8 +23,8 @@ struct Dtype {
   const char* name;
   int64_t bytes;
 };
-constexpr Dtype DTYPES[] = {{"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2},    {"I64", 8},    {"I32", 4},
-                            {"I16", 2}, {"I8", 1},  {"U64", 8}, {"U32", 4},     {"U16", 2},    {"U8", 1},
+constexpr Dtype DTYPES[] = {{"F64", 8},  {"F32", 4}, {"F16", 2},     {"BF16", 2},   {"I64", 8}, {"I32", 4},
+                            {"I16", 2},  {"I8", 1},  {"U64", 8},     {"U32", 4},    {"U16", 2}, {"U8", 1},
                             {"BOOL", 1}, {"C64", 8}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
 
 class FileSource : public Source {
@@ -75,15 +75,15 @@ int64_t natural(const Json& value, const std::string& name, const char* what) {
 
 Entry entry_of(const std::string& name, const Json& value) {
   const Json *const dtype = value.find("dtype"), *const shape = value.find("shape"),
-                   *const offsets = value.find("data_offsets");
+                    *const offsets = value.find("data_offsets");
   const std::string called = shown(name);
   if (value.kind != Json::OBJECT || value.items.size() != 3 || !dtype || !shape || !offsets ||
       dtype->kind != Json::STRING || shape->kind != Json::ARRAY || offsets->kind != Json::ARRAY ||
       offsets->items.size() != 2) {
     refuse("no safetensors file: %s is not an object with dtype, shape and data_offsets", called.c_str());
   }
-  const Dtype* const known = std::find_if(std::begin(DTYPES), std::end(DTYPES),
-                                          [&](const Dtype& one) { return dtype->text == one.name; });
+  const Dtype* const known =
+      std::find_if(std::begin(DTYPES), std::end(DTYPES), [&](const Dtype& one) { return dtype->text == one.name; });
   if (known == std::end(DTYPES)) refuse("%s: unknown dtype %s", called.c_str(), shown(dtype->text).c_str());
   Entry entry{name, known->name, {}, 0, 0, {}};
   int64_t bytes = known->bytes, positive = known->bytes;
@@ -122,9 +122,8 @@ void read_header(const std::string& text, int64_t body, Container& to) {
       to.metadata.emplace_back(value.keys[j], value.items[j].text);
     }
   }
-  std::sort(to.tensors.begin(), to.tensors.end(), [](const Entry& a, const Entry& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::sort(to.tensors.begin(), to.tensors.end(),
+            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   int64_t reached = 0;
   for (const Entry& entry : to.tensors) {
     if (entry.begin != reached) {
@@ -196,8 +195,7 @@ Container read_container(Source& source) {
     entry.data = Block<uint8_t>(entry.end - entry.begin);
     source.read(entry.data.data(), entry.data.count);
   }
-  std::sort(found.tensors.begin(), found.tensors.end(),
-            [](const Entry& a, const Entry& b) { return a.name < b.name; });
+  std::sort(found.tensors.begin(), found.tensors.end(), [](const Entry& a, const Entry& b) { return a.name < b.name; });
   return found;
 }
 

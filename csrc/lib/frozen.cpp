@@ -133,15 +133,9 @@ void describe(const Weight& weight, frozen_tensor& to) {
 }
 
 void describe(const fk::lib::Entry& entry, frozen_tensor& to) {
-  to = {entry.name.c_str(),
-        FROZEN_ORDINARY,
-        static_cast<int32_t>(entry.shape.size()),
-        entry.shape.data(),
-        nullptr,
-        FROZEN_DEFAULT,
-        entry.dtype,
-        entry.data.data(),
-        entry.data.count};
+  to = {entry.name.c_str(), FROZEN_ORDINARY,   static_cast<int32_t>(entry.shape.size()),
+        entry.shape.data(), nullptr,           FROZEN_DEFAULT,
+        entry.dtype,        entry.data.data(), entry.data.count};
 }
 
 frozen_status open_source(std::unique_ptr<fk::lib::Source> source, int32_t residency, frozen_ticket** ticket) {

@@ -85,15 +85,15 @@ typedef struct frozen_ticket frozen_ticket;
 
 /* One tensor of a ticket. Pointers belong to the ticket and are valid until it is closed. */
 typedef struct frozen_tensor {
-  const char* name;         /* of a weight its module's, "fc"; of an ordinary tensor the whole, "fc.bias" */
-  int32_t kind;             /* frozen_kind */
-  int32_t dims;             /* how many sizes `shape` has; may be 0 */
-  const int64_t* shape;     /* as PyTorch has it: (out, in), (out, in / groups, height, width), (rows, columns) ... */
-  const char* code;         /* of a weight: "sign", "uniform", "normal", "constant", "stored" or "signs"; else NULL */
-  int32_t residency;        /* frozen_residency; of an ordinary tensor FROZEN_DEFAULT */
-  const char* dtype;        /* as safetensors names it: "F32", "I64", "BF16" ...; of a weight "F32" */
-  const void* data;         /* of an ordinary tensor: its values, contiguous, 64-byte aligned; else NULL */
-  int64_t bytes;            /* of `data`; of a weight: what the ticket keeps of it in memory */
+  const char* name;     /* of a weight its module's, "fc"; of an ordinary tensor the whole, "fc.bias" */
+  int32_t kind;         /* frozen_kind */
+  int32_t dims;         /* how many sizes `shape` has; may be 0 */
+  const int64_t* shape; /* as PyTorch has it: (out, in), (out, in / groups, height, width), (rows, columns) ... */
+  const char* code;     /* of a weight: "sign", "uniform", "normal", "constant", "stored" or "signs"; else NULL */
+  int32_t residency;    /* frozen_residency; of an ordinary tensor FROZEN_DEFAULT */
+  const char* dtype;    /* as safetensors names it: "F32", "I64", "BF16" ...; of a weight "F32" */
+  const void* data;     /* of an ordinary tensor: its values, contiguous, 64-byte aligned; else NULL */
+  int64_t bytes;        /* of `data`; of a weight: what the ticket keeps of it in memory */
 } frozen_tensor;
 
 /* What becomes of the sums of a layer: relu(sum * gain + bias), one gain and one bias for each output channel.
@@ -104,8 +104,8 @@ typedef struct frozen_epilogue {
   int64_t bias_count; /* floats of `bias`: as many as the layer has output channels */
   const float* gain;  /* in place of the ticket's, or NULL */
   int64_t gain_count;
-  int32_t relu;       /* 1: max(result, 0), NaN stays NaN */
-  int32_t no_bias;    /* 1: not the ticket's bias either */
+  int32_t relu;    /* 1: max(result, 0), NaN stays NaN */
+  int32_t no_bias; /* 1: not the ticket's bias either */
 } frozen_epilogue;
 
 /* A convolution of `dims` (1 to 3) spatial dimensions; only the first `dims` entries of each array are read. Zeros are
@@ -127,13 +127,12 @@ FROZEN_API const char* frozen_last_error(void);
  * FROZEN_KERNELS_ISA names what this processor lacks. */
 FROZEN_API const char* frozen_isa(void);
 
-/* Open a ticket: read it whole, check it, and make what `residency` (a frozen_residency) keeps. `path` is as fopen takes it. On success
- * *ticket is to be closed; otherwise it is NULL. The file may be changed or removed afterwards. */
+/* Open a ticket: read it whole, check it, and make what `residency` (a frozen_residency) keeps. `path` is as fopen
+ * takes it. On success *ticket is to be closed; otherwise it is NULL. The file may be changed or removed afterwards. */
 FROZEN_API frozen_status frozen_open(const char* path, int32_t residency, frozen_ticket** ticket);
 
 /* The same of a ticket in memory, which is copied. */
-FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency,
-                                            frozen_ticket** ticket);
+FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, frozen_ticket** ticket);
 
 /* Free a ticket; NULL is allowed. */
 FROZEN_API void frozen_close(frozen_ticket* ticket);

@@ -14,7 +14,8 @@ constexpr int DEEPEST = 64;
 
 class Parser {
  public:
-  Parser(std::string_view text, const char* what) : at_(text.data()), end_(at_ + text.size()), begin_(at_), what_(what) {}
+  Parser(std::string_view text, const char* what)
+      : at_(text.data()), end_(at_ + text.size()), begin_(at_), what_(what) {}
 
   Json whole() {
     Json found;
@@ -140,8 +141,10 @@ class Parser {
     uint32_t code = 0;
     for (int i = 0; i < 4; ++i, ++at_) {
       const char c = *at_;
-      const int nibble = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                         : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+      const int nibble = c >= '0' && c <= '9'   ? c - '0'
+                         : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                         : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                                : -1;
       if (nibble < 0) wrong("no hex digit");
       code = code << 4 | static_cast<uint32_t>(nibble);
     }
@@ -228,7 +231,8 @@ const Json* Json::find(std::string_view key) const {
 }
 
 Json parse_json(std::string_view text, const char* what) {
-  const int64_t values = std::count_if(text.begin(), text.end(), [](char c) { return c == '{' || c == '[' || c == ','; });
+  const int64_t values =
+      std::count_if(text.begin(), text.end(), [](char c) { return c == '{' || c == '[' || c == ','; });
   if (values > MOST_VALUES) {
     refuse("%s has %lld of the characters { [ , at most %lld are read", what, static_cast<long long>(values),
            static_cast<long long>(MOST_VALUES));

@@ -158,8 +158,7 @@ void run_linear(const Weight& weight, const float* x, int64_t batch, float* y, c
   const auto side = [&](const float* data, int64_t count, int64_t channels) {
     return Activations{const_cast<float*>(data), FLOAT32, {count, 1, count, count, channels}};
   };
-  Product p{g,       side(x, x_count, record.cols), side(y, y_count, record.rows), x_count, y_count, record.rows, 1,
-            true};
+  Product p{g, side(x, x_count, record.cols), side(y, y_count, record.rows), x_count, y_count, record.rows, 1, true};
   run(weight, p, ends, threads);
 }
 

@@ -17,7 +17,6 @@ std::vector<int64_t> result_shape(const Weight& weight, const frozen_conv& conv,
 void run_convolution(const Weight& weight, const frozen_conv& conv, const float* x, const int64_t* x_shape, float* y,
                      const std::vector<int64_t>& y_shape, const Ends& ends, int threads);
 
-void run_embedding(const Weight& weight, const int64_t* indices, int64_t count, int64_t padding, float* y,
-                   int threads);
+void run_embedding(const Weight& weight, const int64_t* indices, int64_t count, int64_t padding, float* y, int threads);
 
 }  // namespace fk::lib

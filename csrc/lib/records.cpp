@@ -70,9 +70,9 @@ class Fields {
     return found;
   }
   void only_known() const {
-    constexpr const char* known[] = {"name", "shape", "seed", "stream", "generation", "code", "scale", "tau_prune",
-                                     "tau_freeze", "pruned", "locked", "free", "kept", "keep_sha256", "values",
-                                     "coats", "coat_kept", "generations"};
+    constexpr const char* known[] = {"name",  "shape",       "seed",       "stream", "generation", "code",
+                                     "scale", "tau_prune",   "tau_freeze", "pruned", "locked",     "free",
+                                     "kept",  "keep_sha256", "values",     "coats",  "coat_kept",  "generations"};
     for (const string& key : object_.keys) {
       if (place_of(key, known) < 0) refuse("%s: unknown field %s", called(), shown(key).c_str());
     }
@@ -153,9 +153,8 @@ bool read_hex_float(const string& text, float& out) {
 }
 
 bool is_sha256(const string& text) {
-  return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) {
-           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-         });
+  return text.size() == 64 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
 void read_shape(const Fields& fields, Record& record) {
@@ -262,8 +261,7 @@ Record read_record(const Json& object) {
   record.tau_prune = fields.integer("tau_prune", FULL_THRESHOLD);
   record.tau_freeze = fields.integer("tau_freeze", FULL_THRESHOLD);
   if (record.tau_prune > record.tau_freeze) {
-    refuse("%s: tau_prune %lld is above tau_freeze %lld", fields.called(), ll(record.tau_prune),
-           ll(record.tau_freeze));
+    refuse("%s: tau_prune %lld is above tau_freeze %lld", fields.called(), ll(record.tau_prune), ll(record.tau_freeze));
   }
   check_counts(fields, record);
   if (!read_hex_float(fields.text("scale"), record.scale)) {

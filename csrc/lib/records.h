@@ -15,10 +15,10 @@ struct Record {
   float scale;
   int64_t pruned, locked, free, kept;
   std::string keep_sha256;
-  int value_dtype;          // a DType; of a stored weight
-  int64_t coats;            // 1 where it has no coats
+  int value_dtype;  // a DType; of a stored weight
+  int64_t coats;    // 1 where it has no coats
   std::vector<int64_t> coat_kept;
-  int64_t generations;      // 1 where all weights are of one
+  int64_t generations;  // 1 where all weights are of one
   bool has_gain;
 
   bool drawn() const { return code != STORED_CODE && code != SIGNS_CODE; }

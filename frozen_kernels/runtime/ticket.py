@@ -25,7 +25,7 @@ _DTYPES: dict[str, Any] = {
 
 
 class Weight(NamedTuple):
-    """A frozen weight: `shape` as in torch, `code` of the format, its `residency`, and the bytes that are held of it."""
+    """A frozen weight: `shape` as in torch, `code` of the format, its `residency`, and the `bytes` held of it."""
 
     shape: tuple[int, ...]
     code: str
@@ -247,11 +247,12 @@ class Ticket:
             got = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
             raise TypeError(f"indices: an array of integers, got {got}")
         rows = np.ascontiguousarray(indices, np.int64)
+        (padding,) = _array([-1 if padding_idx is None else padding_idx])
         y = np.empty((*indices.shape, shape[1]), np.float32)
         check(
             library().frozen_embedding(
-                self._handle, name.encode(), rows.ctypes.data, rows.size, _array([-1 if padding_idx is None else padding_idx])[0],
-                y.ctypes.data, shape[1], self.threads,
+                self._handle, name.encode(), rows.ctypes.data, rows.size, padding, y.ctypes.data,
+                shape[1], self.threads,
             )
         )  # fmt: skip
         return y
