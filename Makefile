@@ -11,9 +11,9 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.map')
 
-.PHONY: demo docs test test-long sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
+.PHONY: demo docs libfrozen c-example test test-long sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -22,6 +22,17 @@ demo: $(VENV)/.demo
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo build/site/index.html
+
+# the C library with its header, without torch and without Python's headers
+libfrozen: $(VENV)/.build
+	$(BIN)/python setup.py -q libfrozen
+
+# the demo's ticket served from C
+c-example: libfrozen $(VENV)/.demo
+	test -e out/ticket.safetensors || $(BIN)/python examples/digits.py --sweep-epochs 0
+	$(BIN)/python examples/c/expected.py
+	$${CC:-cc} -std=c99 -O2 -Wall -Wextra -Ibuild/libfrozen examples/c/digits.c -Lbuild/libfrozen -lfrozen -lm -Wl,-rpath,$(CURDIR)/build/libfrozen -o out/c/digits
+	out/c/digits out/ticket.safetensors out/c/images.f32 out/c/outputs.f32
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -32,7 +43,7 @@ test-long: $(VENV)/.dev
 # the CPU kernels' tests with the extension built for the address and undefined-behaviour sanitizers, on every level
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
 SANITIZED := test_gemm_kernels test_vector_kernels test_lookup_kernels test_depthwise_kernels test_stored_kernels
-SANITIZED += test_format_kernels test_score_panels test_transposed_tiles test_random_layers
+SANITIZED += test_format_kernels test_score_panels test_transposed_tiles test_random_layers test_libfrozen
 sanitize: $(VENV)/.dev
 	CXXFLAGS="$(SANITIZE) -O1 -g1" LDFLAGS="$(SANITIZE)" FROZEN_KERNELS_CUDA=0 \
 		$(BIN)/python setup.py -q build --build-base build/sanitized --build-lib build/sanitized/lib
@@ -86,6 +97,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	find csrc tests/cuda tests/aarch64 \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' \) -print0 | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
+
+$(VENV)/.build:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q 'setuptools>=68' ninja
+	touch $@
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

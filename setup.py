@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Command, Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -17,7 +20,13 @@ CSRC = ROOT / "csrc"
 CORE = CSRC / "cpu/core"
 CUDA_MODULE = "frozen_kernels._cuda"
 CUDA_BINDING = CSRC / "binding/cuda.cpp"
-SOURCES = sorted(path for path in CSRC.rglob("*.cpp") if path != CUDA_BINDING)
+LIBRARY_MODULE = "frozen_kernels.libfrozen"  # no module, but built and shipped as one is
+LIBRARY_SOURCES = CSRC / "lib"
+LIBRARY_FILE = {"darwin": "libfrozen.dylib", "win32": "frozen.dll"}.get(sys.platform, "libfrozen.so")
+SOURCES = sorted(p for p in CSRC.rglob("*.cpp") if p != CUDA_BINDING and LIBRARY_SOURCES not in p.parents)
+# What libfrozen has no use for: it serves, on float32.
+NO_LIBRARY = {"format": ("generators", "selection", "stored", "swap", "table"), "fma": ("convolve_transposed",)}
+NO_LIBRARY |= {"scores": ("gradient", "panels"), "stored": ("convolve_transposed", "scatter")}
 CUDA_SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
 WINDOWS = sys.platform == "win32"
 CFLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
@@ -31,7 +40,9 @@ AMX = [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 # Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
+# A level of ADDS_TO has the kernels of another one, but those in files with FK_LEVEL_NS, which it compiles for itself.
 X86_64 = {"portable": [], "avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "amx": AMX}
+ADDS_TO = {"vnni": "avx512", "amx": "avx512"}
 AARCH64: dict[str, list[str]] = {"portable": [], "neon": []}
 VARIANTS = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
@@ -80,6 +91,13 @@ def accepts(options: list[str]) -> bool:
     """Whether the compiler knows these options."""
     command = [*compiler().split(), *options, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def links(options: list[str]) -> bool:
+    """Whether the linker knows these options."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*compiler().split(), "-shared", *options, "-x", "c++", os.devnull, "-o", f"{folder}/nothing"]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def nvcc() -> str | None:
@@ -135,47 +153,52 @@ def escape(path: object) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-class Build(build_ext):
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        # only the binding knows a Python: wheels for several of them share the kernels' objects
-        self.build_temp = self.build_temp.removesuffix(f"-{sys.implementation.cache_tag}")
+def run_ninja(folder: Path, text: str, parallel: object = None) -> None:
+    """Bring what a script says up to date; nothing is done again where the script and the sources are as they were."""
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "build.ninja"
+    if not script.exists() or script.read_text() != text:
+        script.write_text(text)
+    command = [ninja_program(), "-f", str(script), "-C", str(folder)]
+    if parallel:
+        command += ["-j", str(int(str(parallel)))]
+    subprocess.check_call(command)
 
-    def build_extension(self, ext: Extension) -> None:
-        try:
-            self.ninja_build(ext)
-        except (ImportError, OSError, subprocess.CalledProcessError) as error:
-            left = "Triton" if ext.name == CUDA_MODULE else "its pure torch reference"
-            raise CompileError(f"{error}; frozen_kernels will run on {left}") from error
 
-    def ninja_build(self, ext: Extension) -> None:
-        import pybind11
+class CpuScript:
+    """A ninja script that compiles files for every instruction set."""
 
-        output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        temp = Path(self.build_temp).resolve() / ("cuda" if ext.name == CUDA_MODULE else ".")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temp.mkdir(parents=True, exist_ok=True)
-        script = temp / "build.ninja"
-        script_of = self.cuda_script if ext.name == CUDA_MODULE else self.ninja_script
-        text = script_of(output, [sysconfig.get_path("include"), pybind11.get_include()])
-        if not script.exists() or script.read_text() != text:
-            script.write_text(text)
-        command = [ninja_program(), "-f", str(script), "-C", str(temp)]
-        if self.parallel:
-            command += ["-j", str(int(self.parallel))]
-        subprocess.check_call(command)
-
-    def ninja_script(self, output: Path, includes: list[str]) -> str:
-        system = [f"-isystem {escape(path)}" for path in includes]
+    def __init__(self, cflags: list[str]) -> None:
         known = VARIANTS.get(machine(), {"portable": []})
-        variants = {name: options for name, options in known.items() if accepts(options)}
-        each = " ".join(f"DO({name}, __VA_ARGS__)" for name in variants)
+        self.variants = {name: options for name, options in known.items() if accepts(options)}
+        each = " ".join(f"DO({name}, __VA_ARGS__)" for name in self.variants)
         define = [f'"-DFK_EACH_VARIANT(DO, ...)={each}"', f"-I{escape(CSRC)}"]
-        common = " ".join([*CFLAGS, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
-        lines = [
+        self.common = " ".join([*cflags, *define, *flags("CPPFLAGS"), *flags("CXXFLAGS")])
+        self.lines: list[str] = []
+        self.objects: list[str] = []
+
+    def compile(self, sources: list[Path], folder: str, extra: list[str]) -> None:
+        for source in sources:
+            target = f"{folder}/{escape(source.relative_to(CSRC).with_suffix('.o'))}"
+            self.lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
+            self.objects.append(target)
+
+    def compile_variants(
+        self, kernels: list[Path], more: Callable[[str, Path], list[str]] = lambda level, source: []
+    ) -> None:
+        """Kernels for each level; `more` gives further options for one of them."""
+        own = [source for source in kernels if "FK_LEVEL_NS" in source.read_text()]
+        for name, instructions in self.variants.items():
+            base = ADDS_TO.get(name, name)
+            spaces = [f"-DFK_ISA_NS={base}", *([] if base == name else [f"-DFK_LEVEL_NS={name}"])]
+            for source in kernels if base == name else own:
+                self.compile([source], name, [*spaces, *instructions, *more(name, source)])
+
+    def text(self, output: Path, ldflags: list[str]) -> str:
+        head = [
             f"cxx = {compiler()}",
-            f"cflags = {common}",
-            f"ldflags = {' '.join([*link_options(), *flags('LDFLAGS')])}",
+            f"cflags = {self.common}",
+            f"ldflags = {' '.join([*ldflags, *flags('LDFLAGS')])}",
             "rule compile",
             "  command = $cxx -MMD -MF $out.d $cflags $extra -c $in -o $out",
             "  depfile = $out.d",
@@ -183,21 +206,98 @@ class Build(build_ext):
             "rule link",
             "  command = $cxx -shared -o $out $in $cflags $ldflags",
         ]
-        objects = []
+        tail = [f"build {escape(output)}: link {' '.join(self.objects)}", f"default {escape(output)}", ""]
+        return "\n".join([*head, *self.lines, *tail])
 
-        def compile_files(sources: list[Path], folder: str, extra: list[str]) -> None:
-            for source in sources:
-                target = f"{folder}/{escape(source.relative_to(CSRC).with_suffix('.o'))}"
-                lines.append(f"build {target}: compile {escape(source)}\n  extra = {' '.join(extra)}")
-                objects.append(target)
 
+def library_script(output: Path) -> str:
+    """libfrozen: C around the kernels that serve float32, without Python and with no symbol but its own."""
+    if WINDOWS:
+        raise OSError("libfrozen has not been built on Windows")
+    script = CpuScript([*CFLAGS, "-DFK_LIBRARY", "-DFROZEN_BUILD", "-ffunction-sections", "-fdata-sections"])
+    level = LIBRARY_SOURCES / "kernels.cpp"
+    once = [*sorted(CORE.glob("*.cpp")), *sorted(LIBRARY_SOURCES.glob("*.cpp"))]
+    script.compile([source for source in once if source != level], "once", ["-Os"])
+    kernels = [source for source in SOURCES if CSRC / "cpu" in source.parents and CORE not in source.parents]
+    kernels = [source for source in kernels if source.stem not in NO_LIBRARY.get(source.parent.name, ())]
+
+    def smaller(name: str, source: Path) -> list[str]:
+        """Where speed is not what counts: planes are made once, and few processors have no AVX2."""
+        return ["-O2"] if source.parent.name == "format" or (name == "portable" and "avx2" in script.variants) else []
+
+    script.compile_variants([*kernels, level], smaller)
+    if sys.platform == "darwin":
+        return script.text(output, ["-Wl,-dead_strip", f"-Wl,-install_name,@rpath/{LIBRARY_FILE}"])
+    link = [f"-Wl,--version-script={escape(LIBRARY_SOURCES / 'frozen.map')}", f"-Wl,-soname,{LIBRARY_FILE}"]
+    link += ["-Wl,--gc-sections", "-ldl", "-pthread"]
+    if "-fsanitize" not in os.environ.get("CXXFLAGS", ""):
+        # a process needs no libstdc++ of this age; functions of the same code are there once
+        link += ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]
+        folding = ["-fuse-ld=gold", "-Wl,--icf=all"]
+        link += folding if links(folding) else []
+    return script.text(output, link)
+
+
+class Library(Command):
+    """`python setup.py libfrozen`: the library by itself in build/libfrozen, with its header and for pkg-config."""
+
+    description = "build libfrozen, the C library, into build/libfrozen"
+    user_options: ClassVar = [("build-dir=", None, "where it goes")]
+
+    def initialize_options(self) -> None:
+        self.build_dir = "build/libfrozen"
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        folder = Path(self.build_dir).resolve()
+        run_ninja(folder / "objects", library_script(folder / LIBRARY_FILE))
+        shutil.copy2(LIBRARY_SOURCES / "frozen.h", folder)
+        said = [f"prefix={folder}", "Name: libfrozen", "Description: layers of frozen networks, from C"]
+        said += [f"Version: {version()}", "Cflags: -I${prefix}", "Libs: -L${prefix} -lfrozen"]
+        (folder / "frozen.pc").write_text("\n".join([said[0], "", *said[1:], ""]))
+
+
+class Build(build_ext):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # only the binding knows a Python: wheels for several of them share the kernels' objects
+        self.build_temp = self.build_temp.removesuffix(f"-{sys.implementation.cache_tag}")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.rpartition(".")[2] == LIBRARY_MODULE.rpartition(".")[2]:
+            return os.path.join(*fullname.split(".")[:-1], LIBRARY_FILE)
+        return str(super().get_ext_filename(fullname))
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self.ninja_build(ext)
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            left = {CUDA_MODULE: "will run on Triton", LIBRARY_MODULE: "has no frozen_kernels.runtime"}
+            raise CompileError(f"{error}; frozen_kernels {left.get(ext.name, 'will run on its reference')}") from error
+
+    def ninja_build(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.build_temp).resolve()
+        if ext.name == LIBRARY_MODULE:
+            return run_ninja(folder / "libfrozen", library_script(output), self.parallel)
+        import pybind11
+
+        includes = [sysconfig.get_path("include"), pybind11.get_include()]
+        if ext.name == CUDA_MODULE:
+            return run_ninja(folder / "cuda", self.cuda_script(output, includes), self.parallel)
+        run_ninja(folder, self.ninja_script(output, includes), self.parallel)
+
+    def ninja_script(self, output: Path, includes: list[str]) -> str:
+        script = CpuScript(CFLAGS)
+        system = [f"-isystem {escape(path)}" for path in includes]
         # Whatever is no kernel is built once, for every processor.
         kernels = [source for source in SOURCES if CSRC / "cpu" in source.parents and CORE not in source.parents]
-        compile_files([source for source in SOURCES if source not in kernels], "once", system)
-        for name, instructions in variants.items():
-            compile_files(kernels, name, [f"-DFK_ISA_NS={name}", *instructions])
-        lines.append(f"build {escape(output)}: link {' '.join(objects)}")
-        return "\n".join([*lines, f"default {escape(output)}", ""])
+        script.compile([source for source in SOURCES if source not in kernels], "once", system)
+        script.compile_variants(kernels)
+        return script.text(output, link_options())
 
     def cuda_script(self, output: Path, includes: list[str]) -> str:
         compiler_of_cuda = nvcc()
@@ -231,10 +331,12 @@ def extensions() -> list[Extension]:
     required = os.environ.get("FROZEN_KERNELS_CUDA") == "1"
     sources = [str(path.relative_to(ROOT)) for path in SOURCES]
     found = [Extension("frozen_kernels._C", sources, optional=True)]
+    sources = [str(path.relative_to(ROOT)) for path in sorted(LIBRARY_SOURCES.glob("*.cpp"))]
+    found.append(Extension(LIBRARY_MODULE, sources, optional=True))
     if nvcc():
         sources = [str(path.relative_to(ROOT)) for path in (CUDA_BINDING, *CUDA_SOURCES)]
         found.append(Extension(CUDA_MODULE, sources, optional=not required))
     return found
 
 
-setup(version=version(), ext_modules=extensions(), cmdclass={"build_ext": Build})
+setup(version=version(), ext_modules=extensions(), cmdclass={"build_ext": Build, "libfrozen": Library})

@@ -2,7 +2,7 @@
 #pragma once
 #include "cpu/conv/layer.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // narrow = W wide
 bool tiles_serve(const Call& call);
@@ -11,4 +11,4 @@ void convolve_tiles(const Call& call);
 bool transposed_tiles_serve(const Call& call);
 void convolve_transposed_tiles(const Call& call);
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -5,7 +5,7 @@
 #include "cpu/core/scratch.h"
 #include "cpu/words/row_block.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace tile_detail {
 
@@ -156,4 +156,4 @@ class RowTileCodes final : public TileCodes {
   int64_t at_ = 0;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

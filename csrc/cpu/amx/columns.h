@@ -5,7 +5,7 @@
 
 #include "cpu/amx/codes.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // Columns of a group of the weight: `count` channels from `channel` on, under every tap.
 struct ColumnBlock {
@@ -158,4 +158,4 @@ class ColumnTileCodes final : public TileCodes {
   int64_t at_ = 0, begin_ = 0, end_ = 0;  // next word; words of the window
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -10,7 +10,7 @@
 #include "cpu/amx/product.h"
 #include "cpu/core/parallel.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace {
 
@@ -147,9 +147,11 @@ void run_plan(TilePlan& plan, int threads) {
     const int64_t start = i / blocks % per_group * plan.rows, pixel0 = i % blocks * plan.pixels;
     const TileTask task{i / blocks / per_group, start, std::min(plan.rows, plan.layer.rows - start), pixel0,
                         std::min(plan.pixels, pixels - pixel0)};
-    if (parts == 3) return run<3>(plan, task);
-    if (parts == 2) return run<2>(plan, task);
-    run<1>(plan, task);
+    if (!HAS_HALVES || parts == 3) return run<3>(plan, task);
+    if constexpr (HAS_HALVES) {
+      if (parts == 2) return run<2>(plan, task);
+      run<1>(plan, task);
+    }
   });
 }
 
@@ -190,6 +192,6 @@ void convolve_transposed_tiles(const Call& call) {
   run_plan(plan, call.threads);
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS
 
 #endif

@@ -4,7 +4,7 @@
 #pragma once
 #include "cpu/amx/pixels.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 class GradientTiles {
  public:
@@ -134,4 +134,4 @@ class GradientTiles {
   TileScope scope_;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -3,7 +3,7 @@
 #include "cpu/amx/tiles.h"
 #include "cpu/core/scratch.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // 32 values as PARTS bf16 vectors whose sum they are; put(part, vector) stores one. Each part takes the eight leading
 // bits of what is left. Infinities and NaN go into the first part alone: inf - inf would make NaN of every result.
@@ -258,4 +258,4 @@ class Region {
   int64_t count_ = 0, first_column_, rows_, columns_;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -3,7 +3,7 @@
 #include "cpu/amx/codes.h"
 #include "cpu/amx/sources.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // The product of a task: rows [row0, row0 + rows), pixels [pixel0, pixel0 + pixels).
 template <int PARTS, class Source>
@@ -125,4 +125,4 @@ class Product {
   float *const sums_, *const totals_, *const turned_;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

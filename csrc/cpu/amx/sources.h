@@ -5,7 +5,7 @@
 #include "cpu/conv/layer.h"
 #include "cpu/amx/pixels.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 constexpr int64_t MOST_GROUP = 4 * TILE;
 
@@ -275,4 +275,4 @@ class ManyTaps {
   int64_t part_ = 0, run_count_ = 0, word_ = 0, words_ = 0;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -8,7 +8,7 @@
 
 #include "cpu/conv/pixels.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 constexpr int TILE = 16;                // pixels or rows of a tile
 constexpr int64_t TILE_BYTES = 1024;    // TILE rows of 64 bytes
@@ -174,4 +174,4 @@ void multiply_tiles(int64_t words, const PixelTile* a, int pixel_tiles, const ch
   }
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -137,9 +137,23 @@ FK_INLINE void store_first(typename Element<DTYPE>::Type* p, vf32 x, int64_t cou
 
 // Calls fn(std::integral_constant<int, dtype>).
 template <class Fn>
-FK_INLINE void with_dtype(int dtype, const Fn& fn) {
+FK_INLINE void with_any_dtype(int dtype, const Fn& fn) {
   if (dtype == BFLOAT16) return fn(std::integral_constant<int, BFLOAT16>());
   if (dtype == FLOAT16) return fn(std::integral_constant<int, FLOAT16>());
+  fn(std::integral_constant<int, FLOAT32>());
+}
+
+// Inputs, results and biases of libfrozen are float32 alone.
+#ifdef FK_LIBRARY
+constexpr bool HAS_HALVES = false;
+#else
+constexpr bool HAS_HALVES = true;
+#endif
+
+// The same of inputs, results and biases.
+template <class Fn>
+FK_INLINE void with_dtype(int dtype, const Fn& fn) {
+  if constexpr (HAS_HALVES) return with_any_dtype(dtype, fn);
   fn(std::integral_constant<int, FLOAT32>());
 }
 

@@ -18,7 +18,7 @@
 #include "cpu/amx/amx.h"
 #endif
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace {
 
@@ -71,6 +71,15 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"fma", "everything else"}, any<Call>, always<convolve_panels, Call>},
 };
 
+template <class Call, size_t N>
+void run(const Kernel<Call> (&kernels)[N], const Call& call) {
+  for (const Kernel<Call>& kernel : kernels) {
+    if (kernel.serves(call) && kernel.run(call)) return;
+  }
+}
+
+// libfrozen has no products towards the wide side and no gradients.
+#ifndef FK_LIBRARY
 // These kernels are so much faster that a transposed product turns its weight for them.
 bool fast_kernel_serves([[maybe_unused]] const Call& c) {
 #if FK_USES_ONE_TAP
@@ -84,13 +93,6 @@ bool fast_kernel_serves([[maybe_unused]] const Call& c) {
 #else
   return false;
 #endif
-}
-
-template <class Call, size_t N>
-void run(const Kernel<Call> (&kernels)[N], const Call& call) {
-  for (const Kernel<Call>& kernel : kernels) {
-    if (kernel.serves(call) && kernel.run(call)) return;
-  }
 }
 
 bool flipped_serves(const Call& c) {
@@ -149,6 +151,7 @@ constexpr Kernel<ScoreCall> SCORE_KERNELS[] = {
      always<score_gradient_along_pixels, ScoreCall>},
     {{"fma", "everything else"}, any<ScoreCall>, always<score_gradient_panels, ScoreCall>},
 };
+#endif
 
 template <class Call, size_t N>
 const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
@@ -186,6 +189,16 @@ void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const
   if (call.pixels && f.rows) run(CONVOLVE_KERNELS, call);
 }
 
+#ifdef FK_LIBRARY
+
+std::vector<KernelInfo> list(Operation) { return infos(CONVOLVE_KERNELS); }
+
+const char* choose(Operation, const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow) {
+  return first_of(CONVOLVE_KERNELS, Sides(g, wide, narrow).call(f, Epilogue{}, false, 1));
+}
+
+#else
+
 void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
                          const Epilogue& epilogue, int threads) {
   const Sides sides(g, wide, narrow);
@@ -216,9 +229,15 @@ const char* choose(Operation operation, const Frozen& f, const Geometry& g, cons
   return operation == CONVOLVE ? first_of(CONVOLVE_KERNELS, call) : first_of(TRANSPOSED_KERNELS, call);
 }
 
+#endif
+
 }  // namespace
 
 extern const ConvKernels conv_kernels;
+#ifdef FK_LIBRARY
+const ConvKernels conv_kernels = {convolve, nullptr, nullptr, list, choose};
+#else
 const ConvKernels conv_kernels = {convolve, convolve_transposed, score_gradient, list, choose};
+#endif
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

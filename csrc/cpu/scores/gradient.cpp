@@ -10,7 +10,7 @@
 #include "cpu/amx/gradient.h"
 #endif
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace {
 
@@ -162,4 +162,4 @@ void score_gradient_tiles(const ScoreCall& call) { run(call, TILES); }
 bool score_along_pixels_serves(const ScoreCall& c) { return c.layer.rows <= DOT_ROWS; }
 void score_gradient_along_pixels(const ScoreCall& call) { run(call, ALONG_PIXELS); }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -15,6 +15,12 @@ struct ScoreCall {
   int scores_dtype, threads;
 };
 
+void score_gradient_panels(const ScoreCall& call);
+
+}  // namespace fk::FK_ISA_NS
+
+namespace fk::FK_LEVEL_NS {
+
 #if FK_HAS_TILES
 // Where tile registers pay for cutting both sides into parts, which each tap and each block of rows does anew.
 bool score_tiles_serve(const ScoreCall& call);
@@ -25,6 +31,4 @@ void score_gradient_tiles(const ScoreCall& call);
 bool score_along_pixels_serves(const ScoreCall& call);
 void score_gradient_along_pixels(const ScoreCall& call);
 
-void score_gradient_panels(const ScoreCall& call);
-
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

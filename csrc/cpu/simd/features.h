@@ -3,7 +3,12 @@
 #pragma once
 
 #ifndef FK_ISA_NS
-#error "compile with -DFK_ISA_NS=portable|avx2|avx512|vnni|amx|neon"
+#error "compile with -DFK_ISA_NS=portable|avx2|avx512|neon"
+#endif
+// A level that adds to another one has its vectors, and all that is made of them, in the namespace of that one; what
+// asks for its own instructions is in this namespace. Files without this name are compiled once for both.
+#ifndef FK_LEVEL_NS
+#define FK_LEVEL_NS FK_ISA_NS
 #endif
 
 // clang-format off
@@ -28,14 +33,14 @@
 #define FK_COLUMN_7(a, b, c, d, e, f, g, h) g
 #define FK_COLUMN_8(a, b, c, d, e, f, g, h) h
 
-#define FK_HAS_AVX2 FK_PICK(1, FK_ROW(FK_ISA_NS))
-#define FK_HAS_AVX512 FK_PICK(2, FK_ROW(FK_ISA_NS))
-#define FK_HAS_VBMI FK_PICK(3, FK_ROW(FK_ISA_NS))
-#define FK_HAS_VNNI FK_PICK(4, FK_ROW(FK_ISA_NS))
-#define FK_HAS_GFNI FK_PICK(5, FK_ROW(FK_ISA_NS))
-#define FK_HAS_BF16 FK_PICK(6, FK_ROW(FK_ISA_NS))
-#define FK_HAS_TILES FK_PICK(7, FK_ROW(FK_ISA_NS))
-#define FK_HAS_NEON FK_PICK(8, FK_ROW(FK_ISA_NS))
+#define FK_HAS_AVX2 FK_PICK(1, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_AVX512 FK_PICK(2, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_VBMI FK_PICK(3, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_VNNI FK_PICK(4, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_GFNI FK_PICK(5, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_BF16 FK_PICK(6, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_TILES FK_PICK(7, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_NEON FK_PICK(8, FK_ROW(FK_LEVEL_NS))
 
 #if FK_HAS_AVX512 && !FK_HAS_AVX2
 #error "vectors of 512 bits use those of 256"

@@ -76,3 +76,7 @@ constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
 }  // namespace fk::FK_ISA_NS
+
+namespace fk::FK_LEVEL_NS {
+using namespace fk::FK_ISA_NS;
+}

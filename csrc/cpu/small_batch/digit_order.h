@@ -5,7 +5,7 @@
 #include "cpu/small_batch/fixed_point.h"
 #include "cpu/small_batch/input.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 constexpr int LOST_EXPONENT = 22;  // an input this far below the largest keeps 8 bits of 30
 
@@ -50,4 +50,4 @@ FK_INLINE void store_ordered(const vu32 (&digits)[4], char* out) {
 }
 #endif
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

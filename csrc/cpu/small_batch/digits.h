@@ -6,7 +6,7 @@
 #include "cpu/small_batch/digit_order.h"
 #include "cpu/words/row_words.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace digits_detail {
 
@@ -247,4 +247,4 @@ class DigitSums {
 
 using TernarySums = DigitSums;
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

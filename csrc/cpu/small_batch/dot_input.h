@@ -3,7 +3,7 @@
 #include "cpu/simd/transpose_tile.h"
 #include "cpu/small_batch/digit_order.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace dots_detail {
 
@@ -168,4 +168,4 @@ class DotInput {
   uint32_t total_[dots_detail::MOST_PIXELS][2];
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

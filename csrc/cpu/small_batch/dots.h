@@ -5,7 +5,7 @@
 #include "cpu/small_batch/dot_input.h"
 #include "cpu/words/whole_rows.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace dots_detail {
 
@@ -308,4 +308,4 @@ class DotSums {
   vu32* sums_;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

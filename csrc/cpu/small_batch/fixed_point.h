@@ -6,7 +6,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // Multiplies by 2^exponent, which may lie beyond the powers of two that a float holds.
 class PowerOfTwo {
@@ -27,4 +27,4 @@ FK_INLINE vu32 round_to_integers(vf32 x) {
 #endif
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -5,7 +5,7 @@
 
 #include "cpu/conv/layer.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // x[pixel][column] with zeros for padding, and past the last column up to a multiple of 512.
 struct VectorInput {
@@ -73,4 +73,4 @@ inline bool in_common_range(const VectorInput& input, int64_t cols, int lost) {
   return true;
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

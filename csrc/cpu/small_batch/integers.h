@@ -9,7 +9,7 @@
 #include "cpu/small_batch/input.h"
 #include "cpu/words/row_block.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace integers_detail {
 
@@ -154,7 +154,9 @@ class IntegerInput {
         quads_(input.ld / 4),
         // Half precision rounds to 11 bits, bfloat16 to 8: 15 below the largest are enough unless many inputs are small
         // beside it.
-        digits_(input.dtype != FLOAT32 && in_common_range(input, f.cols, input.dtype == FLOAT16 ? 4 : 5) ? 1 : 2),
+        digits_(HAS_HALVES && input.dtype != FLOAT32 && in_common_range(input, f.cols, input.dtype == FLOAT16 ? 4 : 5)
+                    ? 1
+                    : 2),
         memory_(static_cast<size_t>(2 * pixels_ * quads_ * digits_)) {
     for (int64_t p = 0; p < pixels_; ++p) {
       const int largest = static_cast<int>(std::max<uint32_t>(input.largest(p) >> 23, 1));
@@ -237,11 +239,13 @@ class IntegerSums {
       for (int64_t w = 0; w < count; w += SUM_WORDS) {
         const int64_t words = std::min(SUM_WORDS, count - w);
         block.next_draw(words, draw_);
-        if (input_.digits() == 1) {
-          add<1>(word + w, words, keep_ + w * ROWS);
-        } else {
-          add<2>(word + w, words, keep_ + w * ROWS);
+        if constexpr (HAS_HALVES) {
+          if (input_.digits() == 1) {
+            add<1>(word + w, words, keep_ + w * ROWS);
+            continue;
+          }
         }
+        add<2>(word + w, words, keep_ + w * ROWS);
       }
     }
     for (int64_t p = 0; p < input_.pixels(); ++p) {
@@ -348,4 +352,4 @@ class IntegerSums {
   double* total_;
 };
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

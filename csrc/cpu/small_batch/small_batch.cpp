@@ -14,7 +14,7 @@
 #include "cpu/small_batch/tables.h"
 #endif
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace {
 
@@ -77,6 +77,6 @@ bool convolve_small_batch(const Call& c) {
   return serves<IntegerSums>(c) && run<IntegerSums>(c);
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS
 
 #endif

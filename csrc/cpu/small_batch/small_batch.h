@@ -3,7 +3,7 @@
 #pragma once
 #include "cpu/conv/layer.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 // Dot products of bytes: with AVX2, and with AVX-512 that has VNNI, where no tile registers do them.
 #define FK_DOTS (FK_HAS_AVX2 && FK_HAS_AVX512 == FK_HAS_VNNI && !FK_HAS_TILES)
@@ -28,4 +28,4 @@ bool small_batch_serves(const Call& call);
 // does.
 bool convolve_small_batch(const Call& call);
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

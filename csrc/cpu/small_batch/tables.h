@@ -8,7 +8,7 @@
 #include "cpu/small_batch/input.h"
 #include "cpu/words/row_block.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace tables_detail {
 
@@ -161,4 +161,4 @@ class TableSums {
 
 using TernarySums = TableSums;
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -34,7 +34,7 @@ inline void read_values(const Frozen& f, int64_t first, int64_t count, float* to
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
     return;
   }
-  with_dtype(f.value_dtype, [&](auto dtype) {
+  with_any_dtype(f.value_dtype, [&](auto dtype) {
     read<dtype>(static_cast<const typename Element<dtype>::Type*>(f.values) + first, 1, count, to);
   });
 }

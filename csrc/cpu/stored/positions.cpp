@@ -5,7 +5,7 @@
 #include "cpu/stored/decode.h"
 #include "cpu/stored/stored.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 #if FK_HAS_VBMI
 
@@ -179,4 +179,4 @@ void position_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, 
 
 #endif
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

@@ -7,6 +7,18 @@ namespace fk::FK_ISA_NS {
 
 inline bool is_stored(const Call& c) { return c.f.code == STORED_CODE; }
 
+// narrow = W wide, lanes along the pixels
+void convolve_stored(const Call& call);
+bool stored_scatter_serves(const Call& c);
+// wide = W^T narrow of one tap, lanes along the pixels
+void convolve_transposed_stored_scatter(const Call& call);
+// wide = W^T narrow, lanes along the pixels
+void convolve_transposed_stored(const Call& call);
+
+}  // namespace fk::FK_ISA_NS
+
+namespace fk::FK_LEVEL_NS {
+
 constexpr int64_t STORED_VECTOR_PIXELS = 4;
 #define STORED_VECTOR_SERVES "stored weights: one group, 1 or 2 result pixels, up to 4 of float32 values on AVX-512"
 bool stored_vector_serves(const Call& c);
@@ -22,12 +34,5 @@ bool gathers_positions(const Frozen& f, int64_t pixels);
 void position_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const float* x, float* room,
                    float* sums);
 #endif
-// narrow = W wide, lanes along the pixels
-void convolve_stored(const Call& call);
-bool stored_scatter_serves(const Call& c);
-// wide = W^T narrow of one tap, lanes along the pixels
-void convolve_transposed_stored_scatter(const Call& call);
-// wide = W^T narrow, lanes along the pixels
-void convolve_transposed_stored(const Call& call);
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

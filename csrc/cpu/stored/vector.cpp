@@ -6,7 +6,7 @@
 #include "cpu/stored/decode.h"
 #include "cpu/stored/stored.h"
 
-namespace fk::FK_ISA_NS {
+namespace fk::FK_LEVEL_NS {
 
 namespace {
 
@@ -36,7 +36,7 @@ vf32 load_values(const void* values, int dtype, int64_t at) {
 #endif
   }
   vf32 found = vf32::zero();
-  with_dtype(dtype, [&](auto kind) {
+  with_any_dtype(dtype, [&](auto kind) {
     found = load_vector<kind>(static_cast<const typename Element<kind>::Type*>(values) + at);
   });
   return found;
@@ -213,4 +213,4 @@ void convolve_stored_vector(const Call& call) {
   });
 }
 
-}  // namespace fk::FK_ISA_NS
+}  // namespace fk::FK_LEVEL_NS

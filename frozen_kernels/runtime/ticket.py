@@ -1,0 +1,302 @@
+"""A ticket on numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+from ctypes import byref, c_int64, c_void_p
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .library import RESIDENCIES, Conv, Epilogue, Tensor, check, last_error, library
+
+Floats = NDArray[np.float32]
+
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+    "C64": np.complex64,
+}  # fmt: skip
+
+
+class Weight(NamedTuple):
+    """A frozen weight: `shape` as in torch, `code` of the format, its `residency`, and the `bytes` held of it."""
+
+    shape: tuple[int, ...]
+    code: str
+    residency: str
+    bytes: int
+
+
+def isa() -> str:
+    """The instructions in use: portable, avx2, avx512, vnni, amx or neon.
+
+    ValueError where FROZEN_KERNELS_ISA names what this processor lacks.
+    """
+    name = library().frozen_isa()
+    if name is None:
+        raise ValueError(last_error())
+    return str(name.decode())
+
+
+def open(path: str | os.PathLike[str], *, residency: str = "default", threads: int = 1) -> Ticket:
+    """Read a ticket and check it.
+
+    Args:
+        path: the file. It may be changed or removed afterwards.
+        residency: what is kept of each weight: seed, mask, planes, packed or default (planes; packed of stored
+            weights). A weight that cannot be in it is in that of default. Results are the same.
+        threads: how many may work on one call, 1 to 1024.
+
+    Raises:
+        TicketError: no ticket, one that is cut short or was changed, or one with a feature that libfrozen lacks.
+        OSError: the file is missing or cannot be read, or this installation has no libfrozen.
+        ValueError: another residency or number of threads.
+    """
+    os.stat(path)  # says in Python's words what is missing
+    name = os.fspath(path)
+    return Ticket(_opened("frozen_open", (os.fsencode(name),), residency, str(name)), threads)
+
+
+def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> Ticket:
+    """The same of the contents of a file."""
+    if not isinstance(data, bytes):
+        raise TypeError(f"data: bytes, got {type(data).__name__}")
+    return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, ""), threads)
+
+
+def _opened(function: str, source: tuple[Any, ...], residency: str, what: str) -> c_void_p:
+    if residency not in RESIDENCIES:
+        raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
+    handle = c_void_p()
+    check(getattr(library(), function)(*source, RESIDENCIES.index(residency), byref(handle)), what)
+    return handle
+
+
+def _floats(name: str, value: object) -> Floats:
+    """A contiguous float32 array."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"{name}: a float32 array, got {got}")
+    return np.ascontiguousarray(value)
+
+
+def _numbers(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    numbers = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(numbers) != dims or not all(isinstance(n, (int, np.integer)) for n in numbers):
+        raise ValueError(f"{name}: an integer or {dims} of them, got {value!r}")
+    return tuple(int(n) for n in numbers)
+
+
+def _array(values: Sequence[int]) -> Any:
+    for value in values:
+        if not -(1 << 63) <= value < 1 << 63:
+            raise ValueError(f"sizes of 64 bits, got {value}")
+    return (c_int64 * len(values))(*values)
+
+
+class Ticket:
+    """An open ticket: `weights` by name, `ordinary` names of other tensors, and the layers that its weights make.
+
+    Names are those of the modules in torch. A layer's bias `<name>.bias` and gain are applied where the ticket has
+    them. Any number of threads may call one ticket. `close()` it, or leave a `with` block, to free its memory.
+    """
+
+    def __init__(self, handle: c_void_p, threads: int) -> None:
+        self._handle: c_void_p | None = handle
+        self.threads = threads
+        self.weights: dict[str, Weight] = {}
+        self._ordinary: dict[str, Tensor] = {}
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+            self.close()
+            raise ValueError(f"threads: an integer from 1 to 1024, got {threads!r}")
+        for index in range(library().frozen_count(handle)):
+            tensor = Tensor()
+            check(library().frozen_get(handle, index, byref(tensor)))
+            name = tensor.name.decode()
+            if tensor.kind:
+                self._ordinary[name] = tensor
+            else:
+                shape = tuple(tensor.shape[i] for i in range(tensor.dims))
+                self.weights[name] = Weight(shape, tensor.code.decode(), RESIDENCIES[tensor.residency], tensor.bytes)
+
+    @property
+    def ordinary(self) -> list[str]:
+        """Names of the ordinary parameters and buffers, sorted."""
+        return list(self._ordinary)
+
+    def tensor(self, name: str) -> NDArray[Any]:
+        """A copy of an ordinary tensor; bfloat16 becomes float32, which holds each of its values.
+
+        LookupError for a name that no ordinary tensor has, TypeError for a dtype that numpy lacks.
+        """
+        self._check_open()
+        tensor = self._ordinary.get(name)
+        if tensor is None:
+            raise LookupError(f"{name!r}: no ordinary tensor; there are {', '.join(self._ordinary) or 'none'}")
+        dtype, shape = tensor.dtype.decode(), tuple(tensor.shape[i] for i in range(tensor.dims))
+        kind = np.uint16 if dtype == "BF16" else _DTYPES.get(dtype)
+        if kind is None:
+            raise TypeError(f"{name!r}: {dtype}, which numpy has not")
+        found = np.frombuffer(ctypes.string_at(tensor.data, tensor.bytes), kind).reshape(shape).copy()
+        return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else found
+
+    def linear(
+        self,
+        name: str,
+        x: Floats,
+        *,
+        bias: Floats | bool = True,
+        gain: Floats | None = None,
+        relu: bool = False,
+    ) -> Floats:
+        """`relu(gain * x @ W.T + bias)` of a weight [out, in]: float32 [..., in] gives [..., out].
+
+        Args:
+            name: of the weight.
+            x: float32, of any number of leading dimensions.
+            bias: float32 [out]; True for the ticket's own where it has one, False for none.
+            gain: float32 [out], by default the ticket's own where it has one.
+            relu: whether a ReLU follows.
+
+        Raises:
+            LookupError: the ticket has no such weight.
+            ValueError, TypeError: another shape or dtype, said with what was expected and what came.
+        """
+        shape = self._weight(name, 2).shape
+        x = _floats("x", x)
+        if x.ndim < 1 or x.shape[-1] != shape[1]:
+            raise ValueError(f"x: [..., {shape[1]}] for weight {name!r} {list(shape)}, got {list(x.shape)}")
+        y = np.empty((*x.shape[:-1], shape[0]), np.float32)
+        ends, _held = self._epilogue(shape[0], bias, gain, relu)
+        batch = math.prod(x.shape[:-1])
+        check(
+            library().frozen_linear(
+                self._handle, name.encode(), x.ctypes.data, batch, shape[1], y.ctypes.data, shape[0], byref(ends),
+                self.threads,
+            )
+        )  # fmt: skip
+        return y
+
+    def conv(
+        self,
+        name: str,
+        x: Floats,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: Floats | bool = True,
+        gain: Floats | None = None,
+        relu: bool = False,
+    ) -> Floats:
+        """The convolution of a weight [out, in / groups, *kernel] of one to three spatial dimensions.
+
+        Args:
+            name: of the weight.
+            x: float32 [batch, in, *spatial].
+            stride, padding, dilation: one integer or one for each spatial dimension; zeros are padded.
+            groups: as in torch.
+            bias, gain, relu: as for `linear`.
+
+        Raises:
+            LookupError: the ticket has no such weight.
+            ValueError, TypeError: another shape or dtype, said with what was expected and what came.
+        """
+        weight = self._weight(name)
+        dims = len(weight.shape) - 2
+        x = _floats("x", x)
+        if not 1 <= dims <= 3 or x.ndim != dims + 2:
+            raise ValueError(
+                f"x: [batch, channels, spatial sizes...] for weight {name!r} {list(weight.shape)}, got {list(x.shape)}"
+            )
+        sizes = [_numbers(n, v, dims) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))]
+        layer = Conv(dims, _array(_numbers("groups", groups, 1))[0], *((c_int64 * 3)(*_array(s)) for s in sizes))
+        x_shape, y_shape = _array(x.shape), _array([0] * x.ndim)
+        check(library().frozen_conv_shape(self._handle, name.encode(), byref(layer), x_shape, y_shape))
+        y = np.empty(tuple(y_shape), np.float32)
+        ends, _held = self._epilogue(weight.shape[0], bias, gain, relu)
+        check(
+            library().frozen_convolve(
+                self._handle, name.encode(), byref(layer), x.ctypes.data, x_shape, y.ctypes.data, y.size, byref(ends),
+                self.threads,
+            )
+        )  # fmt: skip
+        return y
+
+    def embedding(self, name: str, indices: NDArray[Any], *, padding_idx: int | None = None) -> Floats:
+        """Rows of a weight [rows, columns]: integers of any shape give float32 [*indices.shape, columns].
+
+        Args:
+            name: of the weight.
+            indices: integers from 0 to rows - 1.
+            padding_idx: the row that gives zeros.
+
+        Raises:
+            LookupError: the ticket has no such weight.
+            ValueError, TypeError: an index that is no row, or another dtype.
+        """
+        shape = self._weight(name, 2).shape
+        if not isinstance(indices, np.ndarray) or not np.issubdtype(indices.dtype, np.integer):
+            got = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
+            raise TypeError(f"indices: an array of integers, got {got}")
+        rows = np.ascontiguousarray(indices, np.int64)
+        (padding,) = _array([-1 if padding_idx is None else padding_idx])
+        y = np.empty((*indices.shape, shape[1]), np.float32)
+        check(
+            library().frozen_embedding(
+                self._handle, name.encode(), rows.ctypes.data, rows.size, padding, y.ctypes.data,
+                shape[1], self.threads,
+            )
+        )  # fmt: skip
+        return y
+
+    def close(self) -> None:
+        """Free the memory; nothing can be asked afterwards."""
+        if self._handle is not None:
+            library().frozen_close(self._handle)
+        self._handle = None
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            self.close()
+
+    def _check_open(self) -> None:
+        if self._handle is None:
+            raise ValueError("the ticket is closed")
+
+    def _weight(self, name: str, dims: int | None = None) -> Weight:
+        self._check_open()
+        weight = self.weights.get(name)
+        if weight is None:
+            raise LookupError(f"{name!r}: no weight of this ticket; there are {', '.join(self.weights)}")
+        if dims is not None and len(weight.shape) != dims:
+            raise ValueError(f"{name!r}: a weight of {dims} dimensions expected, its shape is {list(weight.shape)}")
+        return weight
+
+    def _epilogue(self, outputs: int, bias: Floats | bool, gain: Floats | None, relu: bool) -> tuple[Epilogue, Any]:
+        """The structure, and the arrays that it points to."""
+        ends, held = Epilogue(relu=bool(relu), no_bias=bias is False), []
+        given = (("bias", None if isinstance(bias, bool) else bias), ("gain", gain))
+        for field, value in given:
+            if value is None:
+                continue
+            array = _floats(field, value)
+            if array.shape != (outputs,):
+                raise ValueError(f"{field}: [{outputs}], got {list(array.shape)}")
+            held.append(array)
+            setattr(ends, field, array.ctypes.data)
+            setattr(ends, f"{field}_count", array.size)
+        return ends, held
