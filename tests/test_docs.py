@@ -17,7 +17,14 @@ import torch
 ROOT, DOCS = pages.ROOT, pages.DOCS
 MOST_NOT_RUN = 6
 # pages and folders of seconds, beside pages that run examples
-SLOW = ("docs/start.md", "docs/methods/", "docs/guides/share.md", "docs/guides/benchmark.md", "docs/guides/deploy.md")
+SLOW = (
+    "docs/start.md",
+    "docs/guides/sweep.md",
+    "docs/methods/",
+    "docs/guides/share.md",
+    "docs/guides/benchmark.md",
+    "docs/guides/deploy.md",
+)
 OPTIONAL = ("transformers", "huggingface_hub", "sklearn", "matplotlib")  # extras that a page may need
 
 
