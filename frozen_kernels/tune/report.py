@@ -125,7 +125,7 @@ class BenchReport:
         share = 100 * self.frozen_bytes / max(self.model_bytes, 1)
         lines = [
             f"{self.model}: {share:.1f} % of its {bytes_text(self.model_bytes)} are the weights of {self.frozen} "
-            f"frozen layers; {self.config}"
+            f"frozen layer{'s' * (self.frozen != 1)}; {self.config}"
         ]
         why: dict[str, list[str]] = {}
         for name, reason in self.left:
