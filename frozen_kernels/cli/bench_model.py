@@ -37,6 +37,7 @@ def bench_model(options: argparse.Namespace) -> None:
         report = bench(model, inputs, config, seconds=seconds, rounds=options.rounds, progress=reporter())
     except ValueError as why:
         raise Usage(str(why)) from why
+    report.model = options.model
     print(report.to_json(indent=1) if options.json else report)
     if options.output is not None:
         with warnings.catch_warnings(record=True) as said:
