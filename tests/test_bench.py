@@ -120,7 +120,7 @@ def test_few_values_are_compared_with_more(quick, monkeypatch):
     assert set(seen) == {3 * bench_module.MOST_TURNS}
 
 
-def test_saved_as_table_json_and_pictures(quick, tmp_path, monkeypatch):
+def test_saved_as_table_and_json_without_matplotlib(quick, tmp_path, monkeypatch):
     report = fk.bench(nn.Sequential(nn.Linear(64, 32)), torch.randn(8, 64), seconds=0)
     monkeypatch.setitem(sys.modules, "frozen_kernels.plot.by_residency", None)
     with pytest.warns(UserWarning, match="no picture"):
@@ -131,9 +131,15 @@ def test_saved_as_table_json_and_pictures(quick, tmp_path, monkeypatch):
     assert found["machine"]["threads"] == torch.get_num_threads() and found == json.loads(report.to_json())
     table = [line for line in (tmp_path / "text" / "bench.md").read_text().splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(report.rows) and {line.count("|") for line in table} == {9}
+
+
+@pytest.mark.long
+def test_saved_with_pictures(quick, tmp_path):
     pytest.importorskip("matplotlib")
+    report = fk.bench(nn.Sequential(nn.Linear(64, 32)), torch.randn(8, 64), seconds=0)
     assert [p.name for p in report.save(tmp_path / "all")] == ["bench.md", "bench.json", "bench.png", "bench.svg"]
     assert sorted(os.listdir(tmp_path / "all")) == ["bench.json", "bench.md", "bench.png", "bench.svg"]
+    assert (tmp_path / "all" / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_picture_says_what_was_not_timed():

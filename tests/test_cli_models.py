@@ -89,7 +89,7 @@ def test_bench_prints_json_alone_of_token_ids_and_a_preset(folder, capsys):
     wanted = ("--input", "2,5:int64:20+2,5:bool", "--config", "jackpot", "--sparsity", 0.75, "--seed", 3, "--json")
     status, out, err = run(capsys, "bench", "my_module:Ids", *wanted, *QUICK)
     found = json.loads(out)
-    assert (status, err) == (0, "") and found["model"] == "Ids" and "sparsity 0.75" in found["config"]
+    assert (status, err) == (0, "") and found["model"] == "my_module:Ids" and "sparsity 0.75" in found["config"]
     assert [row["side"] for row in found["rows"]] == ["torch, dense", "packed", "dense", "auto"]
     assert found["rows"][0]["input"] == "2x5 int64 + 2x5 bool" and found["left"][0][0] == "table"
 

@@ -41,10 +41,10 @@ def texts(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
 
 
-def test_layers_shows_the_counts_of_each_layer(tmp_path):
+def test_layers_shows_the_counts_of_each_layer():
     model = net()
     fk.freeze_(model, fk.FreezeConfig(seed=1, sparsity=0.6, prune_ratio=0.3, lock_ratio=0.2))
-    axes = fk.plot.layers(model, tmp_path / "new" / "net.png").axes[0]
+    axes = fk.plot.layers(model).axes[0]
     frozen = [m for m in model if isinstance(m, fk.nn.FrozenLayer)]
     expected = []
     for part in ("locked", "kept", "dropped", "pruned"):
@@ -55,8 +55,6 @@ def test_layers_shows_the_counts_of_each_layer(tmp_path):
             expected.append(of[part] / (layer.rows * layer.cols))
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
     assert texts(axes.yaxis) == ["0", "2", "3"]
-    assert (tmp_path / "new" / "net.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (tmp_path / "new" / "net.svg").read_bytes()
 
 
 def test_layers_of_stored_weights_are_kept_or_dropped():
@@ -76,14 +74,15 @@ def test_many_layers_have_thin_bars_and_some_names():
     assert figure.get_size_inches()[1] < 17 and names[:2] == ["0", "2"] and len(names) == 30
 
 
+@pytest.mark.long
 def test_a_picture_is_the_same_file_whatever_the_users_settings(tmp_path):
-    fk.plot.sweep(RUNS, tmp_path / "first.svg", **AXES)
+    fk.plot.sweep(RUNS, tmp_path / "new" / "first.svg", **AXES)
     with matplotlib.rc_context({"font.size": 30, "figure.facecolor": "black"}):
-        fk.plot.sweep(RUNS, tmp_path / "again", **AXES)
+        fk.plot.sweep(RUNS, tmp_path / "new" / "again", **AXES)
         assert matplotlib.rcParams["font.size"] == 30
     for kind in ("png", "svg"):
-        first, again = ((tmp_path / f"{name}.{kind}").read_bytes() for name in ("first", "again"))
-        assert first == again
+        first, again = ((tmp_path / "new" / f"{name}.{kind}").read_bytes() for name in ("first", "again"))
+        assert first == again and first.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
 
 
 def test_a_notebook_shows_a_picture():

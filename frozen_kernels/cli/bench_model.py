@@ -9,6 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..nn.models import unwrapped
 from ..tune.bench import SECONDS, bench
 from .conversion import config_of
 from .models import build_model, check_forward, make_inputs
@@ -23,7 +24,7 @@ def bench_model(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     seed = options.seed or 0
     torch.manual_seed(seed)  # of weights that are drawn where the model is made
-    model = build_model(options.model)
+    model = unwrapped(build_model(options.model))  # a compiled one would be compiled to check its input
     config = config_of(model, options)
     inputs = make_inputs(options.input, model, torch.Generator().manual_seed(seed))
     if options.channels_last:
@@ -36,6 +37,7 @@ def bench_model(options: argparse.Namespace) -> None:
         report = bench(model, inputs, config, seconds=seconds, rounds=options.rounds, progress=reporter())
     except ValueError as why:
         raise Usage(str(why)) from why
+    report.model = options.model
     print(report.to_json(indent=1) if options.json else report)
     if options.output is not None:
         with warnings.catch_warnings(record=True) as said:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..text import bytes_text
-from .canvas import INK, Axes, Figure, picture, styled, write_ticks
+from .canvas import INK, Axes, Figure, picture, styled, ticker, write_ticks
 
 BAR = 0.2  # inches
 AROUND = 1.9
@@ -50,6 +50,7 @@ def _bytes_panel(axes: Axes, rows: Sequence[Any], sides: list[str]) -> None:
     _group(axes, known, texts)
     axes.set_title("bytes")
     axes.set_yticks(range(len(sides)), sides)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
     write_ticks(axes.xaxis, bytes_text)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..files import replace
 from ..text import bytes_text, percent_text
@@ -78,13 +79,18 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return image.getvalue()
 
 
+def _draw_into(figure: Figure, kind: str, file: IO[bytes]) -> None:
+    file.write(rendered(figure, kind))
+
+
 def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:
     """Both files of a picture; see `frozen_kernels.plot.save`."""
-    whole = Path(path)
-    stem = whole.name.removesuffix(".png").removesuffix(".svg")
-    written = [whole.with_name(f"{stem}.{kind}") for kind in ("png", "svg")]
-    for file in written:
-        replace(file, rendered(figure, file.suffix[1:]))
+    given = Path(path)
+    stem = given.name.removesuffix(".png").removesuffix(".svg")
+    written = [given.with_name(f"{stem}.{kind}") for kind in ("png", "svg")]
+    for target in written:
+        # drawn into the open file: a folder that cannot be written is found at once
+        replace(target, partial(_draw_into, figure, target.suffix[1:]))
     return written
 
 

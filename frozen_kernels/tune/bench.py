@@ -24,7 +24,7 @@ from .report import TORCH, BenchReport, BenchRow
 from .verdict import Verdict, judge
 
 ROUNDS, SECONDS = 50, 10.0  # of an input, at most
-ENOUGH, MOST_TURNS = 4096, 8  # values that are compared; inputs that are made of one for them
+ENOUGH, MOST_TURNS = 1000, 8  # values that are compared; inputs that are made of one for them
 Progress = Callable[[int, int, str], object]
 
 

@@ -73,10 +73,10 @@ class BenchRow:
 class BenchReport:
     """A model in every residency beside dense torch; `print` it, `.to_json()`, or `.save(folder)`.
 
-    Fields: `model`, its type; `config` as text, or that the model was frozen already; `frozen_bytes` of the
-    `model_bytes` are weights that are frozen, counted as dense ones; `frozen`, how many layers; `left`, name and reason
-    of the layers, and other modules with a parameter of two or more dimensions, that stay as they are; `machine`, what
-    it was measured on; `rows`, one for each side and input.
+    Fields: `model`, its type (of the command line, MODULE:CALLABLE); `config` as text, or that the model was frozen
+    already; `frozen_bytes` of the `model_bytes` are weights that are frozen, counted as dense ones; `frozen`, how many
+    layers; `left`, name and reason of the layers, and other modules with a parameter of two or more dimensions, that
+    stay as they are; `machine`, what it was measured on; `rows`, one for each side and input.
     """
 
     model: str
@@ -125,7 +125,7 @@ class BenchReport:
         share = 100 * self.frozen_bytes / max(self.model_bytes, 1)
         lines = [
             f"{self.model}: {share:.1f} % of its {bytes_text(self.model_bytes)} are the weights of {self.frozen} "
-            f"frozen layers; {self.config}"
+            f"frozen layer{'s' * (self.frozen != 1)}; {self.config}"
         ]
         why: dict[str, list[str]] = {}
         for name, reason in self.left:
