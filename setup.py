@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -91,13 +90,6 @@ def accepts(options: list[str]) -> bool:
     """Whether the compiler knows these options."""
     command = [*compiler().split(), *options, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
-
-
-def links(options: list[str]) -> bool:
-    """Whether the linker knows these options."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*compiler().split(), "-shared", *options, "-x", "c++", os.devnull, "-o", f"{folder}/nothing"]
-        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def nvcc() -> str | None:
@@ -231,10 +223,7 @@ def library_script(output: Path) -> str:
     link = [f"-Wl,--version-script={escape(LIBRARY_SOURCES / 'frozen.map')}", f"-Wl,-soname,{LIBRARY_FILE}"]
     link += ["-Wl,--gc-sections", "-ldl", "-pthread"]
     if "-fsanitize" not in os.environ.get("CXXFLAGS", ""):
-        # a process needs no libstdc++ of this age; functions of the same code are there once
-        link += ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]
-        folding = ["-fuse-ld=gold", "-Wl,--icf=all"]
-        link += folding if links(folding) else []
+        link += ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]  # a process needs no libstdc++ of this age
     return script.text(output, link)
 
 

@@ -1,12 +1,10 @@
-// Instead of libstdc++'s handler, which would bring a demangler to print what nobody caught. No exception leaves the
-// library; where one is thrown while another one is on its way, the process ends all the same.
-#ifdef __GLIBCXX__
-#endif
-#include <exception>
-
+// Instead of libstdc++'s own handler, which brings a demangler along to print what nobody caught: 50 KB. No exception
+// leaves the library; the process ends only where one is thrown while another is on its way through a destructor.
 #include <stdlib.h>
 
-#if defined(__GLIBCXX__)
+#include <exception>
+
+#ifdef __GLIBCXX__
 namespace __cxxabiv1 {
 extern std::terminate_handler __terminate_handler;
 std::terminate_handler __terminate_handler = abort;
