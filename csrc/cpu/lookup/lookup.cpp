@@ -1,6 +1,7 @@
 #include "cpu/lookup/lookup.h"
 
 #include "cpu/core/parallel.h"
+#include "cpu/fma/fma.h"
 #include "cpu/lookup/plan.h"
 
 #if FK_USES_LOOKUP
@@ -10,7 +11,8 @@ namespace {
 
 constexpr int64_t LEAST_REUSE = 8;  // lookups of a table that pay for building it
 
-// One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each.
+// One layer's call. Every sum is a sum over chunks of channels, in order, of one chain over taps and groups each, or of
+// shorter ones over some of the taps.
 struct Job {
   const Frozen& f;
   const Geometry& g;
@@ -19,6 +21,7 @@ struct Job {
   const Result result;
   const Grid grid;
   const LookupPlan plan;
+  const int64_t chain;  // tables, where there are neighbouring taps to cut between
 
   void run(int threads) const;
 };
@@ -106,8 +109,15 @@ void TileTask::build(const Inputs& inputs, int64_t pixels, int64_t chunk, float*
 void TileTask::add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels,
                             float* sums) const {
   for (int64_t b = 0; b < blocks_; ++b) {
-    const LookUp look_up = find_lookup(block_vectors(job_.layer, first_block_ + b), pixels);
-    look_up(panel_.at(chunk, panel_block_ + b), path, tables, chunk > 0, sums + b * BLOCK_ROWS, ld_);
+    const int64_t vectors = block_vectors(job_.layer, first_block_ + b);
+    const LookUp look_up = find_lookup(vectors, pixels);
+    const uint8_t* const indices = panel_.at(chunk, panel_block_ + b);
+    const int64_t bytes = 64 * vectors * shape_.quads_of(chunk);  // of one entry of the path
+    const int64_t at_once = std::clamp<int64_t>(job_.chain / path.run, 1, path.count);
+    for (int64_t e = 0; e < path.count; e += at_once) {
+      const Path part{path.offsets + e, std::min(at_once, path.count - e), path.run};
+      look_up(indices + e * bytes, part, tables, chunk > 0 || e > 0, sums + b * BLOCK_ROWS, ld_);
+    }
   }
 }
 
@@ -315,7 +325,9 @@ bool lookup_serves(const Call& c) {
 
 void convolve_lookup(const Call& c) {
   const LookupPlan plan(c.g, c.layer, c.threads);
-  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan}.run(c.threads);
+  // A longer chain shows where the kernels that multiply would cut it too.
+  const int64_t longest = longest_forward_chain(c), chain = longest < DEPTH ? longest : plan.shape.quads() * QUAD;
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan, chain}.run(c.threads);
 }
 
 }  // namespace fk::FK_ISA_NS

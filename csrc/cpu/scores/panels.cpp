@@ -1,5 +1,6 @@
 // Score gradients on vectors. A task sums dL/dW of a few rows over all pixels, then writes what free weights take of
-// it. Every element is a sum over blocks of DEPTH pixels, in order, of chains of pixels whose input exists.
+// it. Every element is a sum over parts of SUM_BLOCKS blocks, of blocks of DEPTH pixels, of chains of pixels whose input
+// exists, each in order.
 #include "cpu/core/parallel.h"
 #include "cpu/fma/micro.h"
 #include "cpu/scores/emit.h"
@@ -11,6 +12,7 @@ namespace {
 
 constexpr int64_t SUM_FLOATS = 5 << 14;  // dL/dW held by a task
 constexpr int64_t PANEL_CHAIN = 64;
+constexpr int64_t SUM_BLOCKS = 32;  // blocks of pixels whose chains are summed before they join the total
 
 struct Task {
   const ScoreCall& call;
@@ -87,23 +89,31 @@ void Task::add_block(PixelBlock& block, LinePrefetch& memory, const float* packe
 }
 
 void Task::run() const {
-  const int64_t packed = slivers.count * DEPTH * VL;
-  Scratch scratch(4 * (packed + rows * ld()) + 128 +
+  const int64_t packed = slivers.count * DEPTH * VL, count = rows * ld();
+  const bool parts = pixels > SUM_BLOCKS * DEPTH;  // a sum of all blocks in turn would round by each of them
+  Scratch scratch(4 * (packed + (parts ? 2 : 1) * count) + 192 +
                   std::max(PixelBlock::scratch_bytes() + LinePrefetch::SCRATCH_BYTES, ScoreEmitter::SCRATCH_BYTES));
   float* const packed_rows = scratch.take<float>(packed);
-  float* const sums = scratch.take<float>(rows * ld());
+  float* const sums = scratch.take<float>(count);
+  float* const total = parts ? scratch.take<float>(count) : sums;
   Scratch rest = scratch;  // emission begins where sums are done
   PixelBlock block(call, group, scratch);
   LinePrefetch memory(scratch);
-  if (!pixels) clear(sums, rows * ld());
+  if (!pixels || parts) clear(total, count);
+  const auto close_part = [&] {
+    for (int64_t i = 0; i < count; i += VL) (vf32::load(total + i) + vf32::load(sums + i)).store(total + i);
+  };
   for (int64_t pixel = 0; pixel < pixels; pixel += DEPTH) {
+    const bool fresh = pixel % (SUM_BLOCKS * DEPTH) == 0;
+    if (fresh && pixel) close_part();
     block.start(pixel, std::min(DEPTH, pixels - pixel));
     block.pack_rows(row, slivers, packed_rows);
-    add_block(block, memory, packed_rows, pixel == 0, sums);
+    add_block(block, memory, packed_rows, fresh, sums);
   }
+  if (parts) close_part();
   ScoreEmitter emitter(call, rest);
   emitter.start(group * layer.rows + row, rows, word);
-  emitter.next(words, sums, ld());
+  emitter.next(words, total, ld());
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ constexpr int TABLE_BITS = FK_HAS_AVX512 ? 4 : 3;
 constexpr int WORD_TABLES = (32 + TABLE_BITS - 1) / TABLE_BITS;  // AVX2's last one is of 2 inputs
 constexpr int64_t TABLE_FLOATS = VL;
 constexpr int64_t CHUNK_OF_WORDS = 16;
-constexpr int64_t CHAIN_WORDS = FK_HAS_AVX512 ? 4 : 2;  // longest chain of additions: 16 table entries, or 11
+constexpr int CHAINS = 4;
+constexpr int64_t CHAIN_WORDS = FK_HAS_AVX512 ? 4 : 2;  // longest chain of additions: 8 tables, or 6
 constexpr int VECTORS = FK_HAS_AVX512 ? 4 : 2;
 constexpr uint32_t LARGEST = (127 + 96) << 23;  // above it sums of table entries could overflow where products do not
 
@@ -119,10 +120,14 @@ class TableSums {
   template <bool SIGNED>
   FK_INLINE void add_words(int64_t word, int64_t from, int64_t to, vf32* total) const {
     using namespace tables_detail;
-    // Two chains each, of even and of odd tables: after an outlier every addition costs accuracy.
-    vf32 plus[VECTORS][2], minus[VECTORS][2];
+    // What is added and what is taken meet before they join a chain: apart they would grow where products of both signs
+    // cancel. Four chains, since after an outlier every addition costs accuracy.
+    vf32 chain[VECTORS][CHAINS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) plus[v][0] = plus[v][1] = minus[v][0] = minus[v][1] = vf32::zero();
+    for (int v = 0; v < VECTORS; ++v) {
+#pragma GCC unroll 4
+      for (int c = 0; c < CHAINS; ++c) chain[v][c] = vf32::zero();
+    }
     for (int64_t w = from; w < to; ++w) {
       const float* const tables = input_.word(word + w);
 #pragma GCC unroll 11
@@ -130,15 +135,15 @@ class TableSums {
         const vf32 table = vf32::load(tables + i * TABLE_FLOATS);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) {
-          plus[v][i % 2] = plus[v][i % 2] + entries(plus_ + w * ROWS + v * VL, i, table);
-          if constexpr (SIGNED) minus[v][i % 2] = minus[v][i % 2] + entries(minus_ + w * ROWS + v * VL, i, table);
+          vf32 term = entries(plus_ + w * ROWS + v * VL, i, table);
+          if constexpr (SIGNED) term = term - entries(minus_ + w * ROWS + v * VL, i, table);
+          chain[v][i % CHAINS] = chain[v][i % CHAINS] + term;
         }
       }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
-      const vf32 added = plus[v][0] + plus[v][1], taken = minus[v][0] + minus[v][1];
-      total[v] = total[v] + (SIGNED ? added - taken : added);
+      total[v] = total[v] + ((chain[v][0] + chain[v][1]) + (chain[v][2] + chain[v][3]));
     }
   }
 
