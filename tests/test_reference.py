@@ -15,9 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from frozen_kernels.cli.program import parser
-
 import frozen_kernels as fk
+from frozen_kernels.cli.program import parser
 
 PAGES = Path(__file__).parents[1] / "docs" / "reference"
 ITEM = re.compile(r"^ {4}(\w+)(?: \([^)]*\))?: ", re.M)

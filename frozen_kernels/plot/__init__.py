@@ -96,11 +96,13 @@ def sweep(
     Args:
         rows: mappings or dataclasses, one for each run.
         path: where to save the picture, as PNG and as SVG (see `save`); not saved by default.
-        x, y: the columns of the two axes: numbers, or text that is one.
+        x: the column of the horizontal axis: numbers, or text that is one.
+        y: the column of the vertical axis, the same.
         series: the column that tells series apart, in the order of their first rows; its values are the legend.
         point: the column whose value is written beside each point; nothing is written by default.
         references: horizontal lines by label, in the units of y.
-        xlabel, ylabel: of the axes; the columns' names by default, with their unit.
+        xlabel: of the horizontal axis; the column's name by default, with its unit.
+        ylabel: of the vertical axis, the same.
         title: above the picture; none by default.
 
     Raises:

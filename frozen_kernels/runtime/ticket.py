@@ -64,7 +64,18 @@ def open(path: str | os.PathLike[str], *, residency: str = "default", threads: i
 
 
 def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> Ticket:
-    """The same of the contents of a file."""
+    """As `open`, of the contents of a file.
+
+    Args:
+        data: the bytes of a ticket.
+        residency: as of `open`.
+        threads: as of `open`.
+
+    Raises:
+        TypeError: other data than bytes.
+        TicketError: what `open` refuses.
+        ValueError: another residency, or less than one thread.
+    """
     if not isinstance(data, bytes):
         raise TypeError(f"data: bytes, got {type(data).__name__}")
     return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, ""), threads)
@@ -103,8 +114,9 @@ def _array(values: Sequence[int]) -> Any:
 class Ticket:
     """An open ticket: `weights` by name, `ordinary` names of other tensors, and the layers that its weights make.
 
-    Names are those of the modules in torch. A layer's bias `<name>.bias` and gain are applied where the ticket has
-    them. Any number of threads may call one ticket. `close()` it, or leave a `with` block, to free its memory.
+    `open` and `open_bytes` make one, of a `handle` of the library. Names are those of the modules in torch. A layer's
+    bias `<name>.bias` and gain are applied where the ticket has them. Any number of threads may call one ticket.
+    `close()` it, or leave a `with` block, to free its memory.
     """
 
     def __init__(self, handle: c_void_p, threads: int) -> None:
@@ -201,9 +213,13 @@ class Ticket:
         Args:
             name: of the weight.
             x: float32 [batch, in, *spatial].
-            stride, padding, dilation: one integer or one for each spatial dimension; zeros are padded.
+            stride: one integer, or one for each spatial dimension.
+            padding: the same; zeros are padded.
+            dilation: the same.
             groups: as in torch.
-            bias, gain, relu: as for `linear`.
+            bias: as for `linear`.
+            gain: as for `linear`.
+            relu: as for `linear`.
 
         Raises:
             LookupError: the ticket has no such weight.
