@@ -14,17 +14,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.torch import save_file
 from torch import nn
 
 import frozen_kernels as fk
 from frozen_kernels.tensor import resident_bytes
 from frozen_kernels.tickets.file import read_ticket, verify_ticket
 
-from .registry import Case
+from .models import WHOLE
+from .registry import WHOLE_BYTES, Case
 from .sides import layer_of
 from .stored import resident
 from .verify import ROOT, Verdict
-from .whole import frozen_model
+from .whole import dense_model, frozen_model
 
 
 class Count(NamedTuple):
@@ -107,6 +109,11 @@ def _process(way: str, *shape: int) -> dict[str, Any]:
     if way == "ticket":
         _process("freeze", *shape)  # writes it
     command = [sys.executable, "-m", "benchmarks.process_memory", way, *map(str, shape), str(path)]
+    return _json_of(command)
+
+
+def _json_of(command: list[str]) -> dict[str, Any]:
+    """What a fresh process prints, malloc as the system sets it."""
     system = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(command, cwd=ROOT, env={**system, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     if done.returncode:
@@ -141,8 +148,39 @@ def process_peak(case: Case) -> Count:
     return Count(of["peak"] / whole, unit, _same_results(case), f"{case.shape[0]} layers")
 
 
+@cache
+def _saved(name: str, dense: bool) -> Path:
+    """A whole model as a file, once for all cases: every tensor of the dense one, or a ticket."""
+    path = Path(_folder().name) / f"{name}-{'dense' if dense else 'ticket'}.safetensors"
+    if dense:
+        save_file(dense_model(name).state_dict(), path)
+    else:
+        fk.save_ticket(frozen_model(name), path)
+    return path
+
+
+@cache
+def _served(name: str, kept: str) -> dict[str, int | None]:
+    """What a fresh process says that serves a whole model."""
+    ticket = _saved(name, dense=False)
+    return _json_of([sys.executable, "-m", "benchmarks.model_memory", name, kept, str(ticket)])
+
+
+def whole_bytes(case: Case) -> Count:
+    """Megabytes of a whole model: of its file, of what it keeps in memory, and of that with one forward at batch 1."""
+    name, kind = case.op.split()
+    if kind == "disk":
+        return Count(_saved(name, case.residency == "dense").stat().st_size / 1e6, "MB")
+    found = _served(name, case.residency)
+    resident, rise = found["resident"], found["rise"]
+    if resident is None or rise is None:
+        raise RuntimeError("the peak of a process is not told here")
+    return Count((resident + (rise if kind == "peak" else 0)) / 1e6, "MB")
+
+
 COUNTS: dict[str, Callable[[Case], Count]] = {"ticket_size": ticket_size, "footprint": footprint, "rest": rest}
 COUNTS |= {"training_memory": training_memory, "stored_bytes": stored_bytes}
 COUNTS |= {f"{op} {mode}": peak for op in ("linear", "conv2d") for mode in ("forward", "step")}
 COUNTS |= {f"held {way}": held for way in ("freeze", "ticket", "search")}
 COUNTS |= {f"peak {way}": process_peak for way in ("freeze", "ticket")}
+COUNTS |= {f"{name} {kind}": whole_bytes for name in WHOLE for kind in WHOLE_BYTES}

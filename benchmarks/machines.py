@@ -1,4 +1,7 @@
-"""The table of speed in docs/benchmarks.md, of every machine type. `python -m benchmarks.machines [--write]`."""
+"""The tables of README.md and docs/benchmarks.md from the records of all machine types.
+
+`python -m benchmarks.machines` prints them, `--write` puts them into the pages.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ import sys
 from collections.abc import Sequence
 
 from .records import OK, Row, read_rows, write_whole
+from .registry import CONV_BATCHES, WHOLE_BYTES, cases
 from .run import RESULTS, registered
 from .summary import reading
 from .targets import LONGER, TARGETS, Target
 from .verify import ROOT
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- speed: python -m benchmarks.machines --write -->\n", "<!-- end of speed -->\n"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
+MODELS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "bert_base": "BERT-base"}
+HELD = {"dense": "dense torch", "auto": "frozen, fastest", "seed": "frozen, smallest"}
 
 
 def recorded() -> list[list[Row]]:
@@ -36,7 +41,16 @@ def _cell(target: Target, rows: Sequence[Row]) -> str:
     return f"**{value:.3g}** / {goal:.3g}" if target.met(value, isa) else f"{value:.3g} / {goal:.3g}"
 
 
-def table() -> str:
+def _names(machines: Sequence[list[Row]]) -> str:
+    """What the short names of machine types stand for, those of one kind of machine together."""
+    found: dict[str, list[str]] = {}
+    for first, *_ in machines:
+        name = f"{first['machine']}, {first['threads']} threads, torch {first['torch']}"
+        found.setdefault(name, []).append(f"`{first['isa']}`")
+    return "; ".join(f"{', '.join(levels)}: {name}" for name, levels in found.items()) + "."
+
+
+def table_of_targets() -> str:
     """Targets by machine types: a ratio, then the goal; bold where it is met."""
     machines = recorded()
     heads = [f"`{rows[0]['isa']}`" for rows in machines]
@@ -47,29 +61,85 @@ def table() -> str:
             what = {"maximum": "; at most", "geomean": "; geometric mean"}.get(target.statistic, "")
             what = (": its time over torch's" if target.unit == LONGER else "") + what
             lines.append(f"| {target.text}{what} | " + " | ".join(found) + " |")
-    names = {
-        f"`{rows[0]['isa']}`: {rows[0]['machine']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}"
-        for rows in machines
-    }
-    return "\n".join([*lines, "", "; ".join(sorted(names)) + ".", ""])
+    return "\n".join([*lines, "", _names(machines), ""])
 
 
-def section(text: str) -> tuple[int, int]:
-    """Where the table stands in the page."""
-    begin = text.index(BEGIN) + len(BEGIN)
-    return begin, text.index(END, begin)
+def _megabytes(machines: Sequence[list[Row]], name: str, kept: str, kind: str) -> str:
+    """Bytes are counted, so any machine type may tell them; the last one is the first to be asked."""
+    wanted = f"whole/{name}/{kept}/{kind}"
+    found = [float(row["median"]) for rows in machines for row in rows if row["name"] == wanted and row["median"]]
+    return f"{found[-1]:.3g} MB" if found else ""
+
+
+def _times(rows: Sequence[Row], name: str, kept: str) -> str:
+    """A forward of each batch size: milliseconds of dense torch, or how many times as fast ours is."""
+    found = []
+    for batch in CONV_BATCHES:
+        setting = f"model/{name}/b{batch}/fp32/sign/"
+        # each residency was timed in turns with dense torch, so that any of them tells torch's time
+        wanted = setting if kept == "dense" else setting + kept
+        row = next((row for row in rows if row["name"].startswith(wanted) and row["status"] == OK), None)
+        if row is None:
+            return ""
+        found.append(f"{float(row['baseline_median']):.3g}" if kept == "dense" else f"{float(row['ratio']):.2f}x")
+    return " / ".join(found) + (" ms" if kept == "dense" else "")
+
+
+def table_of_models() -> str:
+    """Whole models: bytes on disk and in memory, and the time of a forward on every machine type."""
+    machines = recorded()
+    heads = ["", "file", "in memory", "peak", *(f"`{rows[0]['isa']}`" for rows in machines)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, label in MODELS.items():
+        for kept, how in HELD.items():
+            cells = [f"**{label}**, {how}" if kept == "dense" else how]
+            cells += [_megabytes(machines, name, kept, kind) for kind in WHOLE_BYTES]
+            cells += [_times(rows, name, kept) for rows in machines]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _names(machines), ""])
+
+
+def table_of_gradients() -> str:
+    """Gradients of one linear layer and one convolution on every machine type."""
+    machines = recorded()
+    heads = ["gradient", *(f"`{rows[0]['isa']}`" for rows in machines)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for case in cases():
+        if case.group == "gradient" and case.residency == "planes":
+            layer, of = case.op.split("_grad_")
+            size = " x ".join(map(str, case.shape))
+            found = [next((r["ratio"] for r in rows if r["name"] == case.name and r["ratio"]), "") for rows in machines]
+            cells = [f"{float(ratio):.2f}" if ratio else "" for ratio in found]
+            lines.append(f"| of the {of}, {layer} {size}, batch {case.batch} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+TABLES = (
+    (README, "models", table_of_models),
+    (PAGE, "models", table_of_models),
+    (PAGE, "targets", table_of_targets),
+    (PAGE, "gradients", table_of_gradients),
+)
+
+
+def section(text: str, name: str) -> tuple[int, int]:
+    """Where a table stands in its page."""
+    start = f"<!-- {name}: python -m benchmarks.machines --write -->\n"
+    begin = text.index(start) + len(start)
+    return begin, text.index(f"<!-- end of {name} -->\n", begin)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put it into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="put them into README.md and docs/benchmarks.md")
     options = parser.parse_args(arguments)
-    if not options.write:
-        print(table())
-        return 0
-    text = PAGE.read_text()
-    begin, end = section(text)
-    write_whole(PAGE, text[:begin] + table() + text[end:])
+    for page, name, table in TABLES:
+        if options.write:
+            text = page.read_text()
+            begin, end = section(text, name)
+            write_whole(page, text[:begin] + table() + text[end:])
+        else:
+            print(table())
     return 0
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18, ResNet-50 and MobileNetV2 in plain torch, and the distinct convolutions that they run."""
+"""ResNet-18, ResNet-50, MobileNetV2 and BERT-base in plain torch, and the distinct convolutions that they run."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def mobilenet_v2(affine: bool = True, classes: int = 1000) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(1280, classes))
 
 
+def bert_base() -> nn.TransformerEncoder:
+    """The 12 layers of BERT-base (Devlin et al. 2019), without its embeddings; inputs [B, T, 768]."""
+    layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
+    return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+
+
 MODELS = {"resnet18": resnet18, "resnet50": resnet50, "mobilenet_v2": mobilenet_v2}
 
 
@@ -58,7 +64,7 @@ def lenet(classes: int = 10) -> nn.Sequential:
 
 
 class Net(NamedTuple):
-    """A small net, and the size of one of its inputs."""
+    """A net, and the size of one of its inputs."""
 
     make: Callable[[], nn.Module]
     input: tuple[int, ...]
@@ -69,6 +75,13 @@ NETS = {
     "digits": Net(digits_net, (1, 8, 8)),
     "lenet": Net(lenet, (1, 28, 28)),
     "resnet18-32": Net(lambda: resnet(basic, (2, 2, 2, 2), 10, small=True), (3, 32, 32)),
+}
+
+
+WHOLE = {
+    "resnet18": Net(resnet18, (3, IMAGE, IMAGE)),
+    "resnet50": Net(resnet50, (3, IMAGE, IMAGE)),
+    "bert_base": Net(bert_base, (128, 768)),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from frozen_kernels.tensor import resident_bytes
 
-from .models import IMAGE, NETS, Convolution, convolutions, weight_shapes
+from .models import NETS, WHOLE, Convolution, convolutions, weight_shapes
 from .targets import LONGER, TARGETS
 
 FREE = 0.3  # share of free weights at freeze ratio 0.7
@@ -26,6 +26,7 @@ CALL_BATCHES = (1, 16)
 KINDS_OF_CALL = {"no_grad": "mask", "inference_mode": "mask", "dense": "dense", "train": "mask"}  # and what is kept
 STORED_VALUES = ("float32", "float16")
 STORED_BATCHES = (1, 16, 64)
+WHOLE_BYTES = ("disk", "resident", "peak")
 HELD_LAYERS = (24, 4096, 4096)  # how many, and their rows and columns
 
 
@@ -157,15 +158,28 @@ def model_operations(name: str) -> int:
 
 
 def _model_cases() -> Iterator[Case]:
-    for name in ("resnet18", "resnet50"):
+    """Whole models: as fast as they are and as small as they are in memory."""
+    for name, net in WHOLE.items():
+        counted = name != "bert_base"  # attention has products that are no layer's
         for batch in CONV_BATCHES:
             setting = f"model/{name}/b{batch}/fp32"
-            yield Case(
-                name=f"{setting}/sign/auto", setting=setting, group="model", op=name, shape=(), dtype="float32",
-                input=(batch, 3, IMAGE, IMAGE), code="sign", residency="auto", batch=batch, baseline="torch",
-                bytes=sum(_held(s, "sign", "planes") for s in weight_shapes(name)),
-                operations=batch * model_operations(name), line="model",
-            )  # fmt: skip
+            for residency in ("auto", "seed"):
+                yield _plain(
+                    f"{setting}/sign/{residency}", "model", name, setting=setting, residency=residency, batch=batch,
+                    input=(batch, *net.input), baseline="torch",
+                    bytes=sum(_held(s, "sign", "planes") for s in weight_shapes(name)) if counted else 0,
+                    operations=batch * model_operations(name) if counted else 0,
+                    line="model" if counted and residency == "auto" else "",
+                )  # fmt: skip
+
+
+def _whole_cases() -> Iterator[Case]:
+    """Bytes of the same models, on disk and in a process of their own."""
+    for name, net in WHOLE.items():
+        for residency in ("dense", "auto", "seed"):
+            for kind in WHOLE_BYTES:
+                yield _plain(f"whole/{name}/{residency}/{kind}", "whole", f"{name} {kind}", residency=residency,
+                             input=(1, *net.input), batch=1)  # fmt: skip
 
 
 def _gradient_cases() -> Iterator[Case]:
@@ -369,4 +383,5 @@ def cases() -> tuple[Case, ...]:
         *_stored_cases(),
         *_signs_cases(),
         *_jackpot_cases(),
+        *_whole_cases(),
     )

@@ -21,7 +21,7 @@ from frozen_kernels.format import Code
 from frozen_kernels.tensor import Residency
 from frozen_kernels.tune.measure import WARM_UP
 
-from .models import MODELS, fuse_batch_norm, resnet50, settle, weight_shapes
+from .models import MODELS, WHOLE, fuse_batch_norm, resnet50, settle, weight_shapes
 from .published import PublishedLayer, free_positions, published, sort_step
 from .registry import Case
 from .sides import SEED, Call, Setup
@@ -34,34 +34,61 @@ CLASSES = 10
 TAU = (22938, 45875)  # 0.35 and 0.7 of 65536
 
 
-def frozen_model(name: str, affine: bool = True) -> nn.Module:
-    """A finalized ResNet at freeze ratio 0.7 in eval mode, with batch norm statistics of its own activations."""
+def settled(model: nn.Module) -> nn.Module:
+    """A model in eval mode, its batch norm with statistics of its own activations."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        settle(model, torch.randn(4, 3, SETTLING_IMAGE, SETTLING_IMAGE))
+    return model.eval()
+
+
+def dense_model(name: str) -> nn.Module:
+    """A model as its constructor fills it, in eval mode."""
     torch.manual_seed(SEED)
-    model = MODELS[name](affine=affine)
+    return settled(WHOLE[name].make())
+
+
+def frozen_model(name: str, affine: bool = True) -> nn.Module:
+    """A finalized model at freeze ratio 0.7 in eval mode; `affine`: of a ResNet's batch norm."""
+    torch.manual_seed(SEED)
+    model = WHOLE[name].make() if affine else MODELS[name](affine=False)
     fk.freeze_(model, fk.FreezeConfig(seed=SEED))
     fk.finalize_(model)
-    return settle(model, torch.randn(4, 3, SETTLING_IMAGE, SETTLING_IMAGE))
+    return settled(model)
+
+
+def as_served(x: Tensor) -> Tensor:
+    """Images with channels last, as torch likes them; other inputs as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def serve_dense(model: nn.Module) -> nn.Module:
+    """A dense model as torch is fastest: batch norm folded, channels last."""
+    return cast(Any, fuse_batch_norm(model)).to(memory_format=torch.channels_last)
+
+
+def serve(model: nn.Module, residency: str, x: Tensor) -> nn.Module:
+    """A frozen model with batch norm folded, held so, in place; returns it."""
+    fk.fold_batch_norm_(model)
+    fk.set_residency(model, cast(Residency, residency), sample_input=x)
+    return model
 
 
 def model_setup(cases: Sequence[Case]) -> Setup:
-    """A forward of a whole model, batch norm folded on both sides."""
-    (case,) = cases
-    model = frozen_model(case.op)
+    """A forward of a whole model in each residency, batch norm folded on both sides."""
+    first = cases[0]
+    model = frozen_model(first.op)
     exact = fk.to_dense(model).double()
-    plain: Any = fuse_batch_norm(fk.to_dense(model))
-    plain = plain.to(memory_format=torch.channels_last)
-    note = "batch norm folded on torch's side only"
-    if hasattr(fk, "fold_batch_norm_"):
-        fk.fold_batch_norm_(model)
-        note = "batch norm folded on both sides"
-    fk.set_residency(model, cast(Residency, case.residency))
-    x = torch.randn(case.input).contiguous(memory_format=torch.channels_last)
-    rows = torch.linspace(0, case.batch - 1, min(case.batch, COMPARED)).long()
+    plain = serve_dense(fk.to_dense(model))
+    x = as_served(torch.randn(first.input))
+    served = {case.name: serve(copy.deepcopy(model), case.residency, x) for case in cases}
+    rows = torch.linspace(0, first.batch - 1, min(first.batch, COMPARED)).long()
+    theirs, right = plain(x)[rows], exact(x[rows].double())
 
     def verdict(name: str) -> Verdict:
-        return judge(model(x)[rows], plain(x)[rows], exact(x[rows].double()))
+        return judge(served[name](x)[rows], theirs, right)
 
-    return Setup({"torch": lambda: plain(x)}, {case.name: lambda: model(x)}, verdict, note=note)
+    calls: dict[str, Call] = {name: partial(of, x) for name, of in served.items()}
+    return Setup({"torch": lambda: plain(x)}, calls, verdict, note="batch norm folded on both sides")
 
 
 class Training:

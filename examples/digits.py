@@ -59,11 +59,12 @@ def fit(
     epochs: int,
     seed: int,
     title: str,
-    after_step: Callable[[], None] = lambda: None,
+    lr: float = 0.1,
+    after_step: Callable[[], object] = lambda: None,
     quiet: bool = False,
 ) -> None:
-    """SGD at 0.1 with momentum 0.9, weight decay 1e-4 and a cosine schedule, over `epochs` shuffled passes."""
-    optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+    """SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, over `epochs` shuffled passes."""
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-4)
     count = len(data.train_y)
     steps = count // BATCH if count >= BATCH else 1
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)

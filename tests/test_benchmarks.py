@@ -11,7 +11,8 @@ from helpers import make_frozen, score_gradient
 from torch import nn
 
 import frozen_kernels as fk
-from benchmarks import check, counted, machine, models, records, registry, run, sides, summary, verify
+from benchmarks import check, counted, machine, model_memory, models, records, registry, run, sides, summary, verify
+from benchmarks import whole as whole_models
 from frozen_kernels.tune import verdict
 from frozen_kernels.tune.measure import MIN_ROUNDS, interleaved, quartiles, speedup
 
@@ -54,6 +55,44 @@ def test_models_have_the_published_number_of_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
     norms = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.weight is None for m in norms)
+
+
+def test_the_encoder_has_the_layers_of_bert_base():
+    """85,054,464 is 12 layers of 768 values and 3072 between, biases and layer norms counted in."""
+    with torch.device("meta"):
+        model = models.WHOLE["bert_base"].make()
+    assert sum(p.numel() for p in model.parameters()) == 85_054_464
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    """The name of a whole model that is a small one here."""
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True)
+    net = models.Net(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), (4, 32))
+    monkeypatch.setitem(models.WHOLE, "bert_base", net)
+    return "bert_base"
+
+
+def test_a_whole_model_is_timed_fast_and_small(encoder):
+    cases = [c for c in registry.cases() if c.setting == f"model/{encoder}/b16/fp32"]
+    cases = [dataclasses.replace(case, input=(16, 4, 32)) for case in cases]
+    assert [case.residency for case in cases] == ["auto", "seed"]
+    with torch.no_grad():
+        setup = whole_models.model_setup(cases)
+        assert set(setup.calls) == {case.name for case in cases} and list(setup.baselines) == ["torch"]
+        assert all(setup.verdict(name).passed for name in setup.calls)
+        right, other = setup.baselines["torch"](), setup.calls[cases[1].name]()
+    torch.testing.assert_close(other, right, rtol=1e-4, atol=1e-4)
+
+
+def test_bytes_of_a_whole_model_come_from_its_file(encoder, tmp_path):
+    model = whole_models.frozen_model(encoder)
+    fk.save_ticket(model, tmp_path / "ticket.safetensors")
+    dense, small = (model_memory.measure(encoder, kept, tmp_path / "ticket.safetensors") for kept in ("dense", "seed"))
+    assert dense["resident"] == 4 * sum(p.numel() for p in whole_models.dense_model(encoder).parameters())
+    assert small["resident"] < dense["resident"] / 5
+    fk.set_residency(model, "seed")
+    assert small["resident"] == fk.footprint(model).totals()["resident"]["total"]
 
 
 def test_names_are_unique_and_settings_lie_together():

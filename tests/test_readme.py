@@ -1,9 +1,14 @@
 """The tables of the pages are those of the code and of the records; tests/test_docs.py runs their blocks."""
 
+import contextlib
 import importlib
+import io
+import math
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import frozen_kernels as fk
@@ -11,7 +16,11 @@ from benchmarks import machines
 from frozen_kernels.ops import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
+SCREENS, SCREEN_LINES = 3, 45
+LETTERS, GAP = 110, 0.7  # of a line of text, and the space between paragraphs in lines
+PICTURE_LINES, TABLE_LINES, HEADING_LINES = 18, 1.6, 2.0  # a picture, a row of a table, a title
 GRADIENTS = ("_grad_input", "_grad_scores")
 MODULES = {
     "reference": "frozen_kernels.backends.reference",
@@ -32,7 +41,68 @@ def rows_of_table(page: str, first_header: str) -> list[list[str]]:
     return rows
 
 
-def test_ci_runs_the_test_commands():
+def run_example(page: str, name: str) -> tuple[dict, str, int]:
+    """The one Python block of a page: its names after it ran, what it printed, and its lines."""
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, name, "exec"), names)
+    return names, printed.getvalue(), len([line for line in code.splitlines() if line.strip()])
+
+
+def test_ten_lines_give_a_ticket_whose_outputs_are_the_same_to_the_last_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names, _, lines = run_example(README, "README.md")
+    assert lines <= 10
+    plain = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    loaded = fk.load_ticket(plain, "net.safetensors")
+    assert torch.equal(loaded(names["x"]), names["model"](names["x"]))
+
+
+def lines_of_block(block: str) -> float:
+    """About how many lines of text, each 24 pixels high, GitHub makes of a paragraph, list, table, picture or title."""
+    lines = block.splitlines()
+    if block.startswith("!["):
+        return PICTURE_LINES
+    if block.startswith("|"):
+        return TABLE_LINES * (len(lines) - 1)
+    if block.startswith("#"):
+        return HEADING_LINES
+    if block.startswith("```"):
+        return len(lines)
+    said = re.sub(r"\]\([^)]+\)", "]", block).split("\n- ")
+    return sum(math.ceil(len(" ".join(part.split())) / LETTERS) for part in said)
+
+
+def rendered_lines(page: str) -> float:
+    blocks = re.split(r"\n{2,}", re.sub(r"<!--.*?-->\n", "", page).strip())
+    return sum(lines_of_block(block) + GAP for block in blocks)
+
+
+def test_the_readme_fits_three_screens_and_the_first_one_has_picture_and_table():
+    assert len(README.splitlines()) <= 130
+    assert rendered_lines(README) <= SCREENS * SCREEN_LINES
+    places = [README.index(mark) for mark in ("![", "<!-- models", "## Install")]
+    assert places == sorted(places)
+    longest = max(README.splitlines(), key=lambda line: 0 if line.startswith("|") else len(line))
+    assert len(longest) <= 140, longest
+
+
+def test_the_picture_is_small_and_its_command_is_told():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 1
+    for kind in (".png", ".svg"):
+        file = (ROOT / pictures[0]).with_suffix(kind)
+        assert 1000 < file.stat().st_size <= 100_000, file
+    (command,) = re.findall(r"`python (examples/\w+\.py)[^`]*`", README)
+    assert command == "examples/compare_all.py" and (ROOT / command).exists()  # runs in tests/test_compare_all.py
+
+
+def test_the_commands_exist_and_ci_runs_the_test_command():
+    commands = re.findall(r"^make \w+$", README, re.MULTILINE)
+    assert commands == ["make demo", "make test"]
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"demo", "test", "lint"} <= set(targets)
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("\nmake test\nmake test-long")
 
 
@@ -86,7 +156,8 @@ def test_the_backend_without_a_column_is_told_of():
     )
 
 
-def test_the_table_of_speed_is_that_of_the_records():
-    page = machines.PAGE.read_text()
-    begin, end = machines.section(page)
-    assert page[begin:end] == machines.table()
+@pytest.mark.parametrize(("page", "name", "table"), machines.TABLES, ids=lambda of: getattr(of, "name", of))
+def test_tables_are_those_of_the_records(page, name, table):
+    text = page.read_text()
+    begin, end = machines.section(text, name)
+    assert text[begin:end] == table()
