@@ -29,10 +29,13 @@ constexpr Dtype DTYPES[] = {{"F64", 8},  {"F32", 4}, {"F16", 2},     {"BF16", 2}
 
 class FileSource : public Source {
  public:
-  explicit FileSource(const char* path) : file_(fopen(path, "rb")) {
+  explicit FileSource(const char* path) {
     struct stat found;
-    if (!file_ || stat(path, &found)) fail(FROZEN_IO, "%.500s: %s", path, strerror(errno));
+    // A pipe would wait to be opened.
+    if (stat(path, &found)) fail(FROZEN_IO, "%.500s: %s", path, strerror(errno));
     if ((found.st_mode & S_IFMT) != S_IFREG) fail(FROZEN_IO, "%.500s: not a regular file", path);
+    file_.reset(fopen(path, "rb"));
+    if (!file_ || fstat(fileno(file_.get()), &found)) fail(FROZEN_IO, "%.500s: %s", path, strerror(errno));
     size_ = static_cast<int64_t>(found.st_size);
   }
   int64_t size() const override { return size_; }
