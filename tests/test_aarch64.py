@@ -20,22 +20,25 @@ FOLDER = ROOT / "build" / "aarch64"
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATORS = ("qemu-aarch64", "qemu-aarch64-static")
 JOBS = 2
-# Files of tests, and which of them: a sample, on the level `portable` a smaller one.
+# Files of tests, which of them, and one in how many: a sample, on the level `portable` a smaller one.
 SUITES = {
     # the golden vectors; a program of its own would load the extension of this machine
     "format": (
         ["test_format.py", "test_format_kernels.py", "test_kernel_table.py"],
         "cpu or kernel_table or (format_kernels and neon and not isa_from_the_environment)",
+        1,
     ),
     "products": (
         ["test_gemm_kernels.py", "test_gradient_tiles.py"],
         "(gemm and not 260 and not bits_do_not and not linear_is_exact) or (neon and gradient_tiles and bits_do_not)",
+        3,
     ),
     "depthwise and epilogues": (
         ["test_depthwise_kernels.py", "test_epilogue.py"],
         "(depthwise and not conv2d_is_exact) or every_instruction_set",
+        3,
     ),
-    "stored": (["test_stored_kernels.py", "test_stored_ops.py"], "neon and (stored_kernels or swap_of_few)"),
+    "stored": (["test_stored_kernels.py", "test_stored_ops.py"], "neon and (stored_kernels or swap_of_few)", 3),
 }
 
 
@@ -102,8 +105,9 @@ def server() -> str:
 @pytest.mark.parametrize("suite", SUITES)
 def test_kernels(server, suite):
     """On both levels of this processor, by tests that do not know of it."""
-    files, chosen = SUITES[suite]
+    files, chosen, every = SUITES[suite]
     path = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "remote", "-p", "no:cacheprovider", *files]
     command += ["-k", chosen]
-    run(command, ROOT / "tests", PYTHONPATH=path, EMULATED_EXTENSION=server, OMP_NUM_THREADS="1")
+    settings = {"EMULATED_EXTENSION": server, "EMULATED_SAMPLE": str(every), "OMP_NUM_THREADS": "1"}
+    run(command, ROOT / "tests", PYTHONPATH=path, **settings)

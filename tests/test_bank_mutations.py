@@ -53,8 +53,8 @@ def bank_mutation(rng: random.Random, data: bytes) -> bytes:
     ("holds", "mutate", "count"),
     [
         ("drawn", raw_mutation, 100), ("drawn", bank_mutation, 100), ("int8", bank_mutation, 100),
-        pytest.param("drawn", raw_mutation, 3000, marks=pytest.mark.long),
-        pytest.param("drawn", bank_mutation, 3000, marks=pytest.mark.long),
+        pytest.param("drawn", raw_mutation, 1500, marks=pytest.mark.long),
+        pytest.param("drawn", bank_mutation, 1500, marks=pytest.mark.long),
         pytest.param("int8", bank_mutation, 1500, marks=pytest.mark.long),
         pytest.param("float16", bank_mutation, 1000, marks=pytest.mark.long),
     ],

@@ -88,7 +88,7 @@ def test_every_rule_trains_saves_and_reloads(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_every_rule_trains_in_full(tmp_path):
-    checked(tmp_path, list(compare.RULES), 10, 0, compare.load_split())
+    checked(tmp_path, list(compare.RULES), 6, 0, compare.load_split())
 
 
 def test_every_rule_has_a_preset_and_its_class_a_paper():

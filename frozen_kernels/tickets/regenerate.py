@@ -1,4 +1,4 @@
-"""What a seed, two thresholds and a supermask give, from one walk over the partition, a block of weights at a time."""
+"""What a seed, two thresholds and a supermask give: by way of the keep plane, or a block of weights at a time."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ def _bits(stream: np.ndarray, start: int, count: int) -> Tensor:
     return torch.from_numpy(out)
 
 
+def _of_plane(header: Tensor, rows: int, cols: int, supermask: Tensor, hashed: bool) -> Regenerated | None:
+    """All of it by way of the keep plane, from bits to bits; None where the supermask has not the right length."""
+    ops = torch.ops.frozen_kernels
+    offsets = ops.offsets(header, rows, cols)
+    free = int(offsets[-1])
+    if -(-free // 8) != len(supermask):
+        return None
+    stream = _bits(supermask.numpy(), 0, free)
+    keep = ops.keep_plane(header, stream, offsets, rows, cols)
+    locked = int(ops.popcount(keep)) - int(ops.popcount(stream))
+    return Regenerated(rows * cols - locked - free, locked, free, hash_plane(keep) if hashed else None, keep, offsets)
+
+
 def regenerate(
     header: Tensor,
     rows: int,
@@ -69,7 +82,7 @@ def regenerate(
     hold_keep: bool = False,
     hold_offsets: bool = False,
 ) -> Regenerated:
-    """Counts, keep plane and stream offsets of a frozen tensor on the CPU; the partition is generated once.
+    """Counts, keep plane and stream offsets of a frozen tensor on the CPU, a block at a time where no plane is held.
 
     Where the supermask has not the length that the seed gives, the counts say so, and there is no hash and no plane.
 
@@ -81,6 +94,10 @@ def regenerate(
         hold_keep: whether to return it.
         hold_offsets: whether to return the offsets, int64 [rows * chunks + 1].
     """
+    if hold_keep and rows * cols:
+        found = _of_plane(header, rows, cols, supermask, hashed)
+        if found is not None:
+            return found if hold_offsets else found._replace(offsets=None)
     ops = torch.ops.frozen_kernels
     stream, digest = supermask.numpy(), hashlib.sha256()
     keep = torch.empty(rows, fmt.words(cols), dtype=torch.int32, device="cpu") if hold_keep else None

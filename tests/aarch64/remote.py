@@ -15,11 +15,13 @@ import struct
 import subprocess
 import sys
 import weakref
+import zlib
 from collections import deque
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 
 PACKAGE = Path(__file__).parents[2] / "frozen_kernels"
@@ -162,6 +164,13 @@ class Extension(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *args: self._server.call(name, args)
+
+
+@pytest.hookimpl(trylast=True)  # behind -k
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One test in EMULATED_SAMPLE, the same ones each time; by their names, since parameters repeat in a rhythm."""
+    every = int(os.environ["EMULATED_SAMPLE"])
+    items[:] = [item for item in items if zlib.crc32(item.name.encode()) % every == 0]
 
 
 def _install() -> None:

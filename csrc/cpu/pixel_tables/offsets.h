@@ -7,10 +7,11 @@ namespace fk::FK_ISA_NS {
 
 // Offsets of a panel of rows: [pass][word][row], four offsets to a word.
 struct OffsetPanel {
-  int64_t rows;  // a multiple of VL
+  int64_t rows;  // an odd multiple of VL: words a multiple of 4096 bytes apart would share cache sets
   uint64_t* words;
 
-  static int64_t words_of(const TableShape& shape, int64_t rows) { return shape.quads * round_up(rows, VL); }
+  static int64_t rows_of(int64_t rows) { return (divide_up(rows, VL) | 1) * VL; }
+  static int64_t words_of(const TableShape& shape, int64_t rows) { return shape.quads * rows_of(rows); }
   uint64_t* at(const Pass& pass) const { return words + pass.quad * rows; }
 };
 

@@ -266,7 +266,7 @@ void Job::run(int threads) const {
     for (int64_t row0 = 0; row0 < layer.rows; row0 += plan.panel_rows) {
       const int64_t rows = std::min(plan.panel_rows, layer.rows - row0), vectors = divide_up(rows, VL);
       const auto panel_of = [&](int64_t group) {
-        return OffsetPanel{vectors * VL, words + group * OffsetPanel::words_of(shape, rows)};
+        return OffsetPanel{OffsetPanel::rows_of(rows), words + group * OffsetPanel::words_of(shape, rows)};
       };
       parallel_for(threads, groups * vectors, [&](int64_t i) {
         const int64_t group = i / vectors, first = i % vectors * VL;

@@ -1,6 +1,6 @@
 // Score gradients on vectors. A task sums dL/dW of a few rows over all pixels, then writes what free weights take of
-// it. Every element is a sum over parts of SUM_BLOCKS blocks, of blocks of DEPTH pixels, of chains of pixels whose input
-// exists, each in order.
+// it. Every element is a sum over parts of SUM_BLOCKS blocks, over blocks of DEPTH pixels, of chains of pixels whose
+// input exists, each in order.
 #include "cpu/core/parallel.h"
 #include "cpu/fma/micro.h"
 #include "cpu/scores/emit.h"
