@@ -103,7 +103,7 @@ def prepare(
     record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
 ) -> Prepared | None:
     """A call of a layer whose state these tensors are, None where nobody prepares one."""
-    if record.in_coats:
+    if record.in_coats():
         wide = torch.promote_types(dtype, torch.float32)
         each = [prepare(one, geometry, None, None, False, wide) for one in record.each_coat()]
         return None if None in each else Coats(each, len(record.shape) - 2, bias, gain, relu, dtype)  # type: ignore[arg-type]

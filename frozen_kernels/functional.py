@@ -149,7 +149,7 @@ def linear(
     weight = _trained(frozen, x)
     if weight is not None:
         return _epilogue(F.linear(x, weight, bias if gain is None else None), x.dim() - 1, bias, gain, relu)
-    if frozen.in_coats:
+    if frozen.in_coats():
         return _in_coats(_linear_of, x, frozen, x.dim() - 1, bias, gain, relu)
     return _linear_op(x, bias, frozen.scores, *frozen.pack(), gain, relu)
 
@@ -249,7 +249,7 @@ def _convolution(
         plain = getattr(F, f"conv{dims}d")
         y = plain(x, weight, bias if gain is None else None, stride, padding, dilation, in_groups)
         y = _epilogue(y, 1, bias, gain, relu)
-    elif frozen.in_coats:
+    elif frozen.in_coats():
 
         def call(x: Tensor, one: FrozenTensor) -> Tensor:
             return _CONVOLUTIONS[dims](x, None, one.scores, *one.pack(), stride, padding, dilation, in_groups)
@@ -360,7 +360,7 @@ def _transposed(
         y = _epilogue(
             plain(x, weight, inner, stride, padding, output_padding, in_groups, dilation), 1, bias, gain, relu
         )
-    elif frozen.in_coats:
+    elif frozen.in_coats():
 
         def call(x: Tensor, one: FrozenTensor) -> Tensor:
             settings = (stride, padding, output_padding, dilation, in_groups)
@@ -478,7 +478,7 @@ def embedding(
     padding = -1 if padding_idx is None else padding_row(frozen.shape[0], index(padding_idx))
     if frozen.values is not None and frozen.values.requires_grad and torch.is_grad_enabled():
         return derivatives.look_up(indices, frozen.weight(dtype), padding)
-    if frozen.in_coats:
+    if frozen.in_coats():
         return frozen.counted(
             dtype, lambda one, kind: _embedding_op(indices, one.scores, *one.pack(), kind, padding)
         )  # fmt: skip

@@ -315,6 +315,8 @@ class FrozenTensor(NamedTuple):
             self.header, self.supermask, self.offsets, self.keep, self.draw, self.dense, self.values, self.row_scale,
             self.code, list(self.shape),
         )  # fmt: skip
+        if torch.compiler.is_dynamo_compiling():  # that of torch 2.6 knows no __new__ of a tuple
+            return fmt.Pack(*fields)
         return tuple.__new__(fmt.Pack, fields)  # Pack(*fields) takes twice as long
 
     def each_coat(self) -> list[FrozenTensor]:
@@ -323,7 +325,7 @@ class FrozenTensor(NamedTuple):
         rest = self._replace(supermask=None, offsets=None, scores=None, coats=None)
         return [self._replace(coats=None), *(rest._replace(keep=plane) for plane in self.coats.unbind())]
 
-    @property
+    # a method, since the compiler of torch 2.6 reads no property of a tuple
     def in_coats(self) -> bool:
         """Whether ops are called for each coat; a dense weight has the counts in it."""
         return self.coats is not None and self.dense is None
@@ -351,7 +353,7 @@ class FrozenTensor(NamedTuple):
         In several coats `float32(count * code) * scale`.
         """
         op = torch.ops.frozen_kernels.weight
-        if self.in_coats:
+        if self.in_coats():
             return self.counted(dtype, lambda one, kind: op(one.scores, *one.pack(), kind))
         return op(self.scores, *self.pack(), dtype)
 
