@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml constraints.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.map')
 
-.PHONY: demo docs libfrozen c-example test test-long test-all sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
+.PHONY: demo docs libfrozen c-example test test-long sanitize bench bench-check gpu-suite wheels wheels-check sdist-check release-notes lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -39,10 +39,6 @@ test: lint
 
 test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m long
-
-# both in one session, which collects tests once and is idle at one end only
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m ""
 
 # the CPU kernels' tests with the extension built for the address and undefined-behaviour sanitizers, on every level
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined
