@@ -16,7 +16,7 @@ from frozen_kernels.nn.layers import TWINS
 
 from .registry import Case
 from .sides import SEED, Call, Setup, sample, spread
-from .verify import Verdict, judge
+from .verify import Verdict, judge, judge_draws
 from .whole import CLASSES, Training
 
 SPARSITY = 0.9
@@ -64,9 +64,12 @@ def stored_setup(cases: Sequence[Case]) -> Setup:
         return dense.to(memory_format=torch.channels_last) if x.dim() == 4 else dense
 
     def verdict(name: str) -> Verdict:
-        dense = dense_of(name)
-        exact = dense.double()(x[rows].double())
-        return judge(layers[name](x)[rows], dense_of(name)(x)[rows], exact)
+        dense, exact = dense_of(name), dense_of(name).double()
+
+        def sides(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return layers[name](given)[rows], dense(given)[rows], exact(given[rows].double())
+
+        return judge_draws(sides, lambda: spread(first, first.input))
 
     plain = dense_of(first.name)
     calls: dict[str, Call] = {case.name: partial(layers[case.name], x) for case in cases}

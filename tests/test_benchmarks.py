@@ -202,6 +202,20 @@ def test_judge_allows_twice_the_error_of_torch():
     assert not verify.judge(torch.full_like(torchs, math.nan), torchs, exact).passed
 
 
+@pytest.mark.parametrize(("factor", "passed"), [(1.0, True), (3.0, False)])
+def test_a_refusal_counts_where_fresh_draws_confirm_it(factor, passed):
+    """In the first draw torch is exact by luck; afterwards both err, we by `factor` times as much."""
+    draws = iter(range(20))
+
+    def sides(given):
+        luck = 0.0 if next(draws) == 0 else 1.0
+        noise = torch.randn(200)
+        return given + 1e-6 * factor * noise, given + 1e-6 * luck * noise, given.double()
+
+    assert verify.judge_draws(sides, lambda: torch.randn(200)).passed == passed
+    assert next(draws) == 1 + verify.FRESH
+
+
 def test_the_score_gradient_is_the_straight_through_formula():
     frozen, _ = make_frozen((5, 40, 3, 3), "uniform")
     layer = fk.nn.FrozenConv2d(40, 5, 3, code="uniform", state=(frozen.header, frozen.packed()))
