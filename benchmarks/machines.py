@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .records import OK, Row, read_rows, write_whole
-from .registry import CONV_BATCHES, WHOLE_BYTES, cases
+from .registry import CONV_BATCHES, cases
 from .run import RESULTS, registered
 from .summary import reading
 from .targets import LONGER, TARGETS, Target
@@ -18,7 +18,8 @@ from .verify import ROOT
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 MODELS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "bert_base": "BERT-base"}
-HELD = {"dense": "dense torch", "auto": "frozen, fastest", "seed": "frozen, smallest"}
+HELD = {"dense": "dense torch", "seed": "`seed`, smallest", "mask": "`mask`", "auto": "`auto`, for speed"}
+NONE = "-"
 
 
 def recorded() -> list[list[Row]]:
@@ -64,39 +65,108 @@ def table_of_targets() -> str:
     return "\n".join([*lines, "", _names(machines), ""])
 
 
-def _megabytes(machines: Sequence[list[Row]], name: str, kept: str, kind: str) -> str:
-    """Bytes are counted, so any machine type may tell them; the last one is the first to be asked."""
-    wanted = f"whole/{name}/{kept}/{kind}"
-    found = [float(row["median"]) for rows in machines for row in rows if row["name"] == wanted and row["median"]]
-    return f"{found[-1]:.3g} MB" if found else ""
+def _ok(rows: Sequence[Row], name: str) -> Row | None:
+    """The row of a case that came out right on a machine type."""
+    return next((row for row in rows if row["name"] == name and row["status"] == OK), None)
 
 
-def _times(rows: Sequence[Row], name: str, kept: str) -> str:
-    """A forward of each batch size: milliseconds of dense torch, or how many times as fast ours is."""
+def _counted(machines: Sequence[list[Row]], name: str, kept: str, kind: str) -> str:
+    """Megabytes of a file, or of tensors held the same everywhere, so that any machine type may tell them."""
+    found = [row for rows in machines if (row := _ok(rows, f"whole/{name}/{kept}/{kind}"))]
+    return f"{float(found[-1]['median']):.3g} MB" if found else NONE
+
+
+def _with_peaks(machines: Sequence[list[Row]]) -> list[Row]:
+    """The record whose peaks the table tells, the last that has any: a peak is measured, and differs by machine."""
+
+    def told(row: Row) -> bool:
+        return row["group"] == "whole" and row["name"].endswith("/peak") and row["status"] == OK
+
+    return next((rows for rows in reversed(machines) if any(map(told, rows))), [])
+
+
+def _forwards(rows: Sequence[Row], name: str, kept: str) -> list[Row | None]:
+    """The row of a forward of each batch size."""
+    return [_ok(rows, f"model/{name}/b{batch}/fp32/sign/{kept}") for batch in CONV_BATCHES]
+
+
+def _pair(values: Iterable[str]) -> str:
+    """One value for each batch size, a lone dash where there is none."""
+    found = list(values)
+    return NONE if set(found) == {NONE} else " / ".join(found)
+
+
+def _held_by_auto(machines: Sequence[list[Row]], name: str) -> str:
+    """Megabytes of the models that were timed: `auto` chooses for the machine and for the batch."""
     found = []
-    for batch in CONV_BATCHES:
-        setting = f"model/{name}/b{batch}/fp32/sign/"
-        # each residency was timed in turns with dense torch, so that any of them tells torch's time
-        wanted = setting if kept == "dense" else setting + kept
-        row = next((row for row in rows if row["name"].startswith(wanted) and row["status"] == OK), None)
-        if row is None:
-            return ""
-        found.append(f"{float(row['baseline_median']):.3g}" if kept == "dense" else f"{float(row['ratio']):.2f}x")
-    return " / ".join(found) + (" ms" if kept == "dense" else "")
+    for rows in machines:
+        forwards = _forwards(rows, name, "auto")
+        held = _pair(f"{float(row['held']):.3g}" if row and row["held"] else NONE for row in forwards)
+        if held != NONE:
+            found.append(f"`{rows[0]['isa']}` {held} MB")
+    return "; ".join(found) or NONE
+
+
+def _speeds(rows: Sequence[Row], name: str, kept: str) -> str:
+    """How many times as fast as dense torch a forward of each batch size is."""
+    if kept == "dense":
+        return _pair("1" if row else NONE for row in _timed(rows, name))
+    return _pair(f"{float(row['ratio']):.2f}" if row else NONE for row in _forwards(rows, name, kept))
+
+
+def _timed(rows: Sequence[Row], name: str) -> list[Row | None]:
+    """A row of each batch size that tells torch's time: each residency takes turns with it, so that any does."""
+    each = zip(*(_forwards(rows, name, kept) for kept in HELD if kept != "dense"), strict=True)
+    return [next((row for row in of if row), None) for of in each]
+
+
+def _milliseconds(machines: Sequence[list[Row]]) -> str:
+    """What dense torch takes for a forward of each batch size."""
+    found = []
+    for rows in machines:
+        times = []
+        for name, label in MODELS.items():
+            pair = _pair(f"{float(row['baseline_median']):.3g}" if row else NONE for row in _timed(rows, name))
+            if pair != NONE:
+                times.append(f"{label} {pair}")
+        found.append(f"on `{rows[0]['isa']}` {', '.join(times)}")
+    return "Dense torch takes, in ms at batch 1 / 16: " + "; ".join(found) + "." if found else ""
 
 
 def table_of_models() -> str:
-    """Whole models: bytes on disk and in memory, and the time of a forward on every machine type."""
-    machines = recorded()
-    heads = ["", "file", "in memory", "peak", *(f"`{rows[0]['isa']}`" for rows in machines)]
+    """Whole models: bytes on disk and in memory, and how fast a forward is on every machine type.
+
+    A record that does not tell what `auto` held has speeds that belong to no bytes, and gets no column.
+    """
+    everything = recorded()
+    machines = [rows for rows in everything if any(row["held"] for row in rows)]
+    with_peaks = _with_peaks(everything)
+    peaks = f"peak on `{with_peaks[0]['isa']}`" if with_peaks else "peak"
+    speeds = [f"times as fast on `{rows[0]['isa']}`, batch 1 / 16" for rows in machines]
+    heads = ["model, how held", "file", "in memory", peaks, *speeds]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, label in MODELS.items():
         for kept, how in HELD.items():
-            cells = [f"**{label}**, {how}" if kept == "dense" else how]
-            cells += [_megabytes(machines, name, kept, kind) for kind in WHOLE_BYTES]
-            cells += [_times(rows, name, kept) for rows in machines]
+            disk = "dense" if kept == "dense" else "seed"  # the ticket is the same however it is held
+            auto = kept == "auto"
+            cells = [
+                f"**{label}**, {how}" if kept == "dense" else how,
+                _counted(everything, name, disk, "disk"),
+                _held_by_auto(machines, name) if auto else _counted(everything, name, kept, "resident"),
+                _counted([with_peaks], name, kept, "peak"),
+                *(_speeds(rows, name, kept) for rows in machines),
+            ]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", _names(machines), ""])
+    return "\n".join([*lines, "", " ".join(_notes(everything, machines)), ""])
+
+
+def _notes(everything: Sequence[list[Row]], machines: Sequence[list[Row]]) -> list[str]:
+    """What the table itself cannot say."""
+    older = [f"`{rows[0]['isa']}`" for rows in everything if rows not in machines]
+    found = [f"{NONE}: not measured."]
+    if older:
+        found.append(f"No column for {', '.join(older)}: measured before it was recorded what `auto` holds.")
+    return [*found, *filter(None, [_milliseconds(machines)]), *([_names(machines)] if machines else [])]
 
 
 def table_of_gradients() -> str:

@@ -19,6 +19,7 @@ MEASURED = (
     "status", "note", "unit", "rounds", "median", "low", "high", "best", "baseline_median",
     "ratio", "ratio_low", "ratio_high", "best_ratio", "other_ratio", "other_ratio_low", "other_ratio_high",
     "gmac_per_s", "gemm_share", "weight_gb_per_s", "read_share", "error", "torch_error", "preempted_per_s",
+    "held",  # MB in memory of the very model that was timed
 )  # fmt: skip
 MACHINE = ("machine", "threads", "isa", "torch", "package", "commit")
 COLUMNS = (*CASE, *MEASURED, *MACHINE)

@@ -27,6 +27,7 @@ KINDS_OF_CALL = {"no_grad": "mask", "inference_mode": "mask", "dense": "dense", 
 STORED_VALUES = ("float32", "float16")
 STORED_BATCHES = (1, 16, 64)
 WHOLE_BYTES = ("disk", "resident", "peak")
+FIXED = ("seed", "mask")  # residencies whose bytes depend neither on the machine nor on the batch
 HELD_LAYERS = (24, 4096, 4096)  # how many, and their rows and columns
 
 
@@ -158,25 +159,29 @@ def model_operations(name: str) -> int:
 
 
 def _model_cases() -> Iterator[Case]:
-    """Whole models: as fast as they are and as small as they are in memory."""
+    """Whole models: held in the same bytes everywhere, and as `auto` chooses for the machine and the batch."""
     for name, net in WHOLE.items():
         counted = name != "bert_base"  # attention has products that are no layer's
         for batch in CONV_BATCHES:
             setting = f"model/{name}/b{batch}/fp32"
-            for residency in ("auto", "seed"):
+            for residency in (*FIXED, "auto"):
+                fixed = counted and residency in FIXED
                 yield _plain(
                     f"{setting}/sign/{residency}", "model", name, setting=setting, residency=residency, batch=batch,
                     input=(batch, *net.input), baseline="torch",
-                    bytes=sum(_held(s, "sign", "planes") for s in weight_shapes(name)) if counted else 0,
+                    bytes=sum(_held(s, "sign", residency) for s in weight_shapes(name)) if fixed else 0,
                     operations=batch * model_operations(name) if counted else 0,
                     line="model" if counted and residency == "auto" else "",
                 )  # fmt: skip
 
 
 def _whole_cases() -> Iterator[Case]:
-    """Bytes of the same models, on disk and in a process of their own."""
+    """Bytes of dense models and of those that hold the same everywhere, on disk and in a process of their own.
+
+    None of `auto`: another process may choose otherwise, so its bytes are told of the model that is timed.
+    """
     for name, net in WHOLE.items():
-        for residency in ("dense", "auto", "seed"):
+        for residency in ("dense", *FIXED):
             for kind in WHOLE_BYTES:
                 yield _plain(f"whole/{name}/{residency}/{kind}", "whole", f"{name} {kind}", residency=residency,
                              input=(1, *net.input), batch=1)  # fmt: skip

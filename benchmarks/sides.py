@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -31,6 +31,7 @@ class Setup:
     """What is timed in the same rounds: baselines by their name, and our calls by the name of the case.
 
     `calls_of_a_turn`: how many calls a timed one makes, where one alone is too short for the clock.
+    `held`: bytes in memory of what a case times, where that is a whole model.
     """
 
     baselines: dict[str, Call]
@@ -39,6 +40,7 @@ class Setup:
     rounds: int = ROUNDS
     note: str = ""
     calls_of_a_turn: int = 1
+    held: dict[str, int] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4)

@@ -88,7 +88,8 @@ def model_setup(cases: Sequence[Case]) -> Setup:
         return judge(served[name](x)[rows], theirs, right)
 
     calls: dict[str, Call] = {name: partial(of, x) for name, of in served.items()}
-    return Setup({"torch": lambda: plain(x)}, calls, verdict, note="batch norm folded on both sides")
+    held = {name: fk.footprint(of).totals()["resident"]["total"] for name, of in served.items()}
+    return Setup({"torch": lambda: plain(x)}, calls, verdict, note="batch norm folded on both sides", held=held)
 
 
 class Training:
