@@ -18,7 +18,7 @@ from .verify import ROOT
 
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
 MODELS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "bert_base": "BERT-base"}
-HELD = {"dense": "dense torch", "seed": "`seed`, smallest", "mask": "`mask`", "auto": "`auto`, for speed"}
+HELD = {"dense": "dense torch", "seed": "`seed`, smallest", "mask": "`mask`", "auto": "`auto`, fastest"}
 NONE = "-"
 
 
