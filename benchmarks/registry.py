@@ -152,6 +152,7 @@ def mobilenet_convolutions() -> list[Convolution]:
     return [c for c in convolutions("mobilenet_v2") if c.groups > 1 or c.shape[2:] == (1, 1)]
 
 
+@cache  # each question runs the model on no data, which takes most of the time of a registry
 def model_operations(name: str) -> int:
     """Multiply-adds of the convolutions and linear layers of a model on one image."""
     runs = sum(math.prod(c.shape) * math.prod(output_size(c)) for c in convolutions(name, distinct=False))

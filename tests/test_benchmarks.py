@@ -84,7 +84,7 @@ def test_a_whole_model_is_timed_fast_and_small(small_model):
     torch.testing.assert_close(other, right, rtol=1e-4, atol=1e-4)
     seed, mask, _ = (setup.held[case.name] for case in cases)
     model = whole_models.frozen_model(small_model)
-    assert [seed, mask] == [_resident(model, kept) for kept in ("seed", "mask")] and seed < mask
+    assert [seed, mask] == [_resident(model, kept) for kept in ("seed", "mask")] and seed != mask
 
 
 def _resident(model: nn.Module, kept) -> int:
