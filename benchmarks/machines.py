@@ -120,13 +120,17 @@ def _timed(rows: Sequence[Row], name: str) -> list[Row | None]:
     return [next((row for row in of if row), None) for of in each]
 
 
+def _whole_ms(value: str) -> str:
+    return f"{float(value):.0f}" if float(value) >= 100 else f"{float(value):.3g}"
+
+
 def _milliseconds(machines: Sequence[list[Row]]) -> str:
     """What dense torch takes for a forward of each batch size."""
     found = []
     for rows in machines:
         times = []
         for name, label in MODELS.items():
-            pair = _pair(f"{float(row['baseline_median']):.3g}" if row else NONE for row in _timed(rows, name))
+            pair = _pair(_whole_ms(row["baseline_median"]) if row else NONE for row in _timed(rows, name))
             if pair != NONE:
                 times.append(f"{label} {pair}")
         found.append(f"on `{rows[0]['isa']}` {', '.join(times)}")

@@ -160,8 +160,8 @@ def _time_setting(
         for case in right:
             figures = _figures(case, times, verdicts[case.name], limits)
             found[case.name] = figures | {"note": setup.note, "preempted_per_s": preempted}
-            if case.name in setup.held:
-                found[case.name]["held"] = setup.held[case.name] / 1e6
+            if (held := setup.held.get(case.name)) is not None:
+                found[case.name]["held"] = held / 1e6
     return [found[case.name] for case in members]
 
 

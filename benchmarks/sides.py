@@ -40,7 +40,7 @@ class Setup:
     rounds: int = ROUNDS
     note: str = ""
     calls_of_a_turn: int = 1
-    held: dict[str, int] = field(default_factory=dict)
+    held: dict[str, int | None] = field(default_factory=dict)
 
 
 @lru_cache(maxsize=4)

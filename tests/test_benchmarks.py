@@ -66,7 +66,7 @@ def test_the_encoder_has_the_layers_of_bert_base():
 
 @pytest.fixture
 def small_model(monkeypatch):
-    """The name of a whole model that is a small one here, without what makes torch import its compiler."""
+    """The name of a whole model that is a small one here."""
     net = models.Net(lambda: nn.Sequential(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 32)), (4, 32))
     monkeypatch.setitem(models.WHOLE, "bert_base", net)
     return "bert_base"
