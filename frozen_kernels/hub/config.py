@@ -53,7 +53,7 @@ class Config:
 
     def arguments(self) -> str:
         """The keyword arguments as a person writes them, in one line, the end of many left out."""
-        text = ", ".join(f"{ascii(name)[1:-1]}={ascii(value)}" for name, value in self.build_kwargs.items())
+        text = ", ".join(f"{ascii(name)[1:-1]}={value!a}" for name, value in self.build_kwargs.items())
         return text if len(text) <= 200 else f"{text[:200]}..."
 
 
@@ -65,7 +65,7 @@ def check_path(build: object) -> str:
 
 
 def check_arguments(build_kwargs: Mapping[str, Any] | None, called: str = "build_kwargs") -> dict[str, Any]:
-    """Keyword arguments that come back from JSON as they are; ValueError for others, `called` as the user knows them."""
+    """Keyword arguments that come back from JSON as they are; ValueError, which says `called`, for others."""
     given = {} if build_kwargs is None else build_kwargs
     if not isinstance(given, Mapping):
         raise ValueError(f"{called}: a mapping from names to values, got {short(given)}")

@@ -166,8 +166,8 @@ def save_pretrained(
         OSError: a file cannot be written.
 
     Warns:
-        UserWarning: scores moved since the masks were made; `license` or `tags` are not in the front matter of a README.md
-            that is kept; or a ticket of this library was there that no config.json named.
+        UserWarning: scores moved since the masks were made; `license` or `tags` are not in the front matter of a
+            README.md that is kept; or a ticket of this library was there that no config.json named.
     """
     if isinstance(model, nn.Module):
         warn_of_stale_masks(frozen_layers(model))

@@ -88,7 +88,6 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
     def from_pretrained(  # type: ignore[override]
         cls: type[T],
         pretrained_model_name_or_path: str | Path,
-        *,
         **given: Any,
     ) -> T:
         """A model of this class from a folder or repository, as `fk.from_pretrained`; in eval mode.
@@ -159,7 +158,7 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
         sample_input = card.pop("sample_input", None)
         kind = type(self)
         called = "config" if config is not None else f"{kind.__name__}.__init__"
-        chosen = check_arguments(chosen, called)
+        chosen = check_arguments(cast(Any, chosen), called)
         if config is None:
             for name, why in self._unsaved.items():
                 raise ValueError(f"{called}: {name!r} {why}; config= says what is saved, coders how a type is written")

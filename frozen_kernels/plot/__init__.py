@@ -58,8 +58,8 @@ def curves(
     Args:
         history: of one run, a row for each epoch: mappings with `epoch`, `loss`, and accuracies (0 to 1) under
             `accuracy` or names that end so, such as `test_accuracy`. Numbers may be text; empty cells are left out, and
-            NaN and infinity, of a run that diverged, leave a gap. Or several by label: one of each, or a list of equally long ones over seeds, of which the mean is drawn and the
-            span from the least to the largest.
+            NaN and infinity, of a run that diverged, leave a gap. Or several by label: one of each, or a list of
+            equally long ones over seeds, of which the mean is drawn and the span from the least to the largest.
         path: where to save the picture, as PNG and as SVG (see `save`); not saved by default.
         title: above the picture; none by default.
 
