@@ -92,7 +92,7 @@ def test_revisions_and_the_cache(hub, tmp_path):
     with pytest.raises(hub_client.errors.LocalEntryNotFoundError):
         load("somebody/other", local_files_only=True)
     with pytest.raises(
-        hub_client.errors.LocalEntryNotFoundError, match="^my-nett: no such folder here, .* not be reached"
+        hub_client.errors.LocalEntryNotFoundError, match=r"^my-nett: no such folder here, .* not be reached"
     ):
         load("my-nett", local_files_only=True)
     with pytest.raises(hub_client.errors.RevisionNotFoundError):
@@ -227,7 +227,7 @@ def test_the_mixin_saves_what_its_model_was_made_with(tmp_path, made, saved):
     ("made", "told"),
     [
         (lambda: Beside(Sizes(8), 3), r"^Beside.__init__: 'act' is not saved beside config, which is a dataclass"),
-        (lambda: Net(40, nn.ReLU()), "^Net.__init__: 'bias' is a ReLU, which JSON cannot hold"),
+        (lambda: Net(40, nn.ReLU()), "^Net.__init__: 'bias' is of type ReLU, which JSON cannot hold"),
         (lambda: Net(40, bias=(1, 2)), r"^Net.__init__: 'bias' is \(1, 2\); from JSON it comes back as \[1, 2\]"),
     ],
 )
@@ -235,6 +235,8 @@ def test_the_mixin_refuses_arguments_that_it_cannot_save(tmp_path, made, told):
     model = ready(made())
     with pytest.raises(ValueError, match=told):
         model.save_pretrained(tmp_path / "net")
+    with pytest.raises(ValueError, match="^config: 'width' is \\(1,\\)"):
+        model.save_pretrained(tmp_path / "net", config={"width": (1,)})
     assert not (tmp_path / "net").exists()
     if isinstance(model, Net):
         model.save_pretrained(tmp_path / "net", config={"width": 40})

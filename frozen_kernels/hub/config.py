@@ -70,6 +70,8 @@ def check_arguments(build_kwargs: Mapping[str, Any] | None, called: str = "build
     if not isinstance(given, Mapping):
         raise ValueError(f"{called}: a mapping from names to values, got {short(given)}")
     for name, value in given.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{called}: names are text, got {short(name)}")
         try:
             text = json.dumps([name, value], allow_nan=False, ensure_ascii=False)
             text.encode()  # halves of surrogate pairs have no place in UTF-8
@@ -77,7 +79,7 @@ def check_arguments(build_kwargs: Mapping[str, Any] | None, called: str = "build
         except (TypeError, ValueError, RecursionError) as why:
             raise ValueError(f"{called}: {short(name)} is {_shown(value)}, which JSON cannot hold: {why}") from None
         # a tuple would come back as a list, and keys that are numbers as text
-        if not isinstance(name, str) or back != value:
+        if back != value:
             raise ValueError(f"{called}: {short(name)} is {short(value)}; from JSON it comes back as {short(back)}")
     return dict(given)
 
@@ -86,7 +88,7 @@ def _shown(value: object) -> str:
     try:
         return short(value)
     except (ValueError, RecursionError):  # an integer with too many digits, a list nested too deeply
-        return f"a {type(value).__name__}"
+        return f"of type {type(value).__name__}"
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
@@ -129,7 +131,7 @@ def _checked(found: object) -> Config:
         raise ValueError(f"layout: {layout}; this release reads up to {LAYOUT}, a newer frozen_kernels wrote this")
     ticket, build, arguments = found.get("ticket"), found.get("build"), found.get("build_kwargs", {})
     # a path would let a file from elsewhere name any file of this machine
-    if not isinstance(ticket, str) or not _FILE.fullmatch(ticket):
+    if not isinstance(ticket, str) or not _FILE.fullmatch(ticket) or not ticket.isprintable():
         raise ValueError(f"ticket: a file name that ends in .safetensors, without a folder, got {short(ticket)}")
     if not isinstance(arguments, dict):
         raise ValueError(f"build_kwargs: a JSON object, got {short(arguments)}")

@@ -46,9 +46,9 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
         for name, value in passed.items():
             kind = type(value).__name__
             if not cls._is_jsonable(value):
-                made._unsaved[name] = f"is a {kind}, which JSON cannot hold"
+                made._unsaved[name] = f"is of type {kind}, which JSON cannot hold"
             elif name == "config" and not isinstance(value, dict | NoneType) and not is_dataclass(value):
-                made._unsaved[name] = f"is a {kind}, expected a dict or a dataclass"
+                made._unsaved[name] = f"is of type {kind}, expected a dict or a dataclass"
             elif name != "config" and is_dataclass(passed.get("config")):
                 made._unsaved[name] = "is not saved beside config, which is a dataclass"
         return made

@@ -145,7 +145,7 @@ def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:
 
     Args:
         figure: of matplotlib, by a function of this module or your own.
-        path: without an ending, or with that of either: `out/net`, `out/net.png` and `out/net.svg` are the same. The
+        path: without an ending, or with that of either: `out/net`, `out/net.png` and `out/net.SVG` are the same. The
             folder is made where it is missing.
 
     Raises:
