@@ -235,7 +235,7 @@ def test_the_mixin_refuses_arguments_that_it_cannot_save(tmp_path, made, told):
     model = ready(made())
     with pytest.raises(ValueError, match=told):
         model.save_pretrained(tmp_path / "net")
-    with pytest.raises(ValueError, match="^config: 'width' is \\(1,\\)"):
+    with pytest.raises(ValueError, match=r"^config: 'width' is \(1,\)"):
         model.save_pretrained(tmp_path / "net", config={"width": (1,)})
     assert not (tmp_path / "net").exists()
     if isinstance(model, Net):
