@@ -31,15 +31,15 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
 
     `class Net(nn.Module, fk.hub.TicketHubMixin, license="mit"):`, then `fk.freeze_(net, ...)`,
     `net.save_pretrained(...)` and `Net.from_pretrained(...)`. As with every `ModelHubMixin` the arguments of `__init__`
-    that JSON can hold are saved, and keywords of the class (`license`, `tags`, `pipeline_tag`, `language`, `coders`) go
-    to the model card or say how other arguments are written. Folders and cards are those of `fk.save_pretrained`: a
-    `model_card_template` is not used.
+    that JSON can hold are saved; a model made with others is not. Keywords of the class (`license`, `tags`,
+    `pipeline_tag`, `language`, `coders`) go to the model card or say how other arguments are written. Folders and cards
+    are those of `fk.save_pretrained`: a `model_card_template` is not used.
     """
 
     _unsaved: dict[str, str]
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
-        """A model that remembers its arguments, and which of them the base class forgets without a word."""
+        """A model that knows which of its arguments the base class does not save, and why."""
         made = super().__new__(cls, *args, **kwargs)
         passed = {**dict(zip(list(cls._hub_mixin_init_parameters)[1:], args, strict=False)), **kwargs}
         made._unsaved = {}
