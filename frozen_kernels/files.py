@@ -31,23 +31,27 @@ _KINDS = {
 }
 
 
-def write_whole(path: str | os.PathLike[str], content: Content) -> None:
+def write_whole(path: str | os.PathLike[str], content: Content, *, follow: bool = True) -> None:
     """Replace a file in one step: a process killed at any moment leaves the old file or the new one.
 
-    Links are followed, permissions of the old file stay, and what a killed writer of the same file left is removed.
+    Permissions of the old file stay, and what a killed writer of the same file left is removed.
 
     Args:
         path: a file, or where one will be.
         content: text (written as UTF-8), bytes, or a function that writes to the open binary file it is given.
+        follow: whether a link at `path` is followed, and stays, or is itself replaced by a file.
 
     Raises:
         OSError: the folder is missing, or there is something else than a regular file; the message names `path`.
             Whatever was there is still there.
     """
     given = os.fsdecode(path)
-    mode = _mode(given)
-    target = os.path.realpath(given)
+    if follow:
+        target = os.path.realpath(given)
+    else:
+        target = os.path.join(os.path.realpath(os.path.dirname(given)), os.path.basename(given))
     folder = os.path.dirname(target)
+    mode = None if not follow and os.path.islink(target) else _mode(given)
     # of one host: a lock says nothing of writers on another
     mark = hashlib.sha256(f"{socket.gethostname()}/{os.path.basename(target)}".encode(errors="surrogateescape"))
     stem = os.path.join(folder, f".frozen_kernels-{mark.hexdigest()[:16]}-")
@@ -139,10 +143,10 @@ def _sync(folder: str) -> None:
             os.close(handle)
 
 
-def replace(path: Path, content: Content) -> None:
+def replace(path: Path, content: Content, *, follow: bool = True) -> None:
     """`write_whole` into a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_whole(path, content, follow=follow)
 
 
 def user_file(name: str, variable: str) -> Path:

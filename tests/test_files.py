@@ -59,6 +59,15 @@ def test_links_are_followed(tmp_path):
     assert os.listdir(target.parent) == ["file"]
 
 
+def test_a_link_is_replaced_where_that_is_asked(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    monkeypatch.chdir(tmp_path)
+    files.write_whole("link", "new", follow=False)
+    assert not os.path.islink("link") and (tmp_path / "link").read_text() == "new"
+    assert (tmp_path / "file").read_text() == "old" and sorted(os.listdir()) == ["file", "link"]
+
+
 def test_only_regular_files_are_replaced(tmp_path):
     fifo, server = tmp_path / "fifo", socket.socket(socket.AF_UNIX)
     os.mkfifo(fifo)

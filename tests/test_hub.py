@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 import frozen_kernels as fk
 from frozen_kernels import files
 from frozen_kernels.hub import FolderError
+from frozen_kernels.hub import folder as hub_folder
 
 GIVEN = {"library_name": "frozen_kernels", "layout": 1, "ticket": "ticket.safetensors"}
 
@@ -86,7 +89,7 @@ def test_no_code_runs_unasked(tmp_path, monkeypatch):
     assert (tmp_path / "ran").exists() and isinstance(loaded, nn.Sequential)
     for named, told in (
         ("their_nets:Net.other", "has no attribute 'other'"),
-        ("no_such_module:build", "cannot be imported: No module named 'no_such_module'"),
+        ("no_such_module:build", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
         ("their_nets:value", "is a int, expected a function"),
     ):
         set_config(where, build=named)
@@ -95,8 +98,20 @@ def test_no_code_runs_unasked(tmp_path, monkeypatch):
     set_config(where)
     with pytest.raises(FolderError, match="trust: it names no build"):
         fk.from_pretrained(where, trust=True)
-    with pytest.raises(FolderError, match=r"gives the arguments \{\}, which is not run"):
+    with pytest.raises(FolderError, match=r"config.json: names no build; pass build=, a function"):
         fk.from_pretrained(where)
+    set_config(where, build_kwargs={"width": 3, "long": "x" * 10**4})
+    with pytest.raises(
+        FolderError, match=r"names no build, only its arguments width=3, long='x{170,}\.\.\.; pass"
+    ) as told:
+        fk.from_pretrained(where)
+    assert len(str(told.value)) < 1000
+    for number, line in enumerate(("raise ValueError('boom')", "raise SystemExit(0)")):
+        (tmp_path / f"their_faults{number}.py").write_text(line)
+        set_config(where, build=f"their_faults{number}:build")
+        raised = ("ValueError: boom", "SystemExit: 0")[number]
+        with pytest.raises(FolderError, match=f"'their_faults{number}:build' cannot be imported: {raised}"):
+            fk.from_pretrained(where, trust=True)
 
 
 FOREIGN = {
@@ -104,6 +119,7 @@ FOREIGN = {
     "not JSON": ("import os", "config.json: expected JSON, got b'import os'"),
     "half of it": ('{"library_name": "frozen_ker', "config.json: expected JSON"),
     "empty": ("", "config.json: expected JSON"),
+    "large": (" " * (1 << 20) + "{}", "config.json: at most 1048576 bytes are read, it has more"),
     "a list": ("[]", r"config.json: expected a JSON object, got \[\]"),
     "twice": ('{"layout": 1, "layout": 2}', "the key 'layout' is there twice"),
     "transformers": ('{"model_type": "bert"}', "expected 'frozen_kernels', got None; with model_type 'bert' it is a c"),
@@ -114,6 +130,7 @@ FOREIGN = {
     "no ticket": ({"ticket": None}, "ticket: a file name .*, got None"),
     "elsewhere": ({"ticket": "../ticket.safetensors"}, "ticket: a file name .* got '../ticket.safetensors'"),
     "absolute": ({"ticket": "/etc/x.safetensors"}, "ticket: a file name .* got '/etc/x.safetensors'"),
+    "half a letter": ({"ticket": "t\ud800.safetensors"}, r"ticket: a file name .* got 't\\ud800.safetensors'"),
     "pickle": ({"ticket": "pytorch_model.bin"}, "ticket: a file name .* got 'pytorch_model.bin'"),
     "absent": ({"ticket": "other.safetensors"}, "other.safetensors: missing; config.json beside it names this"),
     "no path": ({"build": "os.system"}, "build: 'module:callable' .* got 'os.system'"),
@@ -152,6 +169,7 @@ def test_a_ticket_that_is_not_whole_is_told_of(folder):
         fk.from_pretrained(folder, build=build)
 
 
+@pytest.mark.filterwarnings("ignore:folder. .*was there without a config.json:UserWarning")
 @pytest.mark.parametrize("over_another", [False, True])
 def test_a_half_written_folder_never_passes_for_a_whole_one(tmp_path, monkeypatch, over_another):
     """A writer is stopped before each of its files is put in place."""
@@ -193,6 +211,10 @@ class Strange:
         ({"build_kwargs": {"net": Strange()}}, ValueError, "build_kwargs: 'net' is .*Strange.* JSON cannot hold"),
         ({"build_kwargs": {"x": float("nan")}}, ValueError, "build_kwargs: 'x' is nan, which JSON cannot hold"),
         ({"build_kwargs": {"x": (1, 2)}}, ValueError, r"'x' is \(1, 2\); from JSON it comes back as \[1, 2\]"),
+        ({"build_kwargs": {"x": "\ud800"}}, ValueError, r"build_kwargs: 'x' is '\\ud800', which JSON cannot hold"),
+        ({"build_kwargs": {"x": 10**5000}}, ValueError, "build_kwargs: 'x' is of type int, which JSON cannot hold"),
+        ({"build_kwargs": {"x": "y" * (1 << 20)}}, ValueError, "build_kwargs: config.json of at most 1048576 bytes"),
+        ({"build_kwargs": {3: 2}}, ValueError, "build_kwargs: names are text, got 3"),
         ({"build_kwargs": {"x": {1: 2}}}, ValueError, r"'x' is \{1: 2\}; from JSON it comes back as \{'1': 2\}"),
         ({"license": "mit\ntags: x"}, ValueError, r"license: text of one line, got 'mit\\ntags: x'"),
         ({"license": ""}, ValueError, "license: text of one line, got ''"),
@@ -203,11 +225,88 @@ class Strange:
         ({"model": fk.MaskBank(frozen(freeze_ratio=0.0, finalize=False))}, TypeError, "MaskBank.save writes a bank"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_saved_writes_nothing(tmp_path, given, error, told):
-    given = {"model": frozen(), **given}
-    with pytest.raises(error, match=told):
-        fk.save_pretrained(folder=tmp_path / "net", **given)
-    assert not (tmp_path / "net").exists()
+def test_what_cannot_be_saved_writes_nothing(folder, tmp_path, given, error, told):
+    given, before = {"model": frozen(), **given}, contents(folder)
+    for where in (tmp_path / "other", folder):
+        with pytest.raises(error, match=told):
+            fk.save_pretrained(folder=where, **given)
+    assert not (tmp_path / "other").exists() and contents(folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_links_are_replaced_and_not_followed(folder, tmp_path):
+    """A snapshot in the cache of the hub is a folder of links."""
+    before, snapshot = contents(folder), tmp_path / "snapshot"
+    snapshot.mkdir()
+    for name in before:
+        (snapshot / name).symlink_to(Path("..") / "net" / name)
+    fk.save_pretrained(frozen(32), snapshot, build_kwargs={"width": 32})
+    assert contents(folder) == before and not any(path.is_symlink() for path in snapshot.iterdir())
+    assert fk.from_pretrained(snapshot, build=build)[0].out_features == 32
+
+
+class Configured(nn.Sequential):
+    """Stands for a model of transformers."""
+
+    config = SimpleNamespace(to_json_string=lambda: '{"model_type": "mine"}')
+
+
+def test_files_of_others_are_not_overwritten(folder, tmp_path, monkeypatch):
+    theirs = folder / "transformers" / "config.json"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
+    fk.save_pretrained(frozen(seed=6), folder)
+    fk.save_pretrained(frozen(seed=7), folder)
+    before = contents(folder)
+    assert theirs.read_text() == "theirs"
+    monkeypatch.setattr(hub_folder, "loaded_class", lambda *_: Configured)
+    model = Configured(*frozen())
+    with pytest.raises(
+        ValueError, match=r"not overwritten, no earlier save_pretrained wrote .*transformers.config.json"
+    ):
+        fk.save_pretrained(model, folder)
+    theirs.unlink()
+    theirs.parent.rmdir()
+    theirs.parent.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"transformers is a link or a file, expected a folder"):
+        fk.save_pretrained(model, folder)
+    assert not (tmp_path / "config.json").exists()
+    assert {**contents(folder), "transformers/config.json": b"theirs"} == before
+    theirs.parent.unlink()
+    fk.save_pretrained(model, folder)
+    assert theirs.read_text() == '{"model_type": "mine"}' and config_of(folder)["transformers"] is True
+    fk.save_pretrained(model, folder)
+    fk.save_pretrained(frozen(), folder)
+    assert not theirs.exists()
+
+
+def test_a_ticket_that_no_config_names_is_told_of(folder):
+    (folder / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"ticket.safetensors was there without a config.json that names it") as told:
+        fk.save_pretrained(frozen(), folder)
+    assert told[0].filename == __file__
+    (folder / "config.json").unlink()
+    (folder / "ticket.safetensors").write_bytes(b"theirs")
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"not overwritten, .*ticket.safetensors is of something else"):
+        fk.save_pretrained(frozen(), folder)
+    assert contents(folder) == before
+
+
+def test_what_is_no_file_is_neither_waited_for_nor_replaced(folder):
+    before = contents(folder)
+    (folder / "README.md").unlink()
+    os.mkfifo(folder / "README.md")
+    with pytest.raises(ValueError, match=r"README.md is no regular file"):
+        fk.save_pretrained(frozen(), folder)
+    assert contents(folder) == {name: text for name, text in before.items() if name != "README.md"}
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(FolderError, match=r"config.json: expected a regular file"):
+        fk.from_pretrained(folder, build=build)
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
@@ -228,7 +327,7 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path):
         ({"trust": True}, ValueError, "trust: True together with build"),
         ({"build": build()}, TypeError, "build: a function or class that returns the plain model, got Sequential"),
         ({"build": "nets:build"}, TypeError, "build: a function or class .* got str"),
-        ({"build": lambda: build()}, TypeError, r"build: does not take the arguments in .*'width': 24.*unexpected"),
+        ({"build": lambda: build()}, TypeError, r"build: does not take the arguments in .*, width=24: .*unexpected"),
         ({"build": lambda width: {"w": width}}, TypeError, r"build: expected a torch.nn.Module, it returned \{'w': 24"),
         ({"residency": "small"}, ValueError, "residency: one of .* got 'small'"),
         ({"revision": "main"}, ValueError, "revision: of a repository; .* is a folder of this machine, got 'main'"),
@@ -318,6 +417,42 @@ def test_a_card_keeps_what_people_wrote(folder):
     card.write_text("# Mine\n")
     fk.save_pretrained(frozen(seed=78), folder)
     assert card.read_text() == "# Mine\n"
+
+
+def test_a_card_keeps_its_bytes_and_says_what_it_does_not_take(folder):
+    card = folder / "README.md"
+    card.write_bytes(card.read_bytes().replace(b"\n", b"\r\n") + "Für".encode("latin-1"))
+    outside = re.split(b"<!--.*-->", card.read_bytes(), flags=re.DOTALL)
+    fk.save_pretrained(frozen(seed=77), folder)
+    assert re.split(b"<!--.*-->", card.read_bytes(), flags=re.DOTALL) == outside and b"| 77 |" in card.read_bytes()
+    assert card.read_bytes().count(b"\n") == card.read_bytes().count(b"\r\n")
+    with pytest.warns(
+        UserWarning, match=r"^license, tags: not written, the front matter of .*README.md is kept"
+    ) as told:
+        fk.save_pretrained(frozen(), folder, license="mit", tags=["new"])
+    assert told[0].filename == __file__ and b"mit" not in card.read_bytes()
+    card.unlink()
+    for _ in range(2):  # what the card says already is no reason to warn
+        fk.save_pretrained(frozen(), folder, license="mit", tags=["new"])
+
+
+def test_whatever_is_in_a_name_the_card_shows_it(tmp_path, monkeypatch):
+    model = nn.ModuleDict({"a|b": nn.Linear(8, 8), "c\nd": nn.Linear(8, 8), "e`f": nn.Linear(8, 8)})
+    fk.freeze_(model, fk.FreezeConfig(seed=5), filter_fn=lambda module, name: True)
+    fk.finalize_(model)
+    where = tmp_path / '"<!-- `x` -->\n__y__\\'
+    text = "`x`\n\n# y\n<!-- frozen_kernels: end -->"
+    for _ in range(2):
+        fk.save_pretrained(model, where, build_kwargs={"x": text})
+        card = (where / "README.md").read_text()
+        assert card.count("## Bytes") == 1 and card.count("\n<!-- frozen_kernels: end -->") == 1
+    assert '\n# "\\<!-- \\`x\\` --\\> \\_\\_y\\_\\_\\\\\n' in card and f"`` x={text!r} ``" in card
+    assert [row[0] for row in table_of(card, "Layers")] == [r"`a\|b`", r"`c\nd`", "`` e`f ``"]
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(fk, "from_pretrained", lambda name, **_: asked.append(name))
+    exec(code_of(card), {"build": build})
+    assert asked == [where.name]
 
 
 def test_a_search_that_goes_on_is_saved_as_its_masks_stand(tmp_path):

@@ -68,6 +68,8 @@ def test_a_wrong_model_makes_no_repository(hub):
         fk.push_to_hub(build(), "somebody/net", token="hf_secret")
     with pytest.raises(TypeError, match=r"model: a torch.nn.Module, got dict"):
         fk.push_to_hub({}, "somebody/net", token="hf_secret")
+    with pytest.raises(TypeError, match="run_as_future"):
+        fk.push_to_hub(frozen(), "somebody/net", token="hf_secret", run_as_future=True)
     assert hub.commits == {} and hub.tokens == []
 
 
@@ -89,9 +91,13 @@ def test_revisions_and_the_cache(hub, tmp_path):
     assert torch.equal(load(local_files_only=True)(X), second(X)) and hub.tokens == []
     with pytest.raises(hub_client.errors.LocalEntryNotFoundError):
         load("somebody/other", local_files_only=True)
+    with pytest.raises(
+        hub_client.errors.LocalEntryNotFoundError, match=r"^my-nett: no such folder here, .* not be reached"
+    ):
+        load("my-nett", local_files_only=True)
     with pytest.raises(hub_client.errors.RevisionNotFoundError):
         load(revision="no-such-branch")
-    with pytest.raises(hub_client.errors.RepositoryNotFoundError):
+    with pytest.raises(hub_client.errors.RepositoryNotFoundError, match="somebody/other: no such folder here, either"):
         load("somebody/other")
 
 
@@ -139,7 +145,7 @@ def test_repositories_of_something_else_are_told_of(hub):
     hub.add("somebody/net", {"ticket.safetensors": b"123"})
     with pytest.raises(fk.TicketError, match=r"ticket.safetensors: no safetensors file"):
         load(build=lambda: build())
-    with pytest.raises(FolderError, match="which is not run unasked"):
+    with pytest.raises(FolderError, match="names no build; pass build="):
         fk.from_pretrained("somebody/net", token=False)
 
 
@@ -172,6 +178,11 @@ Sized._hub_mixin_init_parameters = {
     name: parameter.replace(annotation=Sizes) if name == "config" else parameter
     for name, parameter in Sized._hub_mixin_init_parameters.items()
 }
+
+
+class Beside(Sized):
+    def __init__(self, config: Sizes, act: object = None):
+        super().__init__(config)
 
 
 class Described(nn.Module, TicketHubMixin):
@@ -210,6 +221,26 @@ def test_the_mixin_saves_what_its_model_was_made_with(tmp_path, made, saved):
         fk.from_pretrained(tmp_path / "net", build=kind.from_hub_config),
     ):
         assert type(loaded) is kind and torch.equal(loaded(X), model(X)) and not loaded.training
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Beside(Sizes(8), 3), r"^Beside.__init__: 'act' is not saved beside config, which is a dataclass"),
+        (lambda: Net(40, nn.ReLU()), "^Net.__init__: 'bias' is of type ReLU, which JSON cannot hold"),
+        (lambda: Net(40, bias=(1, 2)), r"^Net.__init__: 'bias' is \(1, 2\); from JSON it comes back as \[1, 2\]"),
+    ],
+)
+def test_the_mixin_refuses_arguments_that_it_cannot_save(tmp_path, made, told):
+    model = ready(made())
+    with pytest.raises(ValueError, match=told):
+        model.save_pretrained(tmp_path / "net")
+    with pytest.raises(ValueError, match=r"^config: 'width' is \(1,\)"):
+        model.save_pretrained(tmp_path / "net", config={"width": (1,)})
+    assert not (tmp_path / "net").exists()
+    if isinstance(model, Net):
+        model.save_pretrained(tmp_path / "net", config={"width": 40})
+        assert Net.from_pretrained(tmp_path / "net", bias=True).layers[0].out_features == 40
 
 
 def test_the_mixin_pushes_and_loads(hub, tmp_path):

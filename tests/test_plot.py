@@ -114,6 +114,11 @@ def test_curves_of_several_runs_and_seeds():
         ([{"loss": 1}], "row 0: no column 'epoch'.*'loss'"),
         ([{"epoch": 1, "lr": 2}], "loss.*accuracy.*'epoch', 'lr'"),
         ([{"epoch": 1, "loss": 1}, {"epoch": 2, "loss": "much"}], "row 1: a number in column 'loss', got 'much'"),
+        (None, "history: rows of epochs, got NoneType"),
+        (["abc"], "row 0: a mapping from columns to values, got str"),
+        ([{"epoch": 1, "loss": 2, None: ["x"]}], r"row 0: columns have names .* got None: \['x'\]; csv.DictReader"),
+        ([{"epoch": 1, "loss": 2, 3: 4}], "row 0: columns have names that are text, got 3: 4$"),
+        ([{"epoch": "inf", "loss": 2}], "row 0: a finite number in column 'epoch', got 'inf'"),
         ({"a": [LOG, LOG[:1]]}, "column 'train_accuracy'|column 'loss'"),
     ],
 )
@@ -152,7 +157,8 @@ def test_sweep_of_near_values_is_linear_and_many_series_have_their_legend_outsid
         ([3], "row 0: a mapping or a dataclass, got int"),
         ([{"bytes": 1, "accuracy": 1}], "row 0: no column 'series', there are 'bytes', 'accuracy'"),
         ([{"series": "a", "accuracy": 1}], "row 0: no column 'bytes'"),
-        ([{"series": "a", "bytes": None, "accuracy": 1}], "row 0: a number in column 'bytes', got None"),
+        ([{"series": "a", "bytes": None, "accuracy": 1}], "row 0: a finite number in column 'bytes', got None"),
+        ([{"series": "a", "bytes": 1, "accuracy": "nan"}], "row 0: a finite number in column 'accuracy', got 'nan'"),
     ],
 )
 def test_sweep_refuses(rows, words):
@@ -160,7 +166,51 @@ def test_sweep_refuses(rows, words):
         fk.plot.sweep(rows)
 
 
+def test_sweep_refuses_references_that_are_no_numbers():
+    with pytest.raises(ValueError, match="references: 'x' is a finite number, got 'y'"):
+        fk.plot.sweep(RUNS, references={"x": "y"}, **AXES)
+
+
+def test_a_run_that_diverged_has_a_gap():
+    rows = [{"epoch": i, "loss": loss} for i, loss in enumerate(("3", "nan", "inf", "2"))]
+    (axes,) = fk.plot.curves(rows).axes
+    assert [str(y) for y in axes.lines[0].get_ydata()] == ["3.0", "nan", "nan", "2.0"] and not axes.collections
+    (axes,) = fk.plot.curves({"a": [rows, [{**row, "loss": 1} for row in rows]]}).axes
+    assert [str(y) for y in axes.lines[0].get_ydata()] == ["2.0", "nan", "nan", "1.5"] and axes.get_ylim()[1] < 4
+
+
+def test_names_are_shown_as_they_are():
+    """A dollar begins no formula, and labels with an underscore are in the legend."""
+    model = nn.Sequential()
+    model.add_module("x$\\frac{$y", nn.Linear(40, 30))
+    fk.freeze_(model, fk.FreezeConfig(seed=1))
+    figure = fk.plot.layers(model, title="$5 and $\\nope$")
+    assert figure._repr_png_().startswith(b"\x89PNG") and texts(figure.axes[0].yaxis) == ["x$\\frac{$y"]
+    figure = fk.plot.curves({"_a$b$": LOG, "": LOG})
+    assert [t.get_text() for t in figure.axes[1].get_legend().get_texts()] == [" _a$b$", " "]
+    assert not any(t.get_parse_math() for t in figure.axes[1].get_legend().get_texts())
+    rows = [{"series": name, "bytes": 1, "accuracy": 0.9} for name in ("_a", "b")]
+    (axes,) = fk.plot.sweep(rows, references={"_c": 0.9}).axes
+    assert {t.get_text() for t in axes.get_legend().get_texts()} == {" _a", "b", " _c: 90 %"}
+
+
+def test_both_files_or_an_error_that_names_the_path(tmp_path, monkeypatch):
+    monkeypatch.setattr("frozen_kernels.plot.canvas.rendered", lambda figure, kind: kind.encode())
+    figure = fk.plot.curves(LOG)
+    for name in ("a", "a.PNG", "a.Svg"):
+        assert fk.plot.save(figure, tmp_path / name) == [tmp_path / "a.png", tmp_path / "a.svg"]
+    assert fk.plot.save(figure, f"{tmp_path}/b.v1.png") == [tmp_path / "b.v1.png", tmp_path / "b.v1.svg"]
+    assert (tmp_path / "a.png").read_bytes() == b"png" and len(list(tmp_path.iterdir())) == 4
+    monkeypatch.chdir(tmp_path)
+    for path in ("c/", ".png", "", "..", "c/.SVG"):
+        with pytest.raises(ValueError, match=f"^path: a file, .*got '{path}'"):
+            fk.plot.save(figure, path)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_layers_refuses_models_without_masks():
+    with pytest.raises(TypeError, match=r"model: a torch.nn.Module, got str"):
+        fk.plot.layers("x")
     with pytest.raises(ValueError, match="no frozen layers"):
         fk.plot.layers(net())
     model = nn.Sequential(nn.Linear(4, 4, device="meta"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from .config import LIBRARY, Config
 
 CARD = "README.md"
 TAG = "frozen-kernels"
+# the last of them begins a line, which no name or value in between does
 BEGIN, END = "<!-- frozen_kernels: begin, written by save_pretrained -->", "<!-- frozen_kernels: end -->"
 
 
@@ -39,13 +41,34 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, str | list[str]]:
     return found
 
 
-def renewed(old: str, new: str) -> str:
-    """The old card with the marked part of the new one; unchanged where it has no marks."""
-    if BEGIN not in old or END not in old.partition(BEGIN)[2]:
-        return old
-    head, _, rest = old.partition(BEGIN)
-    part = new.partition(BEGIN)[2].partition(END)[0]
-    return head + BEGIN + part + END + rest.partition(END)[2]
+def renewed(old: bytes, new: bytes) -> bytes:
+    """The old card with the marked part of the new one; unchanged where it has no marks, whatever its encoding."""
+    marked = re.compile(re.escape(BEGIN).encode() + b".*?^" + re.escape(END).encode(), re.DOTALL | re.MULTILINE)
+    (part,) = marked.findall(new)
+
+    def put(found: re.Match[bytes]) -> bytes:
+        return part.replace(b"\n", b"\r\n") if b"\r\n" in found[0] else part
+
+    return marked.sub(put, old, count=1)
+
+
+def span(text: str) -> str:
+    """Text as code within a line of Markdown, whatever is in it."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    runs = re.findall("`+", text)
+    fence, space = "`" * (1 + max(map(len, runs), default=0)), " " if runs else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def _heading(text: str) -> str:
+    """Text as a line of Markdown that shows it."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"[\\`*<>\[\]|&#~]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def _quoted(text: str) -> str:
+    """Text as a literal of Python; bytes of a folder's name that are no text are written as escapes."""
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -57,22 +80,29 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 @dataclass
 class Card:
-    """What a card is made of; `transformers` where the model is one of that library."""
+    """What a card is made of."""
 
     model: nn.Module
     report: Footprint
     config: Config
     metadata: dict[str, str | list[str]]
-    transformers: bool
+
+    def front(self) -> dict[str, str]:
+        """The lines of the front matter; a text in JSON is one in YAML too."""
+        return {key: f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self.metadata.items()}
+
+    def not_in(self, old: bytes) -> list[str]:
+        """The fields that the caller has given, and that an old card has not, or otherwise."""
+        given = {key: line for key, line in self.front().items() if self.metadata[key] not in (LIBRARY, [TAG])}
+        return [key for key, line in given.items() if line.encode() not in old]
 
     def text(self, name: str, ticket_bytes: int) -> str:
         """The whole README.md; `name` is the folder or repository that readers load."""
-        # a text in JSON is one in YAML too
-        front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in self.metadata.items())
+        front = "\n".join(self.front().values())
         parts = [self._what(ticket_bytes), "## Load", self._load(name)]
         parts += ["## Bytes", *self._bytes(), "## Layers", self._layers()]
         body = "\n\n".join(parts)
-        return f"---\n{front}\n---\n\n# {name}\n\n{BEGIN}\n\n{body}\n\n{END}\n"
+        return f"---\n{front}\n---\n\n# {_heading(name)}\n\n{BEGIN}\n\n{body}\n\n{END}\n"
 
     def _what(self, ticket_bytes: int) -> str:
         layers = list(frozen_layers(self.model).values())
@@ -90,24 +120,24 @@ class Card:
         return " ".join(sentences)
 
     def _load(self, name: str) -> str:
-        kind = type(self.model)
-        if self.transformers:
+        kind, name = type(self.model), _quoted(name)
+        if self.config.transformers:
             known = kind.__module__.startswith("transformers.")
             lines = [
                 "import frozen_kernels as fk",
                 f"from transformers import AutoConfig{f', {kind.__name__}' if known else ''}",
                 "",
-                f'config = AutoConfig.from_pretrained("{name}", subfolder="transformers")',
-                f'model = fk.from_pretrained("{name}", build=lambda: {kind.__name__}(config))',
+                f'config = AutoConfig.from_pretrained({name}, subfolder="transformers")',
+                f"model = fk.from_pretrained({name}, build=lambda: {kind.__name__}(config))",
             ]
             return _code(lines)
         if self.config.build is None:
-            loaded = f'model = fk.from_pretrained("{name}", build=build)'
+            loaded = f"model = fk.from_pretrained({name}, build=build)"
             return _code(["import frozen_kernels as fk", "", loaded]) + (
                 f"\n\n`build` is a function that returns the plain torch model, a `{kind.__name__}`{self._arguments()}."
             )
         module, _, callable_ = self.config.build.partition(":")
-        loaded = f'model = fk.from_pretrained("{name}", build={callable_})'
+        loaded = f"model = fk.from_pretrained({name}, build={callable_})"
         lines = ["import frozen_kernels as fk", f"from {module} import {callable_.partition('.')[0]}", "", loaded]
         return _code(lines) + (
             f"\n\n`{callable_}` makes the plain torch model{self._arguments()}. With `trust=True` in place of `build` "
@@ -115,7 +145,8 @@ class Card:
         )
 
     def _arguments(self) -> str:
-        given = ", ".join(f"`{name}={value!r}`" for name, value in self.config.build_kwargs.items())
+        texts = [f"{name}={value!r}" for name, value in self.config.build_kwargs.items()]
+        given = ", ".join(span(text if len(text) <= 200 else f"{text[:200]}...") for text in texts)
         return f"; `config.json` gives it {given}" if given else ""
 
     def _bytes(self) -> list[str]:
@@ -166,7 +197,7 @@ def _row(name: str, layer: FrozenLayer) -> list[str]:
     if layer.generations is not None:
         code += f", {1 + int(layer.generations_of().max())} generations"
     seed = str(layer.seed) if _is_drawn(layer) else ""
-    return [f"`{name}`", type(layer).__name__, "x".join(map(str, layer.shape)), code, seed, *shares]
+    return [span(name), type(layer).__name__, "x".join(map(str, layer.shape)), code, seed, *shares]
 
 
 def _code(lines: Sequence[str]) -> str:

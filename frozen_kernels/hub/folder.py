@@ -17,9 +17,10 @@ from ..files import replace
 from ..memory.footprint import footprint
 from ..nn.models import frozen_layers, unwrapped, warn_of_stale_masks
 from ..select.sharded import loaded_class
-from ..tickets.model import ticket_parts, write_parts
+from ..tickets.file import TicketError, read_ticket
+from ..tickets.model import ticket_parts
 from .card import CARD, Card, check_metadata, renewed
-from .config import CONFIG, LAYOUT, Config, FolderError, check_arguments, check_path, read_config
+from .config import CONFIG, LARGEST, LAYOUT, Config, FolderError, check_arguments, check_path, read_config
 
 __all__ = ["LAYOUT", "FolderError", "Shared", "prepare", "save_pretrained"]
 
@@ -43,36 +44,64 @@ class Shared:
 
         `config.json` goes first and comes last, so a writer killed on the way leaves a folder that none can load.
         """
-        path, text = Path(folder), self.card_text(name)
-        ours = _is_ours(path)
+        path, card = Path(folder), self.card_text(name).encode()
+        old = _ours(path)
+        theirs = path / TRANSFORMERS / CONFIG
+        self._check_in_place(path, old)
         with contextlib.suppress(FileNotFoundError):
-            text = renewed((path / CARD).read_text(encoding="utf-8"), text)
-        if ours:
+            was = (path / CARD).read_bytes()
+            card = renewed(was, card)
+            unsaid = ", ".join(self.card.not_in(card))
+            if unsaid:
+                said = f"{unsaid}: not written, the front matter of {path / CARD} is kept as it is; edit it there"
+                warnings.warn(said, stacklevel=3)
+        if old is not None:
             (path / CONFIG).unlink()
-            (path / TRANSFORMERS / CONFIG).unlink(missing_ok=True)
+            if old.transformers:
+                theirs.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
-        write_parts(path / self.config.ticket, self.parts)
+        # a link is replaced: the files behind those of a snapshot belong to the cache of the hub
+        replace(path / self.config.ticket, lambda file: file.writelines(self.parts), follow=False)
         if self.transformers is not None:
-            replace(path / TRANSFORMERS / CONFIG, self.transformers)
-        replace(path / CARD, text)
-        replace(path / CONFIG, self.config.to_json())
+            replace(theirs, self.transformers, follow=False)
+        replace(path / CARD, card, follow=False)
+        replace(path / CONFIG, self.config.to_json(), follow=False)
+
+    def _check_in_place(self, path: Path, old: Config | None) -> None:
+        """ValueError where a file would be overwritten that no earlier save wrote, or cannot be replaced."""
+        ticket, theirs = path / self.config.ticket, path / TRANSFORMERS / CONFIG
+        for file in (ticket, path / CARD, theirs):
+            if file.exists() and not file.is_file():
+                raise ValueError(f"folder: {file} is no regular file")
+        ours = old is not None and old.transformers
+        if self.transformers is not None or ours:
+            if theirs.parent.is_symlink() or (theirs.parent.exists() and not theirs.parent.is_dir()):
+                raise ValueError(f"folder: {theirs.parent} is a link or a file, expected a folder")
+            # of a save that was cut it is the same
+            if not ours and theirs.exists() and theirs.read_bytes() != (self.transformers or "").encode():
+                raise ValueError(f"folder: not overwritten, no earlier save_pretrained wrote {theirs}")
+        if ticket.exists() and (old is None or old.ticket != ticket.name):
+            try:
+                read_ticket(ticket)
+            except TicketError as why:
+                raise ValueError(f"folder: not overwritten, {ticket} is of something else: {why}") from None
+            warnings.warn(f"folder: {ticket} was there without a {CONFIG} that names it; it is replaced", stacklevel=4)
 
     def card_text(self, name: str) -> str:
         """The whole README.md."""
         return self.card.text(name, sum(len(part) for part in self.parts))
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds a shared ticket; ValueError where it belongs to somebody else."""
+def _ours(folder: Path) -> Config | None:
+    """What is said in a folder that holds a shared ticket; ValueError where it belongs to somebody else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder: {folder} is a file")
     try:
-        read_config(folder / CONFIG)
+        return read_config(folder / CONFIG)
     except FileNotFoundError:
-        return False
+        return None
     except FolderError as why:
         raise ValueError(f"folder: not overwritten, its config.json is of something else: {why}") from None
-    return True
 
 
 def prepare(
@@ -87,7 +116,7 @@ def prepare(
     if not isinstance(model, nn.Module):
         more = "; MaskBank.save writes a bank" if isinstance(model, MaskBank) else ""
         raise TypeError(f"model: a torch.nn.Module, got {type(model).__name__}{more}")
-    config = Config(TICKET, None if build is None else check_path(build), check_arguments(build_kwargs))
+    path, arguments = None if build is None else check_path(build), check_arguments(build_kwargs)
     checked = check_metadata(metadata or {})
     parts = ticket_parts(model)
     with warnings.catch_warnings():
@@ -96,7 +125,11 @@ def prepare(
     inside = unwrapped(model)
     kind = loaded_class("transformers", "PreTrainedModel")
     whose = None if kind is None or not isinstance(inside, kind) else inside.config.to_json_string()
-    return Shared(config, parts, Card(inside, report, config, checked, whose is not None), whose)
+    config = Config(TICKET, path, arguments, whose is not None)
+    size = len(config.to_json().encode())
+    if size > LARGEST:
+        raise ValueError(f"build_kwargs: {CONFIG} of at most {LARGEST} bytes is read, with these it has {size}")
+    return Shared(config, parts, Card(inside, report, config, checked), whose)
 
 
 def save_pretrained(
@@ -114,7 +147,7 @@ def save_pretrained(
     The folder is made where it is missing. `config.json` is removed first and written last, each file whole: a folder
     whose writing was cut is refused by readers. Of a README.md that is there only the part between the two comment
     lines of an earlier card is written anew; one without them stays as it is. For a model of transformers, its own
-    configuration is written to `transformers/config.json`.
+    configuration is written to `transformers/config.json`. A link in the folder is replaced, never followed.
 
     Args:
         model: a frozen model, as `save_ticket` takes it.
@@ -128,8 +161,13 @@ def save_pretrained(
     Raises:
         TypeError: `model` is no module.
         ValueError: as `save_ticket`; `fully_shard` holds parameters; a bad `build`, `build_kwargs`, `license` or
-            `tags`; or a folder of something else. Nothing is written.
+            `tags`; or a folder with a config.json, ticket.safetensors or transformers/config.json of something else.
+            Nothing is written.
         OSError: a file cannot be written.
+
+    Warns:
+        UserWarning: scores moved since the masks were made; `license` or `tags` are not in the front matter of a
+            README.md that is kept; or a ticket of this library was there that no config.json named.
     """
     if isinstance(model, nn.Module):
         warn_of_stale_masks(frozen_layers(model))

@@ -77,12 +77,13 @@ def from_pretrained(
     folder, config = find(path_or_repo, revision=revision, local_files_only=local_files_only, **download)
     make = _imported(folder, config) if trust else build
     if make is None:
-        named = f"names {config.call()}" if config.build else f"gives the arguments {config.build_kwargs}"
-        more = ", or trust=True to import what it names" if config.build else ""
-        raise FolderError(
-            f"{folder / CONFIG}: {named}, which is not run unasked; pass build=, a function that returns the plain "
-            f"model{more}"
-        )
+        given, more = config.arguments(), ""
+        if config.build:
+            said = f"names {short(config.build)[1:-1]}({given}), which is not run unasked"
+            more = ", or trust=True to import what it names"
+        else:
+            said = "names no build" + (f", only its arguments {given}" if given else "")
+        raise FolderError(f"{folder / CONFIG}: {said}; pass build=, a function that returns the plain model{more}")
     model = _made(make, config, folder)
     return load_ticket(model, folder / config.ticket, residency=residency).eval()
 
@@ -128,8 +129,14 @@ def _in_repository(repo: str, revision: str | None, **download: Any) -> tuple[Pa
     def fetched(name: str, revision: str | None) -> Path:
         try:
             return Path(hub.hf_hub_download(repo, name, revision=revision, **download))
-        except hub.errors.LocalEntryNotFoundError:
-            raise  # says that the network, not the repository, lacks it
+        except hub.errors.LocalEntryNotFoundError as why:  # the network, not the repository, lacks it
+            raise hub.errors.LocalEntryNotFoundError(
+                f"{repo}: no such folder here, and no such repository in the cache; the hub was not asked or could not "
+                f"be reached for {name}: {why}"
+            ) from why
+        except hub.errors.RepositoryNotFoundError as why:
+            why.append_to_message(f"\n{repo}: no such folder here, either.")
+            raise
         except hub.errors.EntryNotFoundError as why:
             raise FolderError(f"{repo}: expected {name}, as push_to_hub writes; the repository has none") from why
 
@@ -150,11 +157,12 @@ def _imported(folder: Path, config: Config) -> Build:
     module, _, name = config.build.partition(":")
     try:
         found = reduce(getattr, name.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as why:
-        raise FolderError(f"{folder / CONFIG}: build: {config.build!r} cannot be imported: {why}") from why
+    except (Exception, SystemExit) as why:  # a module may raise anything
+        kind = type(why).__name__
+        raise FolderError(f"{folder / CONFIG}: build: {short(config.build)} cannot be imported: {kind}: {why}") from why
     if not callable(found):
         raise FolderError(
-            f"{folder / CONFIG}: build: {config.build!r} is a {type(found).__name__}, expected a function"
+            f"{folder / CONFIG}: build: {short(config.build)} is a {type(found).__name__}, expected a function"
         )
     return found
 
@@ -165,7 +173,7 @@ def _made(build: Build, config: Config, folder: Path) -> nn.Module:
         inspect.signature(build).bind(**config.build_kwargs)
     except TypeError as why:
         raise TypeError(
-            f"build: does not take the arguments in {folder / CONFIG}, {config.build_kwargs}: {why}"
+            f"build: does not take the arguments in {folder / CONFIG}, {config.arguments()}: {why}"
         ) from None
     except ValueError:
         pass  # a function of C, which tells no signature

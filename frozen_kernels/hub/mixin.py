@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from ..nn.models import frozen_layers, warn_of_stale_masks
-from ..tensor import Residency
 from .card import TAG
 from .client import client
-from .config import LIBRARY
+from .config import LIBRARY, check_arguments
 from .folder import Shared, prepare
 from .load import from_pretrained
-from .push import MESSAGE, upload
+from .push import upload
 
 client("TicketHubMixin")
 
 from huggingface_hub import ModelCard, ModelHubMixin  # noqa: E402
 
 T = TypeVar("T", bound="TicketHubMixin")
+LOADING = ("residency", "revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
@@ -31,10 +31,27 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
 
     `class Net(nn.Module, fk.hub.TicketHubMixin, license="mit"):`, then `fk.freeze_(net, ...)`,
     `net.save_pretrained(...)` and `Net.from_pretrained(...)`. As with every `ModelHubMixin` the arguments of `__init__`
-    that JSON can hold are saved, and keywords of the class (`license`, `tags`, `pipeline_tag`, `language`, `coders`) go
-    to the model card or say how other arguments are written. Folders and cards are those of `fk.save_pretrained`: a
-    `model_card_template` is not used.
+    that JSON can hold are saved; a model made with others is not. Keywords of the class (`license`, `tags`,
+    `pipeline_tag`, `language`, `coders`) go to the model card or say how other arguments are written. Folders and cards
+    are those of `fk.save_pretrained`: a `model_card_template` is not used.
     """
+
+    _unsaved: dict[str, str]
+
+    def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
+        """A model that knows which of its arguments the base class does not save, and why."""
+        made = super().__new__(cls, *args, **kwargs)
+        passed = {**dict(zip(list(cls._hub_mixin_init_parameters)[1:], args, strict=False)), **kwargs}
+        made._unsaved = {}
+        for name, value in passed.items():
+            kind = type(value).__name__
+            if not cls._is_jsonable(value):
+                made._unsaved[name] = f"is of type {kind}, which JSON cannot hold"
+            elif name == "config" and not isinstance(value, dict | NoneType) and not is_dataclass(value):
+                made._unsaved[name] = f"is of type {kind}, expected a dict or a dataclass"
+            elif name != "config" and is_dataclass(passed.get("config")):
+                made._unsaved[name] = "is not saved beside config, which is a dataclass"
+        return made
 
     def save_pretrained(
         self,
@@ -57,7 +74,8 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
             **push_to_hub_kwargs: other arguments of `push_to_hub`.
 
         Raises:
-            TypeError, ValueError, OSError: as in `fk.save_pretrained`.
+            TypeError, OSError: as in `fk.save_pretrained`.
+            ValueError: too; or the model was made with an argument that is not saved, which the message names.
         """
         warn_of_stale_masks(frozen_layers(cast(nn.Module, self)))
         name = repo_id or Path(save_directory).absolute().name
@@ -70,46 +88,26 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
     def from_pretrained(  # type: ignore[override]
         cls: type[T],
         pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        residency: Residency | None = None,
-        **model_kwargs: Any,
+        **given: Any,
     ) -> T:
         """A model of this class from a folder or repository, as `fk.from_pretrained`; in eval mode.
 
         Args:
             pretrained_model_name_or_path: a folder, or `owner/name`.
-            force_download: as in `fk.from_pretrained`.
-            token: as in `fk.from_pretrained`.
-            cache_dir: as in `fk.from_pretrained`.
-            local_files_only: as in `fk.from_pretrained`.
-            revision: as in `fk.from_pretrained`.
-            residency: as in `fk.from_pretrained`.
-            **model_kwargs: arguments of `__init__` that come before the saved ones.
+            **given: `residency`, `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` as in
+                `fk.from_pretrained`; others are arguments of `__init__`, which come before the saved ones.
 
         Raises:
             TypeError: `__init__` does not take the arguments.
             ValueError, OSError, ImportError: as in `fk.from_pretrained`.
         """
 
-        def build(**saved: Any) -> nn.Module:
-            return cast(nn.Module, cls.from_hub_config(**{**saved, **model_kwargs}))
+        loading = {name: given.pop(name) for name in LOADING if name in given}
 
-        model = from_pretrained(
-            pretrained_model_name_or_path,
-            build=build,
-            residency=residency,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        return cast(T, model)
+        def build(**saved: Any) -> nn.Module:
+            return cast(nn.Module, cls.from_hub_config(**{**saved, **given}))
+
+        return cast(T, from_pretrained(pretrained_model_name_or_path, build=build, **loading))
 
     @classmethod
     def from_hub_config(cls: type[T], **arguments: Any) -> T:
@@ -131,47 +129,22 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
         repo_id: str,
         *,
         config: Any = None,
-        commit_message: str = MESSAGE,
-        private: bool | None = None,
-        token: str | None = None,
-        branch: str | None = None,
-        create_pr: bool | None = None,
-        allow_patterns: list[str] | str | None = None,
-        ignore_patterns: Sequence[str] | str | None = None,
-        delete_patterns: list[str] | str | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
+        **commit: Any,
     ) -> str:
         """Upload as `fk.push_to_hub` does, and return the address of the commit.
 
         Args:
             repo_id: as in `fk.push_to_hub`.
             config: as in `save_pretrained`.
-            commit_message: as in `fk.push_to_hub`.
-            private: as in `fk.push_to_hub`.
-            token: as in `fk.push_to_hub`.
-            branch: as in `fk.push_to_hub`.
-            create_pr: as in `fk.push_to_hub`.
-            allow_patterns: of files that are uploaded; all by default.
-            ignore_patterns: as in `fk.push_to_hub`.
-            delete_patterns: of files that the same commit deletes in the repository; none by default.
             model_card_kwargs: as in `save_pretrained`.
+            **commit: as in `fk.push_to_hub`.
 
         Raises:
             TypeError, ValueError, OSError: as in `fk.push_to_hub`.
         """
         warn_of_stale_masks(frozen_layers(cast(nn.Module, self)))
-        return upload(
-            self._shared(config, model_card_kwargs),
-            repo_id,
-            private=private,
-            token=token,
-            commit_message=commit_message,
-            revision=branch,
-            create_pr=create_pr,
-            allow_patterns=allow_patterns,
-            ignore_patterns=ignore_patterns,
-            delete_patterns=delete_patterns,
-        )
+        return upload(self._shared(config, model_card_kwargs), repo_id, **commit)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that `save_pretrained` writes, for a folder named as the class; `kwargs` as model_card_kwargs."""
@@ -184,12 +157,17 @@ class TicketHubMixin(ModelHubMixin, library_name=LIBRARY, tags=[TAG]):
         card = dict(model_card_kwargs or {})
         sample_input = card.pop("sample_input", None)
         kind = type(self)
+        called = "config" if config is not None else f"{kind.__name__}.__init__"
+        chosen = check_arguments(cast(Any, chosen), called)
+        if config is None:
+            for name, why in self._unsaved.items():
+                raise ValueError(f"{called}: {name!r} {why}; config= says what is saved, coders how a type is written")
         # no other process can import these
         nameless = kind.__module__ == "__main__" or "<locals>" in kind.__qualname__
         return prepare(
             cast(nn.Module, self),
             build=None if nameless else f"{kind.__module__}:{kind.__qualname__}.from_hub_config",
-            build_kwargs=cast(Any, chosen),
+            build_kwargs=chosen,
             metadata={**self._hub_mixin_info.model_card_data.to_dict(), **card},
             sample_input=sample_input,
         )

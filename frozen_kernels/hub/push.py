@@ -12,8 +12,6 @@ from ..nn.models import frozen_layers, warn_of_stale_masks
 from .client import client
 from .folder import Shared, prepare
 
-MESSAGE = "Push a ticket of frozen_kernels"
-
 
 def push_to_hub(
     model: nn.Module,
@@ -24,12 +22,7 @@ def push_to_hub(
     license: str | None = None,
     tags: Sequence[str] = (),
     sample_input: Any = None,
-    commit_message: str = MESSAGE,
-    private: bool | None = None,
-    token: str | None = None,
-    branch: str | None = None,
-    create_pr: bool | None = None,
-    ignore_patterns: Sequence[str] | str | None = None,
+    **commit: Any,
 ) -> str:
     """Upload what `save_pretrained` writes, in one commit, to a repository that is made where it is missing.
 
@@ -43,18 +36,16 @@ def push_to_hub(
         license: as in `save_pretrained`.
         tags: as in `save_pretrained`.
         sample_input: as in `save_pretrained`.
-        commit_message: of the commit.
-        private: whether a new repository is private; by default as the account says.
-        token: of the hub; by default the one that is logged in.
-        branch: to commit to; the main branch by default.
-        create_pr: open a pull request in place of a commit.
-        ignore_patterns: of files that are not uploaded.
+        **commit: `private`, whether a new repository is private, by default as the account says; `token` of the hub, by
+            default the one that is logged in; `commit_message`; `branch` to commit to, the main one by default;
+            `create_pr`, open a pull request in place of a commit; `allow_patterns`, of files that are uploaded, and
+            `ignore_patterns`, of files that are not; `delete_patterns`, of files that the same commit deletes there.
 
     Returns:
         The address of the commit.
 
     Raises:
-        TypeError, ValueError: as `save_pretrained`, before anything is made on the hub.
+        TypeError, ValueError: as `save_pretrained`, or another keyword; before anything is made on the hub.
         ImportError: huggingface_hub is missing; `pip install 'frozen-kernels[hub]'`.
         OSError: the hub cannot be reached, or refuses.
     """
@@ -63,23 +54,35 @@ def push_to_hub(
         warn_of_stale_masks(frozen_layers(model))
     metadata = {"license": license, "tags": tags}
     shared = prepare(model, build=build, build_kwargs=build_kwargs, metadata=metadata, sample_input=sample_input)
-    return upload(
-        shared,
-        repo_id,
-        private=private,
-        token=token,
-        commit_message=commit_message,
-        revision=branch,
-        create_pr=create_pr,
-        ignore_patterns=ignore_patterns,
-    )
+    return upload(shared, repo_id, **commit)
 
 
-def upload(shared: Shared, repo_id: str, *, private: bool | None, token: str | None, **commit: Any) -> str:
-    """Make the repository where it is missing and commit the files; `commit` as HfApi.upload_folder has it."""
+def upload(
+    shared: Shared,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    commit_message: str = "Push a ticket of frozen_kernels",
+    create_pr: bool | None = None,
+    allow_patterns: Sequence[str] | str | None = None,
+    ignore_patterns: Sequence[str] | str | None = None,
+    delete_patterns: Sequence[str] | str | None = None,
+) -> str:
+    """Make the repository where it is missing and commit the files; the keywords of `push_to_hub`."""
     api = client("push_to_hub").HfApi(token=token)
     # it may add the account's name, which the card tells
     repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         shared.write(folder, repo)
-        return api.upload_folder(repo_id=repo, folder_path=folder, **commit)
+        return api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            revision=branch,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            allow_patterns=allow_patterns,
+            ignore_patterns=ignore_patterns,
+            delete_patterns=delete_patterns,
+        )

@@ -34,6 +34,7 @@ def layers(model: nn.Module, path: str | PathLike[str] | None = None, *, title: 
         title: above the picture; by default how many of how many weights are kept.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: a model without frozen layers, or on the meta device, where nobody knows a mask.
         ImportError: matplotlib is missing.
         OSError: the files cannot be written.
@@ -56,15 +57,15 @@ def curves(
 
     Args:
         history: of one run, a row for each epoch: mappings with `epoch`, `loss`, and accuracies (0 to 1) under
-            `accuracy` or names that end so, such as `test_accuracy`. Numbers may be text; empty cells are left out. Or
-            several by label: one of each, or a list of equally long ones over seeds, of which the mean is drawn and the
-            span from the least to the largest.
+            `accuracy` or names that end so, such as `test_accuracy`. Numbers may be text; empty cells are left out, and
+            NaN and infinity, of a run that diverged, leave a gap. Or several by label: one of each, or a list of
+            equally long ones over seeds, of which the mean is drawn and the span from the least to the largest.
         path: where to save the picture, as PNG and as SVG (see `save`); not saved by default.
         title: above the picture; none by default.
 
     Raises:
-        ValueError: an empty history, rows without `epoch`, with neither loss nor accuracy, or with a cell that is no
-            number; the message names the row and the column.
+        ValueError: an empty history, rows without `epoch`, with neither loss nor accuracy, with a cell that is no
+            number, or with a column whose name is no text; the message names the row and the column.
         ImportError: matplotlib is missing.
         OSError: the files cannot be written.
     """
@@ -106,8 +107,8 @@ def sweep(
         title: above the picture; none by default.
 
     Raises:
-        ValueError: no rows, a row that lacks one of the columns, or a cell that is no number; the message names the row
-            and the column.
+        ValueError: no rows, a row that lacks one of the columns, a cell that is no finite number, in which case the
+            message names the row and the column; or a reference that is none.
         ImportError: matplotlib is missing.
         OSError: the files cannot be written.
     """
@@ -144,10 +145,11 @@ def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:
 
     Args:
         figure: of matplotlib, by a function of this module or your own.
-        path: without an ending, or with that of either: `out/net`, `out/net.png` and `out/net.svg` are the same. The
+        path: without an ending, or with that of either: `out/net`, `out/net.png` and `out/net.SVG` are the same. The
             folder is made where it is missing.
 
     Raises:
+        ValueError: a path that ends in no file's name, such as `out/` or `.png`.
         OSError: the files cannot be written.
     """
     from .canvas import save

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..text import percent_text
@@ -12,6 +13,7 @@ from .canvas import (
     LINES,
     Axes,
     Figure,
+    legend_text,
     number_in,
     number_text,
     picture,
@@ -33,13 +35,20 @@ class Curve(NamedTuple):
 
 
 def _columns(run: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-    """The values of each column that is drawn, by epoch. ValueError names the row and the column."""
+    """The values of each column that is drawn, by epoch, NaN for a gap. ValueError names the row and the column."""
     found: dict[str, dict[float, float]] = {}
     for number, row in enumerate(run):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row {number}: a mapping from columns to values, got {type(row).__name__}")
+        for name, value in row.items():
+            if not isinstance(name, str):
+                why = "; csv.DictReader puts cells beyond the header there" if name is None else ""
+                raise ValueError(f"row {number}: columns have names that are text, got {name!r}: {value!r}{why}")
         epoch = number_in(row, "epoch", number)
         for name, value in row.items():
             if value not in ("", None) and (name == "loss" or name.endswith("accuracy")):
-                found.setdefault(name, {})[epoch] = number_in(row, name, number)
+                there = number_in(row, name, number, finite=False)
+                found.setdefault(name, {})[epoch] = there if math.isfinite(there) else math.nan
     if not found:
         have = ", ".join(map(repr, run[0])) if run else "no rows"
         raise ValueError(f"history: a loss, or columns that end in 'accuracy', got {have}")
@@ -56,6 +65,7 @@ def _over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Curve]
         if len(epochs) < max(map(len, values)):
             raise ValueError(f"history: column {name!r} has the epochs {epochs} in all runs, and others in some")
         at = [[run[epoch] for run in values] for epoch in epochs]
+        at = [[math.nan] if any(map(math.isnan, v)) else v for v in at]  # no mean is known where a run diverged
         curves[name] = Curve(epochs, [statistics.mean(v) for v in at], [min(v) for v in at], [max(v) for v in at])
     return curves
 
@@ -63,6 +73,8 @@ def _over_seeds(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Curve]
 def _by_label(history: Any) -> dict[str, dict[str, Curve]]:
     """The curves of each label, "" for a single run without one."""
     if not isinstance(history, Mapping):
+        if not isinstance(history, Iterable):
+            raise ValueError(f"history: rows of epochs, got {type(history).__name__}")
         return {"": _over_seeds([list(history)])}
     if not history:
         raise ValueError("history: rows of epochs by label, got none")
@@ -84,8 +96,10 @@ def _draw_panel(axes: Axes, named: list[tuple[str, str]], found: dict[str, dict[
         said = what if one else label if len(columns) == 1 else f"{label}, {what}"
         line = "-" if one else LINES[j % len(LINES)]
         marker = "o" if len(curve.epochs) == 1 else ""
-        axes.plot(curve.epochs, curve.mean, color=colour, linestyle=line, marker=marker, linewidth=2, label=said)
-        if curve.low != curve.high:
+        axes.plot(
+            curve.epochs, curve.mean, color=colour, linestyle=line, marker=marker, linewidth=2, label=legend_text(said)
+        )
+        if any(low < high for low, high in zip(curve.low, curve.high, strict=True)):
             axes.fill_between(curve.epochs, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))

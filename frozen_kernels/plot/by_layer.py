@@ -34,6 +34,8 @@ class Shares(NamedTuple):
 
 def shares_of(model: nn.Module) -> dict[str, Shares]:
     """The counts of each frozen layer by name. ValueError where there is none, or no mask is known."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: a torch.nn.Module, got {type(model).__name__}")
     found = {}
     for name, layer in frozen_layers(unwrapped(model)).items():
         if layer.device.type == "meta":

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
-from .canvas import COLOURS, INK, MARKERS, Axes, Figure, number_in, picture, styled, text_of, ticker, write_ticks
+from .canvas import (
+    COLOURS,
+    INK,
+    MARKERS,
+    Axes,
+    Figure,
+    legend_text,
+    number_in,
+    picture,
+    styled,
+    text_of,
+    ticker,
+    write_ticks,
+)
 
 HEIGHT = 4.8
 FEW, ROW = 6, 0.24  # entries whose legend has a place inside; inches of a row of one below
@@ -74,7 +89,7 @@ def _draw_series(axes: Axes, number: int, label: str, points: list[Point]) -> No
     xs, ys = [p.x for p in points], [p.y for p in points]
     bars = [[p.y - p.low for p in points], [p.high - p.y for p in points]]
     axes.errorbar(
-        xs, ys, yerr=bars if any(map(any, bars)) else None, label=label,
+        xs, ys, yerr=bars if any(map(any, bars)) else None, label=legend_text(label),
         color=colour, linestyle="-" if len(points) > 1 else "", linewidth=2, marker=marker, markersize=8,
         elinewidth=1.5, capsize=4,
     )  # fmt: skip
@@ -94,7 +109,7 @@ def _draw_references(axes: Axes, references: Mapping[str, float], text: Any) -> 
     for number, (label, value) in enumerate(references.items()):
         where = "" if low <= value <= high else " (below)" if value < low else " (above)"
         line = ("--", ":", "-.")[number % 3]
-        axes.plot([], [], color=INK, linestyle=line, label=f"{label}: {text(value)}{where}")
+        axes.plot([], [], color=INK, linestyle=line, label=legend_text(f"{label}: {text(value)}{where}"))
         if not where:
             axes.axhline(value, color=INK, linestyle=line, linewidth=1.2, zorder=1)
 
@@ -107,6 +122,9 @@ def draw(
 ) -> Figure:
     """The picture; see `frozen_kernels.plot.sweep`. `texts`: of the x axis, of the y axis, and above."""
     found = _points(_read(rows, columns), columns)
+    for label, value in references.items():
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"references: {label!r} is a finite number, got {value!r}")
     xlabel, ylabel, title = texts
     every = [p for points in found.values() for p in points]
     least, largest = min(p.x for p in every), max(p.x for p in every)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import os
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -60,8 +64,11 @@ class Picture(Figure):
 
 
 def styled() -> AbstractContextManager[None]:
-    """The look of all pictures, whatever the user's settings are, which come back at the end."""
-    return style.context(["default", dict(STYLE)])
+    """The look of all pictures, whatever the user's settings are, which come back at the end.
+
+    A `$` in a name or a title is a dollar, and begins no formula.
+    """
+    return style.context(["default", {**STYLE, "text.parse_math": False}])
 
 
 def picture(height: float) -> Picture:
@@ -74,7 +81,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
     image = io.BytesIO()
     # a date or a version of matplotlib would change the file where the picture is the same
     unsaid: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with styled():
+    with style.context(["default", dict(STYLE)]):  # a figure of the user's may have formulas
         figure.savefig(image, format=kind, dpi=DOTS, metadata=unsaid)
     return image.getvalue()
 
@@ -85,8 +92,11 @@ def _draw_into(figure: Figure, kind: str, file: IO[bytes]) -> None:
 
 def save(figure: Figure, path: str | PathLike[str]) -> list[Path]:
     """Both files of a picture; see `frozen_kernels.plot.save`."""
-    given = Path(path)
-    stem = given.name.removesuffix(".png").removesuffix(".svg")
+    name = os.fsdecode(path)
+    given, separators = Path(name), (os.sep, os.altsep or os.sep)
+    stem = re.sub(r"\.(png|svg)$", "", given.name, flags=re.IGNORECASE)
+    if name.endswith(separators) or stem in ("", ".."):
+        raise ValueError(f"path: a file, with a name before .png or .svg, got {name!r}")
     written = [given.with_name(f"{stem}.{kind}") for kind in ("png", "svg")]
     for target in written:
         # drawn into the open file: a folder that cannot be written is found at once
@@ -111,14 +121,20 @@ def write_ticks(axis: Any, text: Any) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def number_in(row: Mapping[str, Any], column: str, number: int) -> float:
+def number_in(row: Mapping[str, Any], column: str, number: int, *, finite: bool = True) -> float:
     """The number in a column of a row, which may be text. ValueError names the row, counted from 0, and the column."""
     if column not in row:
         raise ValueError(f"row {number}: no column {column!r}, there are {', '.join(map(repr, row))}")
-    try:
-        return float(row[column])
-    except (TypeError, ValueError):
-        raise ValueError(f"row {number}: a number in column {column!r}, got {row[column]!r}") from None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        value = float(row[column])
+        if math.isfinite(value) or not finite:
+            return value
+    raise ValueError(f"row {number}: a {'finite ' * finite}number in column {column!r}, got {row[column]!r}")
+
+
+def legend_text(label: str) -> str:
+    """A label that is shown: of empty ones, and of those that begin with an underscore, matplotlib shows none."""
+    return f" {label}" if label[:1] in ("", "_") else label
 
 
 __all__ = ["Axes", "Figure", "ticker"]
