@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers, has_sharded, unwrapped
+from ..nn.models import frozen_layers, has_sharded, refuse_lazy, unwrapped
 from ..process import release_memory
 from ..text import table
 from ..tickets.gain import unsaved_part
@@ -315,10 +315,11 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
         sample_input: the argument of a forward, or a tuple of them.
 
     Raises:
-        ValueError: `fully_shard` holds the model's parameters.
+        ValueError: `fully_shard` holds the model's parameters, or a lazy layer has none yet.
     """
     if has_sharded(model):
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
+    refuse_lazy(model)
     whole, model = model, unwrapped(model)
     layers = frozen_layers(model)
     seen: set[tuple[object, ...]] = set()

@@ -7,11 +7,11 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from ..config import FreezeConfig
 from ..convert.choose import FilterFn, candidates, model_bytes, passed_over
@@ -21,7 +21,7 @@ from ..memory.crossover import active_level, processor
 from ..memory.footprint import footprint, forward_peak, storage_bytes
 from ..memory.residency import set_residency
 from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers, has_sharded, unwrapped
+from ..nn.models import frozen_layers, has_sharded, refuse_lazy, unwrapped
 from ..nn.twins import is_layer
 from ..tensor import ALL_RESIDENCIES
 from .measure import MIN_ROUNDS, interleaved, quartiles, speedup
@@ -121,7 +121,7 @@ def _compared(
     held = _sides(served, plain, names)
     found = []
     for args, right in zip(inputs, rights, strict=True):
-        _called(lambda args=args: set_residency(held.models["auto"], "auto", cloned(args)), "auto")
+        _called(partial(set_residency, held.models["auto"], "auto", cloned(args)), "auto")
         rows = [_checked_row(name, held, args, right, steps) for name in held.models]
         found += _timed(rows, held, args, device, limits, steps)
     steps.begin("")
@@ -143,9 +143,7 @@ def _check(model: nn.Module, inputs: list[Args], seconds: float, rounds: int) ->
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
     if not inputs:
         raise ValueError("x: an input or a list of several, got an empty list")
-    lazy = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if is_lazy(t)]
-    if lazy:
-        raise ValueError(f"model: {lazy[0]!r} is lazy and has no size yet; run a batch through the model first")
+    refuse_lazy(model)
     if not isinstance(seconds, numbers.Real):
         raise TypeError(f"seconds: a number, got {seconds!r}")
     if not isinstance(rounds, numbers.Integral):
