@@ -27,20 +27,21 @@ def listed(names: list[str]) -> str:
 
 def bytes_text(size: float) -> str:
     """A number of bytes in decimal units: 950 B, 12 kB, 1.5 MB."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+    return _scaled(size, (" B", " kB", " MB", " GB"))
 
 
 def count_text(count: float) -> str:
     """A number of things: 950, 36.9 k, 1.18 M."""
-    for unit in ("", " k", " M"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} G"
+    return _scaled(count, ("", " k", " M", " G"))
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    """Three digits in the first unit in which they are below 1000, or in the last."""
+    for unit in units[:-1]:
+        if float(f"{value:.3g}") < 1000:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g}{units[-1]}"
 
 
 def percent_text(share: float) -> str:

@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 import frozen_kernels as fk
+from frozen_kernels import text
 from frozen_kernels.memory import footprint
 from frozen_kernels.tune import bench as bench_module
+from frozen_kernels.tune import outputs, verdict
 from frozen_kernels.tune.report import TORCH
 
 RESIDENCIES = ["seed", "mask", "planes", "dense"]
@@ -79,8 +82,8 @@ def test_several_arguments_outputs_in_a_dict_and_what_stays_dense(quick):
     report = fk.bench(Net(), (ids, scale), "frozen", seconds=0)
     assert report.frozen == 2 and ("table", "embeddings are converted where filter_fn says so") in report.left
     assert {row.input for row in report.rows} == {"3x5 int64 + 3x5x1"}
-    text = str(report)
-    assert "left as it is: table (embeddings" in text and "code uniform" in text and "auto" in text
+    said = str(report)
+    assert "left as it is: table (embeddings" in said and "code uniform" in said and "auto" in said
     whole = fk.bench(Net(), (ids, scale), filter_fn=lambda module, name: True, seconds=0)
     assert whole.frozen == 3 and whole.left == []
 
@@ -114,10 +117,10 @@ def test_a_wrong_side_gets_no_time_and_the_report_says_so(quick, monkeypatch):
 
 def test_few_values_are_compared_with_more(quick, monkeypatch):
     seen = []
-    judged = bench_module.judge
-    monkeypatch.setattr(bench_module, "judge", lambda *t, **more: seen.append(t[0].numel()) or judged(*t, **more))
+    judged = outputs.judge
+    monkeypatch.setattr(outputs, "judge", lambda *t, **more: seen.append(t[0].numel()) or judged(*t, **more))
     fk.bench(nn.Sequential(nn.Linear(64, 3)), torch.randn(1, 64), seconds=0)
-    assert set(seen) == {3 * bench_module.MOST_TURNS}
+    assert set(seen) == {3 * outputs.MOST_TURNS}
 
 
 def test_saved_as_table_and_json_without_matplotlib(quick, tmp_path, monkeypatch):
@@ -208,6 +211,127 @@ def test_refusals(model, x, error, words):
 def test_refused_settings(settings, words):
     with pytest.raises(ValueError, match=words):
         fk.bench(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4), **settings)
+
+
+@pytest.mark.parametrize(("name", "value"), [("seconds", "1"), ("rounds", 1.5)])
+def test_settings_of_another_type(name, value):
+    with pytest.raises(TypeError, match=f"{name}: .*, got {value!r}"):
+        fk.bench(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4), **{name: value})
+
+
+class Of(nn.Module):
+    """A layer, and what a function makes of the model and its input."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.inner, self.run = nn.Linear(32, 32), forward
+        self.register_buffer("state", torch.zeros(()))
+
+    def forward(self, *args):
+        return self.run(self, *args)
+
+
+def adds_up(model, x):
+    model.state += 1
+    return model.inner(x) * model.state
+
+
+def locked():
+    model = nn.Sequential(nn.Linear(32, 32))
+    model.lock = threading.Lock()
+    return model
+
+
+def not_converted(model, x):
+    if type(model.inner) is not nn.Linear:
+        raise TypeError("nn.Linear alone")
+    return model.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Of(adds_up), "dense torch gives other values for 4x32 at a second call"),
+        (Of(lambda model, x: model.inner(x) + torch.randn(32)), "at a second call: its forward draws random numbers"),
+        (Of(lambda model, x: nn.functional.dropout(model.inner(x))), "at a second call"),
+        (Of(lambda model, x: (y := (model.inner(x) * 1e5).half()) - y), "4x32 are not all finite"),
+        (Of(lambda model, x: model.inner(x) * 0), "zeros would pass as its output for 4x32"),
+        (nn.Sequential(nn.LazyLinear(3)), "model: '0.weight' is lazy and has no size yet; run a batch"),
+        (locked(), "model: it cannot be copied by copy.deepcopy: TypeError: "),
+        (Of(not_converted), "model: its forward fails, weights as auto: TypeError: nn.Linear alone"),
+    ],
+)
+def test_models_that_cannot_be_compared(quick, model, words):
+    before = torch.get_rng_state()
+    x = torch.zeros(4, 32) + torch.linspace(-1, 1, 32)
+    with pytest.raises(ValueError, match=words):
+        fk.bench(model, x, seconds=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
+def test_a_side_that_is_not_finite_is_refused_and_json_has_no_infinity(quick, monkeypatch, wrong):
+    monkeypatch.setattr(fk.nn.FrozenLinear, "forward", lambda self, x: x.new_full((4, 32), wrong))
+    report = fk.bench(Of(lambda model, x: model.inner(x)), torch.randn(4, 32), seconds=0)
+    assert [bool(row.refused) for row in report.rows] == [False] + 5 * [True]
+    assert not any(word in report.to_json() for word in ("Infinity", "NaN"))
+    for row in report.rows:
+        row.median, row.refused = None, "not finite"
+    assert "every timed side" not in str(report)
+
+
+def test_not_finite_is_wrong_where_torch_is_not_finite_too():
+    exact, bad = torch.ones(3).double(), torch.full((3,), torch.inf)
+    assert not verdict.judge(bad, bad, exact).passed and not verdict.judge(torch.ones(3), bad * 0, exact * 0).passed
+
+
+def test_each_output_is_judged_by_itself(quick, monkeypatch):
+    monkeypatch.setattr(fk.nn.FrozenLinear, "forward", lambda self, x: x.new_zeros(4, 32))
+    large = Of(lambda model, x: (torch.full((2,), 1e9, dtype=x.dtype), model.inner(x)))
+    report = fk.bench(large, torch.randn(4, 32), seconds=0)
+    assert all(row.refused.startswith("output 2: largest error") for row in report.rows[1:])
+
+
+def test_the_input_stays_as_it_is_and_may_be_nested(quick):
+    x = torch.ones(4, 32)
+    report = fk.bench(Of(lambda model, x: model.inner(x.mul_(2))), x, seconds=0)
+    assert torch.equal(x, torch.ones(4, 32)) and not any(row.refused for row in report.rows)
+    nested = ([torch.randn(4, 32)], {"x": torch.randn(4, 32)})
+    report = fk.bench(Of(lambda model, a, b: model.inner(a[0]) + model.inner(b["x"])), nested, seconds=0)
+    assert not any(row.refused for row in report.rows) and report.rows[0].input == "list + dict"
+
+
+def test_an_input_that_cannot_be_turned_is_measured_alone(quick):
+    def forward(model, x, lengths):
+        assert lengths.tolist() == [3, 2, 1] and x[0, 0] == 7, "the first is a mark"
+        return model.inner(x)[:, :2]
+
+    x = torch.randn(3, 32)
+    x[0, 0] = 7
+    report = fk.bench(Of(forward), (x, torch.tensor([3, 2, 1])), seconds=0)
+    assert not any(row.refused for row in report.rows)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda m: m, lambda m: torch.compile(m, backend="eager")])
+def test_a_bare_layer_is_measured_too(quick, wrap):
+    report = fk.bench(wrap(nn.Linear(64, 32)), torch.randn(4, 64), seconds=0)
+    assert report.frozen == 1 and not any(row.refused for row in report.rows)
+
+
+def test_a_rise_that_is_noise_gives_no_ratio():
+    def cells(forward):
+        sides = ((TORCH, 9_000_000, 2_000_000), ("mask", 1_000_000, forward))
+        rows = [bench_module.BenchRow("1", side, {}, 1, held, rise) for side, held, rise in sides]
+        return fk.BenchReport("Net", "", 1, 8, 10, [], {}, rows)._cells()[1][3:5]
+
+    assert cells(900_000) == ("1 MB, 9x", "1.9 MB") and cells(1_000_000) == ("1 MB, 9x", "2 MB, 5.5x")
+
+
+def test_sizes_in_text():
+    assert [text.bytes_text(n) for n in (950, 999.9, 999_600, 1_500_000, 5e12)] == [
+        "950 B", "1 kB", "1 MB", "1.5 MB", "5e+03 GB"
+    ]  # fmt: skip
+    assert [text.count_text(n) for n in (950, 36_900, 999_900)] == ["950", "36.9 k", "1 M"]
 
 
 def test_an_output_without_values_is_refused():

@@ -130,13 +130,37 @@ def test_bench_refuses_numbers_for_wrong_outputs(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "status"),
-    [([], 2), (["verify"], 2), (["nothing"], 2), (["bench", "--rounds", "0"], 2), (["bench", "--code", "stored"], 2)],
+    [([], 2), (["verify"], 2), (["nothing"], 2), (["bench", "--code", "stored"], 2)],
 )
 def test_wrong_usage(arguments, status, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == status
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("bench --rounds 0", "--rounds: an integer of 1 or more, got 0"),
+        ("bench --rounds x", "--rounds: an integer of 1 or more, got 'x'"),
+        ("bench --threads 100000000000", "--threads: an integer from 1 to 1024, got 100000000000"),
+        ("footprint m:f --seed -1", "--seed: an integer from 0 to 18446744073709551615, got -1"),
+        ("footprint m:f --seed 18446744073709551616", "--seed: an integer from 0 to 18446744073709551615, got 18446"),
+        ("bench --device cpu", "--device: goes with --tune"),
+        ("bench --out x", "--out: goes with --tune"),
+        ("bench --freeze-ratio 2", "freeze_ratio: a number in [0, 1], got 2.0"),
+        ("bench --channels-last", "--channels-last: goes with MODULE:CALLABLE"),
+    ],
+)
+def test_options_out_of_range_are_one_line(arguments, words, capsys):
+    status, out, err = run(capsys, *arguments.split())
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+def test_a_closed_stdout(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["info"]) == 1 and capsys.readouterr().err == "error: standard output is closed\n"
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify", "footprint"])

@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-import torch
 from torch import nn
 
 import frozen_kernels as fk
@@ -43,7 +42,48 @@ def a_list():
 def fails():
     raise RuntimeError("no weights\\nat all")
 
+class Acts(nn.Module):
+    def __init__(self, act=print):
+        super().__init__()
+        self.inner, self.act, self.calls = nn.Linear(4, 4), act, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.act(self.calls)
+        return self.inner(x)
+
+def fail(error):
+    raise error
+
+def late():
+    seen = []
+    return Acts(lambda calls: seen.append(1) or (len(seen) > 30 and fail(KeyError("late"))))
+
+def lines():
+    return Acts(lambda calls: fail(RuntimeError("one\\n two\\n\\x1b[31mred")))
+
+def exits():
+    return Acts(lambda calls: fail(SystemExit(0)))
+
+class Prop:
+    bad = property(lambda self: fail(RuntimeError("prop")))
+
+def locked():
+    import threading
+    model = build()
+    model.lock = threading.Lock()
+    return model
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 4))
+
+def loud():
+    print("made")
+    return Acts(lambda calls: print("forward"))
+
 model = build()
+normed = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4))
+prop = Prop()
 number = 3
 """
 
@@ -154,12 +194,12 @@ def test_what_is_no_model(folder, capsys, text):
         (("bench", "my_module:build"), "--input: sizes of an input of the model, such as --input 16,3,224,224"),
         (("bench", "my_module:build", "--input", "1,x"), "--input 1,x: expected sizes such as 16,3,224,224, got '1,x'"),
         (("bench", "my_module:build", "--input", "1,0"), "--input 1,0: sizes of at least 1, got 0"),
-        (("bench", "my_module:build", "--input", "1:int"), "--input 1:int: the model refuses it: RuntimeError: "),
+        (("bench", "my_module:build", "--input", "1:int"), "--input: the model refuses 1 int32: "),
         (("bench", "my_module:build", "--input", "1:word"), "expected a dtype such as int64 or bfloat16, got 'word'"),
         (("bench", "my_module:build", "--input", "1:int64:x"), "expected integers below a number"),
         (("bench", "my_module:build", "--input", "1:half:3"), "a largest number is for integers, got half"),
-        (("bench", "my_module:build", "--input", "2,3,4"), "--input 2,3,4: the model refuses it: RuntimeError: "),
-        (("footprint", "my_module:build", "--input", "2"), "--input 2: the model refuses it: RuntimeError: "),
+        (("bench", "my_module:build", "--input", "2,3,4"), "--input: the model refuses 2x3x4: "),
+        (("footprint", "my_module:build", "--input", "2"), "--input 2: the model refuses it: ValueError: "),
         (("footprint", "my_module:build", *INPUT, *INPUT), "--input: one input, got 2"),
         (("footprint", "my_module.py", *INPUT), "--input: goes with MODULE:CALLABLE, and my_module.py is a file"),
         (("footprint", "my_module:frozen", "--sparsity", "0.5"), "--sparsity 0.5: the model is frozen already"),
@@ -178,9 +218,56 @@ def test_options_that_do_not_fit(folder, capsys, arguments, words):
     assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
-def test_a_check_of_the_input_moves_no_statistics(folder, capsys):
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4))
-    cli.program.footprint.check_forward(model, (torch.ones(3, 4),), "3,4")
+SHORT = ("--input", "2,4")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "my_module:exits", *SHORT), "model: its forward failed: SystemExit: 0"),
+        (("footprint", "my_module:exits", *SHORT), "--input 2,4: the model refuses it: SystemExit: 0"),
+        (("bench", "my_module:late", *SHORT), "model: its forward fails, weights as mask: KeyError: 'late'"),
+        (("bench", "my_module:lines", *SHORT), "RuntimeError: one two \\x1b[31mred"),
+        (("bench", "my_module:locked", *SHORT), "model: it cannot be copied by copy.deepcopy: TypeError"),
+        (("footprint", "my_module:lazy"), "model: '0.weight' is lazy and has no size yet"),
+        (("bench", "my_module:prop.bad", *SHORT), "model: my_module:prop.bad cannot be read: RuntimeError: prop"),
+        (
+            ("bench", "my_module:Acts", "--input", "99999999999999999999,3"),
+            "999,3: there is no such tensor",
+        ),
+        (("bench", "my_module:Acts", "--input", "1000000000000,1000000"), "000: there is no such tensor: RuntimeError"),
+        (
+            ("bench", "my_module:Acts", "--input", "2,4:quint8"),
+            "a dtype such as int64 or bfloat16, got 'quint8'",
+        ),
+        (("bench", "my_module:Acts", "--input", "2,4:int8:300"), "int8 holds integers up to 127, got below 300"),
+        (("bench", "my_module:Acts", *SHORT, "--output", "my_module.py"), "--output my_module.py: expected a folder"),
+        (("bench", "/far/mods.py:seq", *SHORT), "a module and no path: in the folder /far it is mods:seq, got"),
+    ],
+)
+def test_what_the_users_code_does_is_one_line(folder, capsys, arguments, words):
+    status, out, err = run(capsys, *arguments, *(QUICK if arguments[0] == "bench" else ()))
+    assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+def test_what_the_users_code_prints_is_not_in_the_report(folder, capsys):
+    for command in (("bench", *QUICK), ("footprint",)):
+        status, out, err = run(capsys, command[0], "my_module:loud", *command[1:], *SHORT, "--json")
+        assert status == 0 and json.loads(out) and "made\n" in err and "forward\n" in err
+
+
+def test_footprint_of_what_is_neither(folder, capsys):
+    status, out, err = run(capsys, "footprint", "mods")
+    assert (status, out) == (1, "") and "error: mods: no such FILE, and no MODULE:CALLABLE such as my_module:" in err
+
+
+def test_footprint_shows_how_far_it_is_and_moves_no_statistics(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    status, _, err = run(capsys, "footprint", "my_module:normed", *SHORT)
+    steps = ("model made", "converted", "bytes counted", "forward measured")
+    assert status == 0 and err == "".join(f"{i} of 4: {what}\n" for i, what in enumerate(steps, 1))
+    model = sys.modules["my_module"].normed
     assert model[0].num_batches_tracked == 0 and model.training and model[0].training
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ..format import CODES
+from ..tune.bench import ROUNDS
 from ..tune.bench import SECONDS as MODEL_SECONDS
-from ..tune.measure import MIN_ROUNDS
 from .bench_layers import SECONDS, bench_layers
 from .bench_model import bench_model
 from .conversion import OPTIONS, add_options, refuse_without_model
 from .models import INPUT_HELP
 from .tune import TUNE_SECONDS, tune
-from .usage import Usage, positive
+from .usage import MOST_THREADS, Usage, whole
 
 MODEL_ONLY = (*OPTIONS, "channels_last", "json", "output")
 LAYERS_ONLY = ("batch", "code", "freeze_ratio")
@@ -26,7 +26,7 @@ def bench(options: argparse.Namespace) -> None:
     """A model (MODULE:CALLABLE), or a few layers, in each residency against dense torch, checked first."""
     for name in ("out", "device"):
         if getattr(options, name) and not options.tune:
-            raise ValueError(f"--{name}: goes with --tune")
+            raise Usage(f"--{name}: goes with --tune")
     if options.model is None:
         refuse_without_model(options, MODEL_ONLY, "there is none")
     elif options.tune:
@@ -62,14 +62,19 @@ def add(commands: Any) -> None:
         "--output", type=Path, metavar="FOLDER",
         help="with a model: write bench.md, bench.json and a picture, bench.png and bench.svg, here",
     )  # fmt: skip
-    sub.add_argument("--batch", type=positive, help="of the layers (1)")
-    sub.add_argument("--rounds", type=lambda text: max(positive(text), MIN_ROUNDS), default=20)
+    sub.add_argument("--batch", type=whole("--batch", 1), help="of the layers (1)")
+    sub.add_argument(
+        "--rounds", type=whole("--rounds", 1), default=ROUNDS, help=f"at most so many, and at least five ({ROUNDS})"
+    )
     sub.add_argument(
         "--seconds", type=float,
         help=f"no further rounds after this, of a layer ({SECONDS:g}) or an input of a model ({MODEL_SECONDS:g}); with "
         f"--tune: for GPU tiles and choices ({TUNE_SECONDS:g})",
     )  # fmt: skip
-    sub.add_argument("--threads", type=positive, default=torch.get_num_threads())
+    sub.add_argument(
+        "--threads", type=whole("--threads", 1, MOST_THREADS), default=torch.get_num_threads(),
+        help="of torch and the kernels",
+    )  # fmt: skip
     sub.add_argument("--code", choices=CODES, help="of the layers (sign)")
     sub.add_argument("--freeze-ratio", type=float, help="of the layers (0.7)")
     sub.add_argument(

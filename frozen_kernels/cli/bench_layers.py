@@ -14,7 +14,8 @@ from .. import nn as frozen_nn
 from ..config import DEFAULT_FREEZE_RATIO, FreezeConfig
 from ..tensor import RESIDENCIES, resident_bytes
 from ..text import table
-from ..tune.measure import interleaved, quartiles, relative_error, speedup
+from ..tune.measure import MIN_ROUNDS, interleaved, quartiles, relative_error, speedup
+from .usage import Usage
 
 BENCH_LAYERS: tuple[tuple[str, Callable[[], nn.Module], tuple[int, ...]], ...] = (
     ("linear 1024x1024", lambda: nn.Linear(1024, 1024), (1024,)),
@@ -81,9 +82,13 @@ def bench_layers(options: argparse.Namespace) -> None:
         1 if options.batch is None else options.batch,
         "sign" if options.code is None else options.code,
         DEFAULT_FREEZE_RATIO if options.freeze_ratio is None else options.freeze_ratio,
-        options.rounds,
+        max(options.rounds, MIN_ROUNDS),
         SECONDS if options.seconds is None else options.seconds,
     )
+    try:
+        FreezeConfig(code=chosen.code, freeze_ratio=chosen.freeze_ratio)
+    except ValueError as why:
+        raise Usage(str(why)) from None
     torch.set_num_threads(options.threads)
     live = ", ".join(name for name, state in backends.report().items() if state == "live")
     print(

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import PRESETS, FreezeConfig
 from ..nn.models import frozen_layers
-from .usage import Usage
+from .usage import SEEDS, Usage, whole
 
 OPTIONS = ("input", "config", "sparsity", "seed")
 
@@ -20,7 +20,7 @@ def add_options(sub: Any) -> None:
         "--config", metavar="PRESET", help=f"with a model: settings of FreezeConfig.preset: {', '.join(PRESETS)}"
     )
     sub.add_argument("--sparsity", type=float, help="with a model: the share of its weights that are zero")
-    sub.add_argument("--seed", type=int, help="with a model: of its weights and inputs (0)")
+    sub.add_argument("--seed", type=whole("--seed", 0, SEEDS - 1), help="with a model: of its weights and inputs (0)")
 
 
 def config_of(model: nn.Module, options: argparse.Namespace) -> FreezeConfig | None:
@@ -41,4 +41,4 @@ def refuse_without_model(options: argparse.Namespace, names: tuple[str, ...], wh
     """`Usage` for options that go with MODULE:CALLABLE alone."""
     for name in names:
         if getattr(options, name) is not None:
-            raise Usage(f"--{name}: goes with MODULE:CALLABLE, and {what}")
+            raise Usage(f"--{name.replace('_', '-')}: goes with MODULE:CALLABLE, and {what}")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from . import bench, footprint, info, inspect, verify
-from .usage import Usage
+from .usage import Usage, shown
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,8 +31,11 @@ def _print_anything() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _print_anything()
-    options = parser().parse_args(arguments)
+    if sys.stdout is None:
+        print("error: standard output is closed", file=sys.stderr)
+        return 1
     try:
+        options = parser().parse_args(arguments)
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -40,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Usage as why:
-        print(f"error: {why}", file=sys.stderr)
+        print(f"error: {shown(why)}", file=sys.stderr)
         return 2
     except (OSError, ValueError, RuntimeError) as why:
-        print(f"error: {why}", file=sys.stderr)
+        print(f"error: {shown(why)}", file=sys.stderr)
         return 1
     return 0

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.layer import FrozenLayer
-from ..nn.models import frozen_layers, has_sharded, unwrapped
+from ..nn.models import frozen_layers, has_sharded, refuse_lazy, unwrapped
 from ..process import release_memory
 from ..text import table
 from ..tickets.gain import unsaved_part
 from ..tickets.model import save_ticket
+
+FORWARDS = 3  # the kernel counts pages in batches: the median of so many peaks
 
 
 def storage_bytes(tensors: Iterable[Tensor | None]) -> int:
@@ -236,15 +238,23 @@ def _lifetime_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _rise(run: Callable[[], object]) -> int:
+    """Bytes by which a call raises the kernel's high-water mark above what is resident."""
+    release_memory()
+    reset_peak()
+    before = _status("VmRSS")
+    run()
+    after = _status("VmHWM")
+    assert before is not None and after is not None
+    return max(after - before, 0)
+
+
 def _process_peak(run: Callable[[], object]) -> Peak:
     run()
     trim()
     if reset_peak():
-        before = _status("VmRSS")
-        run()
-        after = _status("VmHWM")
-        assert before is not None and after is not None
-        return Peak(max(after - before, 0), "process memory, VmHWM after clear_refs")
+        rises = sorted(_rise(run) for _ in range(FORWARDS))
+        return Peak(rises[FORWARDS // 2], f"process memory, VmHWM after clear_refs, median of {FORWARDS} forwards")
     before = _status("VmRSS")
     if before is None:
         return Peak(None, f"not measured: {sys.platform} does not tell the resident memory of a process")
@@ -292,8 +302,8 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
     """Bytes and bits per weight of a model: on disk, resident, dense and, with `sample_input`, the peak of a forward.
 
     Every figure but the dense one is counted or measured on the model as it stands. On a CPU the peak is the rise of
-    the process's memory during one forward in eval mode without gradients, after a first forward that warms up and
-    after freed heap went back to the system: by the kernel's own high-water mark (VmHWM, reset through
+    the process's memory during a forward in eval mode without gradients, the median of three, after a first one that
+    warms up and after freed heap went back to the system: by the kernel's own high-water mark (VmHWM, reset through
     `/proc/self/clear_refs`), else by `ru_maxrss` where this forward is the process's highest point, else None with
     the reason. The kernel counts pages in batches: differences below about half a megabyte are noise, and memory used
     by other threads meanwhile counts too. On CUDA it is the allocator's peak over what was allocated before.
@@ -305,10 +315,11 @@ def footprint(model: nn.Module, sample_input: Any = None) -> Footprint:
         sample_input: the argument of a forward, or a tuple of them.
 
     Raises:
-        ValueError: `fully_shard` holds the model's parameters.
+        ValueError: `fully_shard` holds the model's parameters, or a lazy layer has none yet.
     """
     if has_sharded(model):
         raise ValueError("model: spread over processes by fully_shard; measure one that loaded its ticket")
+    refuse_lazy(model)
     whole, model = model, unwrapped(model)
     layers = frozen_layers(model)
     seen: set[tuple[object, ...]] = set()

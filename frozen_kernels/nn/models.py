@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..select.sharded import is_sharded, loaded_class
 from ..text import listed
@@ -45,6 +46,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while inside is not None:
         model, inside = inside, _inside(inside)
     return model
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """ValueError where a layer of the model has no sizes yet."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(f"model: {name!r} is lazy and has no size yet; run a batch through the model first")
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -16,10 +16,11 @@ from ..text import bytes_text, listed, table
 
 TORCH = "torch, dense"
 MOST_SPREAD = 0.2  # of the median, between the quartiles: what more says is that the machine was busy
+LEAST_RISE = 1_000_000  # bytes: a rise below it is noise, and no figure to compare
 HEAD = ("input", "weights as", "on disk", "resident", "peak", "median", "quartiles", "x torch")
 LEGEND = (
     "on disk: the ticket, of dense torch the state dict. resident: all parameters and buffers. peak: resident and the "
-    "rise of memory during a forward. Behind a comma: times smaller than dense torch. x torch: times as fast."
+    "rise of memory during a forward. 57x behind a size: 57 times smaller than dense torch. x torch: times as fast."
 )
 
 
@@ -30,8 +31,9 @@ class BenchRow:
     Fields: `input` as text; `side`, "torch, dense", a residency or "auto"; `layers`, how many are in which residency;
     `disk` of the ticket, None where there can be none; `resident` of all parameters and buffers; `forward`, the rise of
     memory during a forward, None where it cannot be measured; `error` and `torch_error`, the largest against float64,
-    relative to the largest output; `median`, `low` and `high`, the quartiles over `rounds`, and `speedup`, how many
-    times faster than dense torch the median is, all None where the side was not timed; `refused`, why it was not.
+    relative to the largest value of its output, None where it is not finite; `median`, `low` and `high`, the quartiles
+    over `rounds`, and `speedup`, how many times faster than dense torch the median is, all None where the side was not
+    timed; `refused`, why it was not.
     """
 
     input: str
@@ -40,7 +42,7 @@ class BenchRow:
     disk: int | None
     resident: int
     forward: int | None = None
-    error: float = 0.0
+    error: float | None = 0.0
     torch_error: float = 0.0
     refused: str = ""
     rounds: int = 0
@@ -91,7 +93,7 @@ class BenchReport:
     def to_json(self, **options: Any) -> str:
         """All figures as JSON; `options` go to `json.dumps`."""
         rows = [{**asdict(row), "peak": row.peak} for row in self.rows]
-        return json.dumps({**asdict(self), "rows": rows}, **options)
+        return json.dumps({**asdict(self), "rows": rows}, **{"allow_nan": False} | options)
 
     def __str__(self) -> str:
         return "\n".join([*self._about(), "", table(HEAD, self._cells()), "", *self._notes()])
@@ -145,9 +147,8 @@ class BenchReport:
         found: list[Sequence[str]] = []
         for row in self.rows:
             dense = self._dense(row)
-            sizes = (
-                (row.disk, dense.disk), (row.resident, dense.resident), (row.peak, dense.peak)
-            )  # fmt: skip
+            seen = min(row.forward or 0, dense.forward or 0) >= LEAST_RISE
+            sizes = (row.disk, dense.disk), (row.resident, dense.resident), (row.peak, dense.peak if seen else None)
             times = ("not timed", "", "")
             if row.median is not None:
                 times = (f"{row.median:.3f} ms", f"{row.low:.3f} to {row.high:.3f}", f"{row.speedup:.2f}")
@@ -157,11 +158,12 @@ class BenchReport:
     def _notes(self) -> list[str]:
         wrong = [f"not timed: {row.label} on {row.input}: {row.refused}" for row in self.rows if row.refused]
         timed = [row for row in self.rows if row.median is not None]
-        worst = max((row.error for row in timed), default=0.0)
-        notes = [
-            *wrong, LEGEND,
-            f"every timed side is right: its error against float64 is at most twice torch's, {worst:.1e} at most.",
-        ]  # fmt: skip
+        notes = [*wrong, LEGEND]
+        if timed:
+            worst = max(row.error or 0.0 for row in timed)
+            notes.append(
+                f"every timed side is right: its error against float64 is at most twice torch's, {worst:.1e} at most."
+            )
         noisy = sum(row.spread > MOST_SPREAD for row in timed)
         if noisy:
             notes.append(

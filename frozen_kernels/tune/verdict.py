@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -34,14 +35,15 @@ def _root_mean_square(t: Tensor) -> Tensor:
 
 
 def judge(found: Tensor, torchs: Tensor, exact: Tensor, *, least: float = 0.0) -> Verdict:
-    """Passes where shape and dtype are torch's, and both errors against float64 at most twice torch's.
+    """Passes where shape and dtype are torch's, and both errors against float64 at most twice torch's and finite.
 
     `least`: what counts as torch's error where it is smaller: of few values, torch's may be right by luck.
     """
     if found.shape != torchs.shape or found.dtype != torchs.dtype:
         return Verdict(False, why=f"{found.dtype} {list(found.shape)}, torch {torchs.dtype} {list(torchs.shape)}")
     ours, theirs = _errors(found, exact), _errors(torchs, exact)
-    passed = all(mine <= ALLOWED * max(other, least) + TINY for mine, other in zip(ours, theirs, strict=True))
+    pairs = zip(ours, theirs, strict=True)
+    passed = all(math.isfinite(mine) and mine <= ALLOWED * max(other, least) + TINY for mine, other in pairs)
     kinds = zip(("largest", "rms"), ours, theirs, strict=True)
     why = "" if passed else ", ".join(f"{kind} error {mine:.2e}, torch {other:.2e}" for kind, mine, other in kinds)
     return Verdict(passed, ours[0], theirs[0], why)
