@@ -181,4 +181,5 @@ def _size(size: int | None, dense: int | None) -> str:
     """Bytes, and how many times smaller than dense."""
     if size is None:
         return "?"
-    return bytes_text(size) + (f", {dense / size:.3g}x" if dense is not None and dense > size > 0 else "")
+    times = f"{dense / size:.3g}" if dense and size else "1"
+    return bytes_text(size) + (f", {times}x" if float(times) > 1 else "")
