@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -27,8 +28,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"frozen_kernels {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors")))
     try:
-        from .. import _C  # type: ignore[attr-defined]
-
+        _C = importlib.import_module("frozen_kernels._C")
         print(f"extension: {_C.build_info()}; instruction set {_C.isa()} of {', '.join(_C.isa_available())}")
     except ImportError as why:
         print(f"extension: missing ({why}); ops run on the reference, without fused kernels")

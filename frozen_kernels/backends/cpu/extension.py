@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +15,19 @@ from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
 from ..native import DTYPES, VALUE_DTYPES
 
+CHECKOUT = Path(__file__).parents[3]
+
+
+def _advice() -> str:
+    """Python takes a checkout that it runs in before an installed package, which has the extension."""
+    return f"; {CHECKOUT} is a checkout: `pip install -e .` there" if (CHECKOUT / "setup.py").exists() else ""
+
+
 _C: Any
 try:
-    from ... import _C  # type: ignore[attr-defined,no-redef]
-
-    _missing = ""
+    _C, _missing = importlib.import_module("frozen_kernels._C"), ""
 except ImportError as error:
-    _C, _missing = None, f"the extension is not built ({error})"
+    _C, _missing = None, f"the extension is not built ({error}){_advice()}"
 
 DEVICES = ("cpu",)
 
