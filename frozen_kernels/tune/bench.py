@@ -69,10 +69,11 @@ def bench(
     A copy of the model is converted by `freeze_` and finalized; one that holds frozen layers already is taken as it is.
     Each of its outputs is compared with that of the same weights in float64 first: a side whose largest or root mean
     square error is more than twice that of dense torch gets no time, and the report says so. Of an input that gives few
-    values, more are made by turning its floating values around, where the model takes them. Then forwards of all sides
-    take turns on the threads of `torch.get_num_threads()`, in eval mode and without gradients. The memory format is
-    that of the model and of x: convolutions in torch are faster on a CPU in `channels_last`. Copies of the model, one
-    for each side, take memory while this runs. The state of torch's random numbers stays.
+    values, more are made by turning its floating values around, where the model takes them. Torch may be right by luck:
+    one eps of the dtype counts as its error where that is smaller, four eps of fewer than 1000 values. Then forwards of
+    all sides take turns on the threads of `torch.get_num_threads()`, in eval mode and without gradients. The memory
+    format is that of the model and of x: convolutions in torch are faster on a CPU in `channels_last`. Copies of the
+    model, one for each side, take memory while this runs. The state of torch's random numbers stays.
 
     Args:
         model: a module; the one inside where it is in `torch.compile` or another wrapper. It is left as it is.
