@@ -106,17 +106,12 @@ const float* own_bias(const frozen_ticket& ticket, const Weight& weight) {
 }
 
 fk::lib::Ends ends_of(const frozen_ticket& ticket, const Weight& weight, const frozen_epilogue* given) {
-  fk::lib::Ends ends{weight.gain.data(), nullptr, given && given->relu};
-  if (given && given->gain) {
-    require_equal(weight, "gain_count", given->gain_count, weight.record.rows);
-    ends.gain = given->gain;
-  }
-  if (given && given->bias) {
-    require_equal(weight, "bias_count", given->bias_count, weight.record.rows);
-    ends.bias = given->bias;
-  } else if (!given || !given->no_bias) {
-    ends.bias = own_bias(ticket, weight);
-  }
+  if (!given) return {weight.gain.data(), own_bias(ticket, weight), false};
+  fk::lib::Ends ends{given->gain, given->bias, given->relu != 0};
+  require_equal(weight, "gain_count", given->gain_count, given->gain ? weight.record.rows : 0);
+  require_equal(weight, "bias_count", given->bias_count, given->bias ? weight.record.rows : 0);
+  if (!ends.gain && !given->no_gain) ends.gain = weight.gain.data();
+  if (!ends.bias && !given->no_bias) ends.bias = own_bias(ticket, weight);
   return ends;
 }
 

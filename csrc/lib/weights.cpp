@@ -185,7 +185,9 @@ Weight make_weight(Container& container, const Record& record, frozen_residency 
     weight.keep = Block<uint32_t>();
     return weight;
   }
-  if (!record.drawn()) weight.row_scale = as_floats(take(container, record, "row_scale"));
+  // Of other weights a tensor of this name is an ordinary one.
+  if (record.code == SIGNS_CODE || (record.code == STORED_CODE && record.value_dtype == INT8))
+    weight.row_scale = as_floats(take(container, record, "row_scale"));
   if (record.code == STORED_CODE) {
     weight.values = take(container, record, "values");
     count_values(weight);

@@ -153,20 +153,6 @@ constexpr Kernel<ScoreCall> SCORE_KERNELS[] = {
 };
 #endif
 
-template <class Call, size_t N>
-const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
-  const Kernel<Call>* kernel = kernels;
-  while (!kernel->serves(call)) ++kernel;
-  return kernel->info.name;
-}
-
-template <class Call, size_t N>
-std::vector<KernelInfo> infos(const Kernel<Call> (&kernels)[N]) {
-  std::vector<KernelInfo> all;
-  for (const Kernel<Call>& kernel : kernels) all.push_back(kernel.info);
-  return all;
-}
-
 // Both sides with their pixels merged.
 struct Sides {
   Geometry g;
@@ -189,15 +175,21 @@ void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const
   if (call.pixels && f.rows) run(CONVOLVE_KERNELS, call);
 }
 
-#ifdef FK_LIBRARY
+#ifndef FK_LIBRARY
 
-std::vector<KernelInfo> list(Operation) { return infos(CONVOLVE_KERNELS); }
-
-const char* choose(Operation, const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow) {
-  return first_of(CONVOLVE_KERNELS, Sides(g, wide, narrow).call(f, Epilogue{}, false, 1));
+template <class Call, size_t N>
+const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
+  const Kernel<Call>* kernel = kernels;
+  while (!kernel->serves(call)) ++kernel;
+  return kernel->info.name;
 }
 
-#else
+template <class Call, size_t N>
+std::vector<KernelInfo> infos(const Kernel<Call> (&kernels)[N]) {
+  std::vector<KernelInfo> all;
+  for (const Kernel<Call>& kernel : kernels) all.push_back(kernel.info);
+  return all;
+}
 
 void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
                          const Epilogue& epilogue, int threads) {
@@ -235,7 +227,7 @@ const char* choose(Operation operation, const Frozen& f, const Geometry& g, cons
 
 extern const ConvKernels conv_kernels;
 #ifdef FK_LIBRARY
-const ConvKernels conv_kernels = {convolve, nullptr, nullptr, list, choose};
+const ConvKernels conv_kernels = {convolve, nullptr, nullptr, nullptr, nullptr};
 #else
 const ConvKernels conv_kernels = {convolve, convolve_transposed, score_gradient, list, choose};
 #endif
