@@ -6,7 +6,7 @@
  * stands between layers (ReLU, pooling, the order of calls) is the caller's: a ticket holds no graph.
  *
  *     frozen_ticket* ticket;
- *     if (frozen_open("net.safetensors", FROZEN_DEFAULT, &ticket) != FROZEN_OK) {
+ *     if (frozen_open("net.safetensors", FROZEN_DEFAULT, 0, &ticket) != FROZEN_OK) {
  *       fprintf(stderr, "%s\n", frozen_last_error());
  *       return 1;
  *     }
@@ -21,7 +21,8 @@
  * Every function that can fail returns a frozen_status, FROZEN_OK (0) where it did not; then frozen_last_error() says
  * in words what was expected and what came. Where it failed, nothing was written to results that the caller can rely
  * on. No function throws, prints, or ends the process. A file is checked before anything in it is believed: sizes,
- * digest, and the hash of every mask.
+ * digest, and the hash of every mask. What a seed gives again takes no room in a file, so a small file
+ * may ask for much memory: frozen_open takes a limit. Names have no zero byte.
  *
  * Threads: an open ticket does not change. Any number of threads may compute with one at once; close it after the last
  * has returned. Results are the same bits for every residency, and those of the Python package on the same processor
@@ -125,11 +126,14 @@ FROZEN_API const char* frozen_last_error(void);
 FROZEN_API const char* frozen_isa(void);
 
 /* Open a ticket: read it whole, check it, and make what `residency` (a frozen_residency) keeps. `path` is as fopen
- * takes it. On success *ticket is to be closed; otherwise it is NULL. The file may be changed or removed afterwards. */
-FROZEN_API frozen_status frozen_open(const char* path, int32_t residency, frozen_ticket** ticket);
+ * takes it. `most_bytes`: how much memory what a seed gives again may take, checked before any of it is made; 0 for
+ * keep planes of 1 GiB and 16 bytes for each byte of the file. On success *ticket is to be closed; otherwise it is
+ * NULL. The file may be changed or removed afterwards. */
+FROZEN_API frozen_status frozen_open(const char* path, int32_t residency, int64_t most_bytes, frozen_ticket** ticket);
 
 /* The same of a ticket in memory, which is copied. */
-FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, frozen_ticket** ticket);
+FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, int64_t most_bytes,
+                                            frozen_ticket** ticket);
 
 /* Free a ticket; NULL is allowed. */
 FROZEN_API void frozen_close(frozen_ticket* ticket);

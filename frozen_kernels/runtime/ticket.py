@@ -48,7 +48,7 @@ def isa() -> str:
     return str(name.decode())
 
 
-def open(path: str | os.PathLike[str], *, residency: str = "default", threads: int = 1) -> Ticket:
+def open(path: str | os.PathLike[str], *, residency: str = "default", threads: int = 1, most_bytes: int = 0) -> Ticket:
     """Read a ticket and check it.
 
     Args:
@@ -56,24 +56,28 @@ def open(path: str | os.PathLike[str], *, residency: str = "default", threads: i
         residency: what is kept of each weight: seed, mask, planes, packed or default (planes; packed of stored
             weights). A weight that cannot be in it is in that of default. Results are the same.
         threads: how many may work on one call, 1 to 1024.
+        most_bytes: how much memory what a seed gives again may take, checked before any of it is made: a small file may
+            ask for much. 0 for keep planes of 1 GiB and 16 bytes for each byte of the file.
 
     Raises:
-        TicketError: no ticket, one that is cut short or was changed, or one with a feature that libfrozen lacks.
+        TicketError: no ticket, one that is cut short or was changed, one with a feature that libfrozen lacks, or one
+            whose weights take more than `most_bytes`.
         OSError: the file is missing or cannot be read, or this installation has no libfrozen.
-        ValueError: another residency or number of threads.
+        ValueError: another residency, number of threads, or less than 0 bytes.
     """
     os.stat(path)  # says in Python's words what is missing
     name = os.fspath(path)
-    return Ticket(_opened("frozen_open", (os.fsencode(name),), residency, str(name)), threads)
+    return Ticket(_opened("frozen_open", (os.fsencode(name),), residency, most_bytes, str(name)), threads)
 
 
-def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> Ticket:
+def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1, most_bytes: int = 0) -> Ticket:
     """As `open`, of the contents of a file.
 
     Args:
         data: the bytes of a ticket.
         residency: as of `open`.
         threads: as of `open`.
+        most_bytes: as of `open`.
 
     Raises:
         TypeError: other data than bytes.
@@ -82,14 +86,14 @@ def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> 
     """
     if not isinstance(data, bytes):
         raise TypeError(f"data: bytes, got {type(data).__name__}")
-    return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, ""), threads)
+    return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, most_bytes, ""), threads)
 
 
-def _opened(function: str, source: tuple[Any, ...], residency: str, what: str) -> c_void_p:
+def _opened(function: str, source: tuple[Any, ...], residency: str, most_bytes: int, what: str) -> c_void_p:
     if residency not in RESIDENCIES:
         raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
-    handle = c_void_p()
-    check(getattr(library(), function)(*source, RESIDENCIES.index(residency), byref(handle)), what)
+    handle, most = c_void_p(), _integer("most_bytes", most_bytes)
+    check(getattr(library(), function)(*source, RESIDENCIES.index(residency), most, byref(handle)), what)
     return handle
 
 
