@@ -319,6 +319,18 @@ def test_a_padded_input_is_bounded(saved, name, size, stride, padding, dilation)
         fk.functional.conv2d(x, frozen, groups=groups, **options)
 
 
+def test_a_vast_dilation_costs_no_more_than_its_results(isa, saved, folder, monkeypatch):
+    """One tap of three reads the input: the layer of that tap alone, in no time and no memory for the padding."""
+    x = torch.randn(1, 20, 3, 4)
+    vast = {"dilation": (1, 1 << 24), "padding": (0, 1 << 24), "groups": 20}
+    frozen = loaded("sign", saved("sign"), "planes")["depthwise"]._record()
+    with torch.no_grad(), library_on(isa, folder, monkeypatch), runtime.open(saved("sign")) as ticket:
+        y = fk.functional.conv2d(x, frozen, **vast)
+        dense = loaded("sign", saved("sign"), "planes")["depthwise"].weight
+        torch.testing.assert_close(y, torch.nn.functional.conv2d(x, dense[..., 1:2], groups=20))
+        assert same_bits(ticket.conv("depthwise", x.numpy(), bias=None, **vast), y)
+
+
 @pytest.mark.parametrize("name", ["conv2d", "depthwise", "strided"])
 def test_strides_past_the_input(isa, saved, folder, monkeypatch, name):
     """The first pixel alone is read, whatever the stride; a dilation of one tap is none."""

@@ -125,7 +125,9 @@ def _integer(name: str, value: object, what: str = "an integer of 64 bits") -> i
 def _integers(name: str, value: object, dims: int) -> Any:
     """A C array of so many integers."""
     what = f"an integer or {dims} of them"
-    numbers = list(value) if isinstance(value, (Sequence, np.ndarray)) else [value] * dims
+    numbers = (
+        list(value) if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str) else [value] * dims
+    )
     if len(numbers) != dims:
         raise ValueError(f"{name}: {what}, got {value!r}")
     return (c_int64 * 3)(*(_integer(name, number, what) for number in numbers))

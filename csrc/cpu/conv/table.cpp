@@ -46,9 +46,13 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 #if FK_HAS_AVX2
     {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
 #endif
-    {{"depthwise", "one channel per group, more than one group"}, depthwise_serves, always<depthwise, Call>},
+    {{"depthwise", "one channel per group, more than one group, no vast dilation"},
+     depthwise_serves,
+     always<depthwise, Call>},
 #if FK_HAS_TILES
-    {{"amx", "at least 8 rows per group, more than one pixel"}, tiles_serve, always<convolve_tiles, Call>},
+    {{"amx", "at least 8 rows per group, more than one pixel, no vast dilation"},
+     tiles_serve,
+     always<convolve_tiles, Call>},
 #endif
 #if FK_USES_ONE_TAP
     {{"one_tap",
@@ -125,7 +129,7 @@ constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
      stored_scatter_serves,
      always<convolve_transposed_stored_scatter, Call>},
     {{"stored", "stored weights"}, is_stored, always<convolve_transposed_stored, Call>},
-    {{"depthwise", "one row and one channel per group, more than one group"},
+    {{"depthwise", "one row and one channel per group, more than one group, no vast dilation"},
      depthwise_transposed_serves,
      always<depthwise_transposed, Call>},
 #if FK_HAS_TILES
