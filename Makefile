@@ -100,7 +100,7 @@ lint: $(VENV)/.dev
 
 $(VENV)/.build:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q 'setuptools>=68' ninja
+	$(PIP) install -q 'setuptools>=77' ninja
 	touch $@
 
 $(VENV)/.torch: constraints.txt
@@ -128,4 +128,4 @@ $(VENV)/.release: constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info frozen_kernels/_C*.so frozen_kernels/_cuda*.so
+	rm -rf $(VENV) build dist out *.egg-info frozen_kernels/_C*.so frozen_kernels/_cuda*.so frozen_kernels/libfrozen.*

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +22,7 @@ CUDA_MODULE = "frozen_kernels._cuda"
 CUDA_BINDING = CSRC / "binding/cuda.cpp"
 LIBRARY_MODULE = "frozen_kernels.libfrozen"  # no module, but built and shipped as one is
 LIBRARY_SOURCES = CSRC / "lib"
-LIBRARY_FILE = {"darwin": "libfrozen.dylib", "win32": "frozen.dll"}.get(sys.platform, "libfrozen.so")
+LIBRARY_FILE = "libfrozen.dylib" if sys.platform == "darwin" else "libfrozen.so"
 SOURCES = sorted(p for p in CSRC.rglob("*.cpp") if p != CUDA_BINDING and LIBRARY_SOURCES not in p.parents)
 # What libfrozen has no use for: it serves, on float32.
 NO_LIBRARY = {"format": ("generators", "selection", "stored", "swap", "table"), "fma": ("convolve_transposed",)}
@@ -91,6 +92,15 @@ def accepts(options: list[str]) -> bool:
     """Whether the compiler knows these options."""
     command = [*compiler().split(), *options, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def links(options: list[str]) -> bool:
+    """Whether a library that throws can be linked with these options."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "one.cpp")
+        source.write_text("int one(int n) { if (!n) throw n; return n; }\n")
+        command = [*compiler().split(), "-shared", "-fPIC", *options, str(source), "-o", str(Path(folder, "one.so"))]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def nvcc() -> str | None:
@@ -207,7 +217,7 @@ def library_script(output: Path) -> str:
     """libfrozen: C around the kernels that serve float32, without Python and with no symbol but its own."""
     if WINDOWS:
         raise OSError("libfrozen has not been built on Windows")
-    script = CpuScript([*CFLAGS, "-DFK_LIBRARY", "-DFROZEN_BUILD", "-ffunction-sections", "-fdata-sections"])
+    script = CpuScript([*CFLAGS, "-DFK_LIBRARY", "-ffunction-sections", "-fdata-sections"])
     level = LIBRARY_SOURCES / "kernels.cpp"
     once = [*sorted(CORE.glob("*.cpp")), *sorted(LIBRARY_SOURCES.glob("*.cpp"))]
     script.compile([source for source in once if source != level], "once", ["-Os"])
@@ -224,7 +234,9 @@ def library_script(output: Path) -> str:
     link = [f"-Wl,--version-script={escape(LIBRARY_SOURCES / 'frozen.map')}", f"-Wl,-soname,{LIBRARY_FILE}"]
     link += ["-Wl,--gc-sections", "-ldl", "-pthread"]
     if "-fsanitize" not in os.environ.get("CXXFLAGS", ""):
-        link += ["-static-libstdc++", "-static-libgcc", "-Wl,-s"]  # a process needs no libstdc++ of this age
+        # A process then needs no libstdc++ of this age, where the compiler has one to link in. libgcc_s stays outside:
+        # linked in, it would ask for a later glibc.
+        link += ["-Wl,-s", *(["-static-libstdc++"] if links(["-static-libstdc++"]) else [])]
     return script.text(output, link)
 
 
@@ -244,7 +256,7 @@ class Library(Command):
         folder = Path(self.build_dir).resolve()
         run_ninja(folder / "objects", library_script(folder / LIBRARY_FILE))
         shutil.copy2(LIBRARY_SOURCES / "frozen.h", folder)
-        said = [f"prefix={folder}", "Name: libfrozen", "Description: layers of frozen networks, from C"]
+        said = ["prefix=${pcfiledir}", "Name: libfrozen", "Description: layers of frozen networks, from C"]
         said += [f"Version: {version()}", "Cflags: -I${prefix}", "Libs: -L${prefix} -lfrozen"]
         (folder / "frozen.pc").write_text("\n".join([said[0], "", *said[1:], ""]))
 

@@ -82,10 +82,15 @@ __all__ = [
 
 
 if not TYPE_CHECKING:  # to a type checker torch is there
+    _needs_torch = frozenset() if _torch is not None else frozenset(__all__) - {"runtime"}
+    __all__ = [name for name in __all__ if name not in _needs_torch]  # so that `import *` works
 
     def __getattr__(name: str) -> object:
-        """What is not there: without torch all but `runtime`."""
-        if _torch is None and name in __all__:
+        """What is not there: without torch all but `runtime`.
+
+        ImportError and not AttributeError, since `from frozen_kernels import load_ticket` would lose the reason.
+        """
+        if name in _needs_torch:
             raise ImportError(
                 f"frozen_kernels.{name} needs torch, which is not installed; frozen_kernels.runtime does not"
             )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import frozen_kernels as fk
+from frozen_kernels import runtime
 
 FUSED = ("seed", "mask", "planes")
 
@@ -116,6 +117,17 @@ def load(ticket: Path, outputs: Path) -> None:
             assert torch.equal(found, expected), residency
 
 
+def check_runtime(folder: Path) -> None:
+    """libfrozen came along: a ticket's layer in numpy gives torch's bits."""
+    model, x = nn.Sequential(nn.Linear(70, 33)), torch.randn(5, 70)
+    fk.freeze_(model, fk.FreezeConfig(seed=5))
+    fk.finalize_(model)
+    fk.save_ticket(model, folder / "linear.safetensors")
+    with torch.no_grad(), runtime.open(folder / "linear.safetensors", threads=torch.get_num_threads()) as ticket:
+        assert ticket.linear("0", x.numpy()).tobytes() == model(x).numpy().tobytes()
+    print(f"frozen_kernels.runtime: live, {runtime.isa()}")
+
+
 def run(*command: str | os.PathLike[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: exit status {done.returncode}\n{done.stdout}{done.stderr}"
@@ -135,6 +147,8 @@ def main() -> None:
     check_layers()
     with tempfile.TemporaryDirectory() as folder:
         check_ticket(Path(folder))
+        if "cpu" in options.built and sys.platform != "win32":  # libfrozen is not built on Windows
+            check_runtime(Path(folder))
     print("installed and works")
 
 

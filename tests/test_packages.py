@@ -61,6 +61,7 @@ def test_an_sdist_holds_every_source_and_nothing_built(tmp_path):
     needed = {name for name in tracked if name.startswith(("frozen_kernels/", "csrc/"))}
     assert needed - held == set() and len(needed) > 100
     assert {"pyproject.toml", "setup.py", "README.md", "LICENSE", "CHANGELOG.md"} <= held
+    assert not [name for name in held if name.startswith("tests/")]
     assert not [name for name in held if re.search(r"\.(so|dylib|dll|pyd|o|pyc)$", name)]
 
 

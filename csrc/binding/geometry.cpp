@@ -47,6 +47,17 @@ Geometry to_geometry(const Frozen& f, const Sizes& sizes) {
     require_at_least("stride", g.stride[d], 1);
     require_at_least("dilation", g.dilation[d], 1);
   }
+  const Geometry given = g;
+  if (!within_bounds(g)) {
+    std::string said;
+    const auto list = [&](const char* what, const int64_t* of) {
+      said += std::string(said.empty() ? "" : ", ") + what + " [" + std::to_string(of[0]) + ", " +
+              std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]";
+    };
+    list("size", given.wide), list("kernel", given.taps), list("stride", given.stride);
+    list("padding", given.padding), list("dilation", given.dilation);
+    throw std::invalid_argument(said + ": the padded input has more than 2^31 positions");
+  }
   require_divides("groups", g.groups, "rows", f.rows);
   require_divides("taps", g.tap_count(), "columns", f.cols);
   return g;

@@ -80,6 +80,7 @@ Entry entry_of(const std::string& name, const Json& value) {
   const Json *const dtype = value.find("dtype"), *const shape = value.find("shape"),
                     *const offsets = value.find("data_offsets");
   const std::string called = shown(name);
+  if (name.find('\0') != name.npos) refuse("%s: a name with a zero byte, which C cannot ask for", called.c_str());
   if (value.kind != Json::OBJECT || value.items.size() != 3 || !dtype || !shape || !offsets ||
       dtype->kind != Json::STRING || shape->kind != Json::ARRAY || offsets->kind != Json::ARRAY ||
       offsets->items.size() != 2) {

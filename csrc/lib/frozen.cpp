@@ -106,17 +106,12 @@ const float* own_bias(const frozen_ticket& ticket, const Weight& weight) {
 }
 
 fk::lib::Ends ends_of(const frozen_ticket& ticket, const Weight& weight, const frozen_epilogue* given) {
-  fk::lib::Ends ends{weight.gain.data(), nullptr, given && given->relu};
-  if (given && given->gain) {
-    require_equal(weight, "gain_count", given->gain_count, weight.record.rows);
-    ends.gain = given->gain;
-  }
-  if (given && given->bias) {
-    require_equal(weight, "bias_count", given->bias_count, weight.record.rows);
-    ends.bias = given->bias;
-  } else if (!given || !given->no_bias) {
-    ends.bias = own_bias(ticket, weight);
-  }
+  if (!given) return {weight.gain.data(), own_bias(ticket, weight), false};
+  fk::lib::Ends ends{given->gain, given->bias, given->relu != 0};
+  require_equal(weight, "gain_count", given->gain_count, given->gain ? weight.record.rows : 0);
+  require_equal(weight, "bias_count", given->bias_count, given->bias ? weight.record.rows : 0);
+  if (!ends.gain && !given->no_gain) ends.gain = weight.gain.data();
+  if (!ends.bias && !given->no_bias) ends.bias = own_bias(ticket, weight);
   return ends;
 }
 
@@ -138,13 +133,17 @@ void describe(const fk::lib::Entry& entry, frozen_tensor& to) {
         entry.dtype,        entry.data.data(), entry.data.count};
 }
 
-frozen_status open_source(std::unique_ptr<fk::lib::Source> source, int32_t residency, frozen_ticket** ticket) {
+frozen_status open_source(std::unique_ptr<fk::lib::Source> source, int32_t residency, int64_t most_bytes,
+                          frozen_ticket** ticket) {
   if (residency < FROZEN_DEFAULT || residency > FROZEN_PACKED) {
     fail(FROZEN_ARGUMENT, "residency is %d, expected 0 to 4", residency);
   }
+  if (most_bytes < 0) {
+    fail(FROZEN_ARGUMENT, "most_bytes is %lld, expected 0 or more", static_cast<long long>(most_bytes));
+  }
   auto opened = std::make_unique<frozen_ticket>();
   opened->container = fk::lib::read_container(*source);
-  opened->weights = fk::lib::make_weights(opened->container, static_cast<frozen_residency>(residency));
+  opened->weights = fk::lib::make_weights(opened->container, static_cast<frozen_residency>(residency), most_bytes);
   *ticket = opened.release();
   return FROZEN_OK;
 }
@@ -161,22 +160,23 @@ const char* frozen_isa(void) {
   return name;
 }
 
-frozen_status frozen_open(const char* path, int32_t residency, frozen_ticket** ticket) {
+frozen_status frozen_open(const char* path, int32_t residency, int64_t most_bytes, frozen_ticket** ticket) {
   return guarded([&] {
     require(ticket, "ticket");
     *ticket = nullptr;
     require(path, "path");
-    open_source(fk::lib::open_file(path), residency, ticket);
+    open_source(fk::lib::open_file(path), residency, most_bytes, ticket);
   });
 }
 
-frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, frozen_ticket** ticket) {
+frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, int64_t most_bytes,
+                                 frozen_ticket** ticket) {
   return guarded([&] {
     require(ticket, "ticket");
     *ticket = nullptr;
     require(data, "data");
     if (bytes > PTRDIFF_MAX) fail(FROZEN_ARGUMENT, "bytes is %zu, expected at most %td", bytes, PTRDIFF_MAX);
-    open_source(fk::lib::open_memory(data, static_cast<int64_t>(bytes)), residency, ticket);
+    open_source(fk::lib::open_memory(data, static_cast<int64_t>(bytes)), residency, most_bytes, ticket);
   });
 }
 

@@ -6,7 +6,7 @@
  * stands between layers (ReLU, pooling, the order of calls) is the caller's: a ticket holds no graph.
  *
  *     frozen_ticket* ticket;
- *     if (frozen_open("net.safetensors", FROZEN_DEFAULT, &ticket) != FROZEN_OK) {
+ *     if (frozen_open("net.safetensors", FROZEN_DEFAULT, 0, &ticket) != FROZEN_OK) {
  *       fprintf(stderr, "%s\n", frozen_last_error());
  *       return 1;
  *     }
@@ -16,12 +16,13 @@
  *     frozen_close(ticket);
  *
  * Names are those of the model's modules in PyTorch: "fc", "layers.0.conv". Every pointer to values is to float32,
- * contiguous, in PyTorch's order: [batch, channels, height, width].
+ * contiguous, at a multiple of 4 bytes, in PyTorch's order: [batch, channels, height, width].
  *
  * Every function that can fail returns a frozen_status, FROZEN_OK (0) where it did not; then frozen_last_error() says
  * in words what was expected and what came. Where it failed, nothing was written to results that the caller can rely
  * on. No function throws, prints, or ends the process. A file is checked before anything in it is believed: sizes,
- * digest, and the hash of every mask.
+ * digest, and the hash of every mask. What a seed gives again takes no room in a file, so a small file
+ * may ask for much memory: frozen_open takes a limit. Names have no zero byte.
  *
  * Threads: an open ticket does not change. Any number of threads may compute with one at once; close it after the last
  * has returned. Results are the same bits for every residency, and those of the Python package on the same processor
@@ -37,11 +38,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32) && defined(FROZEN_BUILD)
-#define FROZEN_API __declspec(dllexport)
-#elif defined(_WIN32)
-#define FROZEN_API __declspec(dllimport)
-#elif defined(__GNUC__)
+#if defined(__GNUC__)
 #define FROZEN_API __attribute__((visibility("default")))
 #else
 #define FROZEN_API
@@ -101,16 +98,17 @@ typedef struct frozen_tensor {
  * the weight, each where it has one, and no ReLU. */
 typedef struct frozen_epilogue {
   const float* bias;  /* in place of the ticket's, or NULL */
-  int64_t bias_count; /* floats of `bias`: as many as the layer has output channels */
+  int64_t bias_count; /* floats of `bias`: as many as the layer has output channels; 0 of NULL */
   const float* gain;  /* in place of the ticket's, or NULL */
-  int64_t gain_count;
-  int32_t relu;    /* 1: max(result, 0), NaN stays NaN */
-  int32_t no_bias; /* 1: not the ticket's bias either */
+  int64_t gain_count; /* the same of `gain` */
+  int32_t relu;       /* 1: max(result, 0), NaN stays NaN */
+  int32_t no_bias;    /* 1: not the ticket's bias either */
+  int32_t no_gain;    /* 1: not the ticket's gain either */
 } frozen_epilogue;
 
 /* A convolution of `dims` (1 to 3) spatial dimensions; only the first `dims` entries of each array are read. Zeros are
  * padded on both sides. The result has (size + 2 * padding - dilation * (kernel - 1) - 1) / stride + 1 positions, the
- * kernel's size being the weight's. */
+ * kernel's size being the weight's. Sizes with their padding, multiplied over all dimensions, give at most 2^31. */
 typedef struct frozen_conv {
   int32_t dims;
   int64_t groups;
@@ -128,11 +126,14 @@ FROZEN_API const char* frozen_last_error(void);
 FROZEN_API const char* frozen_isa(void);
 
 /* Open a ticket: read it whole, check it, and make what `residency` (a frozen_residency) keeps. `path` is as fopen
- * takes it. On success *ticket is to be closed; otherwise it is NULL. The file may be changed or removed afterwards. */
-FROZEN_API frozen_status frozen_open(const char* path, int32_t residency, frozen_ticket** ticket);
+ * takes it. `most_bytes`: how much memory what a seed gives again may take, checked before any of it is made; 0 for
+ * keep planes of 1 GiB and 16 bytes for each byte of the file. On success *ticket is to be closed; otherwise it is
+ * NULL. The file may be changed or removed afterwards. */
+FROZEN_API frozen_status frozen_open(const char* path, int32_t residency, int64_t most_bytes, frozen_ticket** ticket);
 
 /* The same of a ticket in memory, which is copied. */
-FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, frozen_ticket** ticket);
+FROZEN_API frozen_status frozen_open_memory(const void* data, size_t bytes, int32_t residency, int64_t most_bytes,
+                                            frozen_ticket** ticket);
 
 /* Free a ticket; NULL is allowed. */
 FROZEN_API void frozen_close(frozen_ticket* ticket);
@@ -147,7 +148,8 @@ FROZEN_API frozen_status frozen_get(const frozen_ticket* ticket, int64_t index, 
 FROZEN_API frozen_status frozen_find(const frozen_ticket* ticket, const char* name, frozen_tensor* tensor);
 
 /* y = epilogue of W x, for a weight of shape (outputs, inputs).
- * x: [batch, inputs]; y: [batch, outputs], no part of x. threads: how many may work at once, 1 to 1024. */
+ * x: [batch, inputs]; y: [batch, outputs], which must not share memory with x. threads: how many may work at once, 1 to
+ * 1024. */
 FROZEN_API frozen_status frozen_linear(const frozen_ticket* ticket, const char* weight, const float* x, int64_t batch,
                                        int64_t inputs, float* y, int64_t outputs, const frozen_epilogue* epilogue,
                                        int32_t threads);
@@ -158,8 +160,8 @@ FROZEN_API frozen_status frozen_conv_shape(const frozen_ticket* ticket, const ch
                                            const int64_t* x_shape, int64_t* y_shape);
 
 /* y = epilogue of the convolution of x, for a weight of shape (out, in / groups, kernel sizes...).
- * x: of shape `x_shape`, conv->dims + 2 numbers; y: `y_count` floats, as many as frozen_conv_shape says, no part of
- * x. */
+ * x: of shape `x_shape`, conv->dims + 2 numbers; y: `y_count` floats, as many as frozen_conv_shape says, which
+ * must not share memory with x. */
 FROZEN_API frozen_status frozen_convolve(const frozen_ticket* ticket, const char* weight, const frozen_conv* conv,
                                          const float* x, const int64_t* x_shape, float* y, int64_t y_count,
                                          const frozen_epilogue* epilogue, int32_t threads);

@@ -21,11 +21,13 @@ constexpr int64_t LARGEST = int64_t{1} << 40;  // of a size, a stride, a padding
 long long ll(int64_t value) { return static_cast<long long>(value); }
 
 int64_t elements(const int64_t* shape, int64_t dims, const char* what) {
-  int64_t count = 1;
+  // A size of 0 does not let others be large: strides multiply them.
+  int64_t count = 1, positive = 1;
   for (int64_t i = 0; i < dims; ++i) {
-    if (__builtin_mul_overflow(count, shape[i], &count) || count > LARGEST) {
+    if (__builtin_mul_overflow(positive, std::max<int64_t>(shape[i], 1), &positive) || positive > LARGEST) {
       fail(FROZEN_ARGUMENT, "%s: more than 2^40 elements", what);
     }
+    count *= shape[i];
   }
   return count;
 }
@@ -50,8 +52,17 @@ void finish(const Product& p, float* y, const Ends& ends) {
   }
 }
 
+void require_apart(const Product& p) {
+  const auto x = reinterpret_cast<uintptr_t>(p.x.data), y = reinterpret_cast<uintptr_t>(p.y.data);
+  if (x < y + sizeof(float) * static_cast<size_t>(p.y_count) &&
+      y < x + sizeof(float) * static_cast<size_t>(p.x_count)) {
+    fail(FROZEN_ARGUMENT, "x and y share memory, expected y to be no part of x");
+  }
+}
+
 void run(const Weight& weight, Product& p, const Ends& ends, int threads) {
   if (!p.y_count) return;
+  require_apart(p);
   const auto convolve = active_conv_kernels().convolve;
   const float* row_scale = weight.record.code == SIGNS_CODE ? weight.row_scale.data() : nullptr;
   float* const y = static_cast<float*>(p.y.data);
@@ -108,6 +119,24 @@ void check_conv(const Weight& weight, const frozen_conv& conv, const int64_t* x_
            called.c_str(), i, ll(x_shape[2 + i]), ll(conv.stride[i]), ll(conv.padding[i]), ll(conv.dilation[i]));
     }
   }
+}
+
+Geometry geometry_of(const Weight& weight, const frozen_conv& conv, const int64_t* x_shape, const int64_t* y_shape) {
+  const int missing = 3 - conv.dims;
+  Geometry g{x_shape[0], conv.groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  for (int i = 0; i < conv.dims; ++i) {
+    const int d = missing + i;
+    const size_t at = static_cast<size_t>(2 + i);
+    g.wide[d] = x_shape[at], g.narrow[d] = y_shape[at], g.taps[d] = weight.record.shape[at];
+    g.stride[d] = conv.stride[i], g.padding[d] = conv.padding[i], g.dilation[d] = conv.dilation[i];
+  }
+  if (!within_bounds(g)) {
+    const auto list = [&](const int64_t* of) { return shape_text({of, of + conv.dims}); };
+    fail(FROZEN_ARGUMENT, "%s: size %s, stride %s, padding %s, dilation %s: a padded input of more than 2^31 positions",
+         shown(weight.record.name).c_str(), list(x_shape + 2).c_str(), list(conv.stride).c_str(),
+         list(conv.padding).c_str(), list(conv.dilation).c_str());
+  }
+  return g;
 }
 
 void check_not_empty(const Record& record) {
@@ -178,20 +207,19 @@ std::vector<int64_t> result_shape(const Weight& weight, const frozen_conv& conv,
   }
   elements(x_shape, conv.dims + 2, "x");
   elements(shape.data(), conv.dims + 2, "y");
+  geometry_of(weight, conv, x_shape, shape.data());
   return shape;
 }
 
 void run_convolution(const Weight& weight, const frozen_conv& conv, const float* x, const int64_t* x_shape, float* y,
                      const std::vector<int64_t>& y_shape, const Ends& ends, int threads) {
   const int missing = 3 - conv.dims;
-  Geometry g{x_shape[0], conv.groups, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+  const Geometry g = geometry_of(weight, conv, x_shape, y_shape.data());
   Activations from{const_cast<float*>(x), FLOAT32, {}}, to{y, FLOAT32, {}};
   int64_t x_step = 1, y_step = 1;
   for (int i = conv.dims - 1; i >= 0; --i) {
     const int d = missing + i;
     const size_t at = static_cast<size_t>(2 + i);
-    g.wide[d] = x_shape[at], g.narrow[d] = y_shape[at], g.taps[d] = weight.record.shape[at];
-    g.stride[d] = conv.stride[i], g.padding[d] = conv.padding[i], g.dilation[d] = conv.dilation[i];
     from.stride[SPATIAL + d] = x_step, to.stride[SPATIAL + d] = y_step;
     x_step *= x_shape[at], y_step *= y_shape[at];
   }

@@ -40,6 +40,7 @@ class Fields {
       refuse("frozen_kernels.tensors: a record without a name");
     }
     called_ = shown(name->text);
+    if (name->text.find('\0') != string::npos) refuse("%s: a name with a zero byte, which C cannot ask for", called());
   }
   const char* called() const { return called_.c_str(); }
   const Json* find(const char* field) const { return object_.find(field); }

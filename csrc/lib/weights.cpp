@@ -14,13 +14,43 @@ namespace fk::lib {
 
 namespace {
 
-// Bytes of keep planes: so many, and for each byte of the file. A few numbers in a file say how large planes are.
+// Bytes of keep planes where no limit is given: so many, and for each byte of the file. A few numbers in a file say how
+// large planes are.
 constexpr int64_t PLANES = int64_t{1} << 30, PLANES_PER_BYTE = 16;
 constexpr int THREADS = 1;
 
 long long ll(int64_t value) { return static_cast<long long>(value); }
 
 int64_t words_of(const Record& record) { return (record.cols + 31) / 32; }
+
+// The residency that a weight is in where `wanted` was asked for.
+frozen_residency possible(const Record& record, frozen_residency wanted) {
+  if (record.code == STORED_CODE) return FROZEN_PACKED;
+  if (record.code == SIGNS_CODE || record.generations > 1) return FROZEN_PLANES;
+  if (wanted == FROZEN_MASK || (wanted == FROZEN_SEED && record.coats == 1)) return wanted;
+  return FROZEN_PLANES;
+}
+
+// What is made of a weight, beside what the file holds of it.
+__int128 made_bytes(const Record& record, frozen_residency residency) {
+  const __int128 plane = __int128{4} * record.rows * std::max<int64_t>(words_of(record), 1);
+  const int64_t chunks = (words_of(record) + CHUNK_WORDS - 1) / CHUNK_WORDS;
+  __int128 bytes = plane * record.coats + __int128{8} * record.rows * chunks;
+  if (residency != FROZEN_PLANES || record.code == CONSTANT_CODE) return bytes;
+  const bool signs = record.code == SIGN_CODE || record.code == SIGNS_CODE;
+  return bytes + (signs ? plane : __int128{record.rows} * record.cols);
+}
+
+void check_bytes(const std::vector<Record>& records, frozen_residency wanted, int64_t most_bytes) {
+  __int128 bytes = 0;
+  for (const Record& record : records) {
+    bytes += made_bytes(record, possible(record, wanted));
+    if (bytes > most_bytes) {
+      refuse("%s: with it, weights take more than the %lld bytes that most_bytes allows", shown(record.name).c_str(),
+             ll(most_bytes));
+    }
+  }
+}
 
 void check_planes(const std::vector<Record>& records, int64_t file_bytes) {
   const int64_t most = PLANES + PLANES_PER_BYTE * std::min(file_bytes, int64_t{1} << 50);
@@ -166,14 +196,6 @@ void draw_generations(Weight& weight, const Block<uint8_t>& numbers) {
   }
 }
 
-// The residency that a weight is in where `wanted` was asked for.
-frozen_residency possible(const Record& record, frozen_residency wanted) {
-  if (record.code == STORED_CODE) return FROZEN_PACKED;
-  if (record.code == SIGNS_CODE || record.generations > 1) return FROZEN_PLANES;
-  if (wanted == FROZEN_MASK || (wanted == FROZEN_SEED && record.coats == 1)) return wanted;
-  return FROZEN_PLANES;
-}
-
 Weight make_weight(Container& container, const Record& record, frozen_residency wanted) {
   Weight weight{};
   weight.record = record;
@@ -185,7 +207,9 @@ Weight make_weight(Container& container, const Record& record, frozen_residency 
     weight.keep = Block<uint32_t>();
     return weight;
   }
-  if (!record.drawn()) weight.row_scale = as_floats(take(container, record, "row_scale"));
+  // Of other weights a tensor of this name is an ordinary one.
+  if (record.code == SIGNS_CODE || (record.code == STORED_CODE && record.value_dtype == INT8))
+    weight.row_scale = as_floats(take(container, record, "row_scale"));
   if (record.code == STORED_CODE) {
     weight.values = take(container, record, "values");
     count_values(weight);
@@ -237,9 +261,13 @@ int64_t Weight::held_bytes() const {
   return bytes_held;
 }
 
-std::vector<Weight> make_weights(Container& container, frozen_residency residency) {
+std::vector<Weight> make_weights(Container& container, frozen_residency residency, int64_t most_bytes) {
   const std::vector<Record> records = read_records(container);
-  check_planes(records, container.file_bytes);
+  if (most_bytes) {
+    check_bytes(records, residency, most_bytes);
+  } else {
+    check_planes(records, container.file_bytes);
+  }
   std::vector<Weight> weights;
   for (const Record& record : records) weights.push_back(make_weight(container, record, residency));
   // What belongs to a weight has left; what is left is ordinary.

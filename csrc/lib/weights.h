@@ -20,7 +20,8 @@ struct Weight {
 };
 
 // All weights of a ticket. Tensors that belong to them leave the container. Error FROZEN_TICKET where a seed gives
-// other counts or another keep plane than the ticket says, or where planes would be large beside the file.
-std::vector<Weight> make_weights(Container& container, frozen_residency residency);
+// other counts or another keep plane than the ticket says, or where weights would take more than `most_bytes`; 0 for a
+// limit on keep planes that grows with the file.
+std::vector<Weight> make_weights(Container& container, frozen_residency residency, int64_t most_bytes);
 
 }  // namespace fk::lib

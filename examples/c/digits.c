@@ -137,7 +137,7 @@ int main(int argc, char** argv) {
     return 1;
   }
   frozen_ticket* ticket;
-  if (frozen_open(argv[1], FROZEN_DEFAULT, &ticket)) fail(argv[1]);
+  if (frozen_open(argv[1], FROZEN_DEFAULT, 0, &ticket)) fail(argv[1]);
   size_t pixels, expected_count;
   float* const images = read_floats(argv[2], &pixels);
   float* const expected = read_floats(argv[3], &expected_count);

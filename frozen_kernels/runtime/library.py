@@ -9,7 +9,7 @@ from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
-NAME = {"darwin": "libfrozen.dylib", "win32": "frozen.dll"}.get(sys.platform, "libfrozen.so")
+NAME = "libfrozen.dylib" if sys.platform == "darwin" else "libfrozen.so"
 VERSION = 1  # FROZEN_VERSION of frozen.h
 
 RESIDENCIES = ("default", "seed", "mask", "planes", "packed")  # by their number in frozen.h
@@ -33,7 +33,7 @@ class Epilogue(ctypes.Structure):
 
     _fields_ = (
         ("bias", c_void_p), ("bias_count", c_int64), ("gain", c_void_p), ("gain_count", c_int64), ("relu", c_int32),
-        ("no_bias", c_int32),
+        ("no_bias", c_int32), ("no_gain", c_int32),
     )  # fmt: skip
 
 
@@ -50,8 +50,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "frozen_version": (c_int32, []),
     "frozen_last_error": (c_char_p, []),
     "frozen_isa": (c_char_p, []),
-    "frozen_open": (c_int32, [c_char_p, c_int32, POINTER(c_void_p)]),
-    "frozen_open_memory": (c_int32, [c_char_p, c_size_t, c_int32, POINTER(c_void_p)]),
+    "frozen_open": (c_int32, [c_char_p, c_int32, c_int64, POINTER(c_void_p)]),
+    "frozen_open_memory": (c_int32, [c_char_p, c_size_t, c_int32, c_int64, POINTER(c_void_p)]),
     "frozen_close": (None, [c_void_p]),
     "frozen_count": (c_int64, [c_void_p]),
     "frozen_get": (c_int32, [c_void_p, c_int64, POINTER(Tensor)]),
@@ -82,7 +82,7 @@ _ERRORS: dict[int, type[Exception]] = {
 def load(path: Path) -> Any:
     """The library in a file. OSError where there is none, or one of another version."""
     if not path.exists():
-        raise OSError(f"{path}: not there; it is made at installation where there is a C++ compiler")
+        raise OSError(f"{path}: not there; it is made at installation where there is a C++ compiler, not on Windows")
     loaded = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(loaded, name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import operator
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import byref, c_int64, c_void_p
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 from .library import RESIDENCIES, Conv, Epilogue, Tensor, check, last_error, library
 
 Floats = NDArray[np.float32]
+Own = Literal["ticket"]  # what the ticket has, where it has any
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
@@ -44,7 +48,7 @@ def isa() -> str:
     return str(name.decode())
 
 
-def open(path: str | os.PathLike[str], *, residency: str = "default", threads: int = 1) -> Ticket:
+def open(path: str | os.PathLike[str], *, residency: str = "default", threads: int = 1, most_bytes: int = 0) -> Ticket:
     """Read a ticket and check it.
 
     Args:
@@ -52,24 +56,28 @@ def open(path: str | os.PathLike[str], *, residency: str = "default", threads: i
         residency: what is kept of each weight: seed, mask, planes, packed or default (planes; packed of stored
             weights). A weight that cannot be in it is in that of default. Results are the same.
         threads: how many may work on one call, 1 to 1024.
+        most_bytes: how much memory what a seed gives again may take, checked before any of it is made: a small file may
+            ask for much. 0 for keep planes of 1 GiB and 16 bytes for each byte of the file.
 
     Raises:
-        TicketError: no ticket, one that is cut short or was changed, or one with a feature that libfrozen lacks.
+        TicketError: no ticket, one that is cut short or was changed, one with a feature that libfrozen lacks, or one
+            whose weights take more than `most_bytes`.
         OSError: the file is missing or cannot be read, or this installation has no libfrozen.
-        ValueError: another residency or number of threads.
+        ValueError: another residency, number of threads, or less than 0 bytes.
     """
     os.stat(path)  # says in Python's words what is missing
     name = os.fspath(path)
-    return Ticket(_opened("frozen_open", (os.fsencode(name),), residency, str(name)), threads)
+    return Ticket(_opened("frozen_open", (os.fsencode(name),), residency, most_bytes, str(name)), threads)
 
 
-def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> Ticket:
+def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1, most_bytes: int = 0) -> Ticket:
     """As `open`, of the contents of a file.
 
     Args:
         data: the bytes of a ticket.
         residency: as of `open`.
         threads: as of `open`.
+        most_bytes: as of `open`.
 
     Raises:
         TypeError: other data than bytes.
@@ -78,37 +86,51 @@ def open_bytes(data: bytes, *, residency: str = "default", threads: int = 1) -> 
     """
     if not isinstance(data, bytes):
         raise TypeError(f"data: bytes, got {type(data).__name__}")
-    return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, ""), threads)
+    return Ticket(_opened("frozen_open_memory", (data, len(data)), residency, most_bytes, ""), threads)
 
 
-def _opened(function: str, source: tuple[Any, ...], residency: str, what: str) -> c_void_p:
+def _opened(function: str, source: tuple[Any, ...], residency: str, most_bytes: int, what: str) -> c_void_p:
     if residency not in RESIDENCIES:
         raise ValueError(f"residency: one of {', '.join(RESIDENCIES)}, got {residency!r}")
-    handle = c_void_p()
-    check(getattr(library(), function)(*source, RESIDENCIES.index(residency), byref(handle)), what)
+    handle, most = c_void_p(), _integer("most_bytes", most_bytes)
+    check(getattr(library(), function)(*source, RESIDENCIES.index(residency), most, byref(handle)), what)
     return handle
 
 
+def _array_of(name: str, value: object, what: str) -> NDArray[Any]:
+    """TypeError unless an array, none of whose elements are masked out: the library would read those too."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: {what}, got an object of type {type(value).__name__}")
+    return np.asarray(value)
+
+
 def _floats(name: str, value: object) -> Floats:
-    """A contiguous float32 array."""
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
-        got = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"{name}: a float32 array, got {got}")
-    return np.ascontiguousarray(value)
+    """A contiguous, aligned float32 array."""
+    array = _array_of(name, value, "a float32 array")
+    if array.dtype != np.float32:
+        raise TypeError(f"{name}: a float32 array, got one of {array.dtype}")
+    return np.require(array, requirements=["C", "A"])
 
 
-def _numbers(name: str, value: int | Sequence[int], dims: int) -> tuple[int, ...]:
-    numbers = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(numbers) != dims or not all(isinstance(n, (int, np.integer)) for n in numbers):
-        raise ValueError(f"{name}: an integer or {dims} of them, got {value!r}")
-    return tuple(int(n) for n in numbers)
+def _integer(name: str, value: object, what: str = "an integer of 64 bits") -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: {what}, got {value!r}") from None
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(f"{name}: {what}, got {number}")
+    return number
 
 
-def _array(values: Sequence[int]) -> Any:
-    for value in values:
-        if not -(1 << 63) <= value < 1 << 63:
-            raise ValueError(f"sizes of 64 bits, got {value}")
-    return (c_int64 * len(values))(*values)
+def _integers(name: str, value: object, dims: int) -> Any:
+    """A C array of so many integers."""
+    what = f"an integer or {dims} of them"
+    numbers = (
+        list(value) if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str) else [value] * dims
+    )
+    if len(numbers) != dims:
+        raise ValueError(f"{name}: {what}, got {value!r}")
+    return (c_int64 * 3)(*(_integer(name, number, what) for number in numbers))
 
 
 class Ticket:
@@ -116,17 +138,22 @@ class Ticket:
 
     `open` and `open_bytes` make one, of a `handle` of the library. Names are those of the modules in torch. A layer's
     bias `<name>.bias` and gain are applied where the ticket has them. Any number of threads may call one ticket.
-    `close()` it, or leave a `with` block, to free its memory.
+    `close()` it, or leave a `with` block, to free its memory. It cannot be copied or pickled: open the file again.
     """
 
     def __init__(self, handle: c_void_p, threads: int) -> None:
+        # Reentrant, since a signal's handler may close the ticket while this thread holds it.
+        self._lock = threading.RLock()
+        self._calls = 0  # under way
+        self._closed = False
         self._handle: c_void_p | None = handle
-        self.threads = threads
+        try:
+            self.threads = threads
+        except ValueError:
+            self.close()
+            raise
         self.weights: dict[str, Weight] = {}
         self._ordinary: dict[str, Tensor] = {}
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
-            self.close()
-            raise ValueError(f"threads: an integer from 1 to 1024, got {threads!r}")
         for index in range(library().frozen_count(handle)):
             tensor = Tensor()
             check(library().frozen_get(handle, index, byref(tensor)))
@@ -138,6 +165,18 @@ class Ticket:
                 self.weights[name] = Weight(shape, tensor.code.decode(), RESIDENCIES[tensor.residency], tensor.bytes)
 
     @property
+    def threads(self) -> int:
+        """How many may work on one call, 1 to 1024; ValueError where another number is set."""
+        return self._threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        good = isinstance(threads, (int, np.integer)) and not isinstance(threads, bool) and 1 <= threads <= 1024
+        if not good:
+            raise ValueError(f"threads: an integer from 1 to 1024, got {threads!r}")
+        self._threads = int(threads)
+
+    @property
     def ordinary(self) -> list[str]:
         """Names of the ordinary parameters and buffers, sorted."""
         return list(self._ordinary)
@@ -147,15 +186,15 @@ class Ticket:
 
         LookupError for a name that no ordinary tensor has, TypeError for a dtype that numpy lacks.
         """
-        self._check_open()
-        tensor = self._ordinary.get(name)
-        if tensor is None:
-            raise LookupError(f"{name!r}: no ordinary tensor; there are {', '.join(self._ordinary) or 'none'}")
-        dtype, shape = tensor.dtype.decode(), tuple(tensor.shape[i] for i in range(tensor.dims))
-        kind = np.uint16 if dtype == "BF16" else _DTYPES.get(dtype)
-        if kind is None:
-            raise TypeError(f"{name!r}: {dtype}, which numpy has not")
-        found = np.frombuffer(ctypes.string_at(tensor.data, tensor.bytes), kind).reshape(shape).copy()
+        with self._in_use():
+            tensor = self._ordinary.get(name)
+            if tensor is None:
+                raise LookupError(f"{name!r}: no ordinary tensor; there are {', '.join(self._ordinary) or 'none'}")
+            dtype, shape = tensor.dtype.decode(), tuple(tensor.shape[i] for i in range(tensor.dims))
+            kind = np.uint16 if dtype == "BF16" else _DTYPES.get(dtype)
+            if kind is None:
+                raise TypeError(f"{name!r}: {dtype}, which numpy has not")
+            found = np.frombuffer(ctypes.string_at(tensor.data, tensor.bytes), kind).reshape(shape).copy()
         return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else found
 
     def linear(
@@ -163,8 +202,8 @@ class Ticket:
         name: str,
         x: Floats,
         *,
-        bias: Floats | bool = True,
-        gain: Floats | None = None,
+        bias: Floats | Own | None = "ticket",
+        gain: Floats | Own | None = "ticket",
         relu: bool = False,
     ) -> Floats:
         """`relu(gain * x @ W.T + bias)` of a weight [out, in]: float32 [..., in] gives [..., out].
@@ -172,8 +211,8 @@ class Ticket:
         Args:
             name: of the weight.
             x: float32, of any number of leading dimensions.
-            bias: float32 [out]; True for the ticket's own where it has one, False for none.
-            gain: float32 [out], by default the ticket's own where it has one.
+            bias: float32 [out]; "ticket" for the ticket's own where it has one; None for none.
+            gain: the same.
             relu: whether a ReLU follows.
 
         Raises:
@@ -187,12 +226,13 @@ class Ticket:
         y = np.empty((*x.shape[:-1], shape[0]), np.float32)
         ends, _held = self._epilogue(shape[0], bias, gain, relu)
         batch = math.prod(x.shape[:-1])
-        check(
-            library().frozen_linear(
-                self._handle, name.encode(), x.ctypes.data, batch, shape[1], y.ctypes.data, shape[0], byref(ends),
-                self.threads,
-            )
-        )  # fmt: skip
+        with self._in_use() as handle:
+            check(
+                library().frozen_linear(
+                    handle, name.encode(), x.ctypes.data, batch, shape[1], y.ctypes.data, shape[0], byref(ends),
+                    self.threads,
+                )
+            )  # fmt: skip
         return y
 
     def conv(
@@ -204,8 +244,8 @@ class Ticket:
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
-        bias: Floats | bool = True,
-        gain: Floats | None = None,
+        bias: Floats | Own | None = "ticket",
+        gain: Floats | Own | None = "ticket",
         relu: bool = False,
     ) -> Floats:
         """The convolution of a weight [out, in / groups, *kernel] of one to three spatial dimensions.
@@ -232,18 +272,19 @@ class Ticket:
             raise ValueError(
                 f"x: [batch, channels, spatial sizes...] for weight {name!r} {list(weight.shape)}, got {list(x.shape)}"
             )
-        sizes = [_numbers(n, v, dims) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))]
-        layer = Conv(dims, _array(_numbers("groups", groups, 1))[0], *((c_int64 * 3)(*_array(s)) for s in sizes))
-        x_shape, y_shape = _array(x.shape), _array([0] * x.ndim)
-        check(library().frozen_conv_shape(self._handle, name.encode(), byref(layer), x_shape, y_shape))
-        y = np.empty(tuple(y_shape), np.float32)
+        sizes = [_integers(n, v, dims) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))]
+        layer = Conv(dims, _integer("groups", groups), *sizes)
+        x_shape, y_shape = (c_int64 * x.ndim)(*x.shape), (c_int64 * x.ndim)()
         ends, _held = self._epilogue(weight.shape[0], bias, gain, relu)
-        check(
-            library().frozen_convolve(
-                self._handle, name.encode(), byref(layer), x.ctypes.data, x_shape, y.ctypes.data, y.size, byref(ends),
-                self.threads,
-            )
-        )  # fmt: skip
+        with self._in_use() as handle:
+            check(library().frozen_conv_shape(handle, name.encode(), byref(layer), x_shape, y_shape))
+            y = np.empty(tuple(y_shape), np.float32)
+            check(
+                library().frozen_convolve(
+                    handle, name.encode(), byref(layer), x.ctypes.data, x_shape, y.ctypes.data, y.size, byref(ends),
+                    self.threads,
+                )
+            )  # fmt: skip
         return y
 
     def embedding(self, name: str, indices: NDArray[Any], *, padding_idx: int | None = None) -> Floats:
@@ -252,32 +293,42 @@ class Ticket:
         Args:
             name: of the weight.
             indices: integers from 0 to rows - 1.
-            padding_idx: the row that gives zeros.
+            padding_idx: the row that gives zeros; a negative one counts from the end, as in torch.
 
         Raises:
             LookupError: the ticket has no such weight.
             ValueError, TypeError: an index that is no row, or another dtype.
         """
         shape = self._weight(name, 2).shape
-        if not isinstance(indices, np.ndarray) or not np.issubdtype(indices.dtype, np.integer):
-            got = indices.dtype if isinstance(indices, np.ndarray) else type(indices).__name__
-            raise TypeError(f"indices: an array of integers, got {got}")
-        rows = np.ascontiguousarray(indices, np.int64)
-        (padding,) = _array([-1 if padding_idx is None else padding_idx])
-        y = np.empty((*indices.shape, shape[1]), np.float32)
-        check(
-            library().frozen_embedding(
-                self._handle, name.encode(), rows.ctypes.data, rows.size, padding, y.ctypes.data,
-                shape[1], self.threads,
+        array = _array_of("indices", indices, "an array of integers")
+        if not np.issubdtype(array.dtype, np.integer):
+            raise TypeError(f"indices: an array of integers, got one of {array.dtype}")
+        if array.dtype == np.uint64 and array.size and array.max() >= shape[0]:
+            raise ValueError(f"indices: 0 to {shape[0] - 1} for weight {name!r}, got {array.max()}")
+        rows = np.require(array, np.int64, ["C", "A"])
+        padding = -1
+        if padding_idx is not None:
+            padding = _integer("padding_idx", padding_idx)
+            if not -shape[0] <= padding < shape[0]:
+                raise ValueError(f"padding_idx: {-shape[0]} to {shape[0] - 1} for weight {name!r}, got {padding}")
+            padding %= shape[0]
+        y = np.empty((*array.shape, shape[1]), np.float32)
+        with self._in_use() as handle:
+            check(
+                library().frozen_embedding(
+                    handle, name.encode(), rows.ctypes.data, rows.size, padding, y.ctypes.data, shape[1], self.threads
+                )
             )
-        )  # fmt: skip
         return y
 
     def close(self) -> None:
-        """Free the memory; nothing can be asked afterwards."""
-        if self._handle is not None:
-            library().frozen_close(self._handle)
-        self._handle = None
+        """Free the memory; nothing can be asked afterwards.
+
+        Calls under way in other threads end as they would, and the last of them frees the memory.
+        """
+        with self._lock:
+            self._closed = True
+            self._free_unused()
 
     def __enter__(self) -> Ticket:
         return self
@@ -286,15 +337,36 @@ class Ticket:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
+        if hasattr(self, "_handle"):
             self.close()
 
-    def _check_open(self) -> None:
-        if self._handle is None:
-            raise ValueError("the ticket is closed")
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """TypeError, of copy and pickle: two tickets would free one memory."""
+        raise TypeError("a Ticket cannot be copied or pickled: open its file again")
+
+    def _free_unused(self) -> None:
+        if self._closed and not self._calls and self._handle is not None:
+            handle, self._handle = self._handle, None
+            library().frozen_close(handle)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[c_void_p]:
+        """The handle, not freed while the block runs. ValueError of a closed ticket."""
+        with self._lock:
+            if self._closed or self._handle is None:
+                raise ValueError("the ticket is closed")
+            self._calls += 1
+            handle = self._handle
+        try:
+            yield handle
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._free_unused()
 
     def _weight(self, name: str, dims: int | None = None) -> Weight:
-        self._check_open()
+        if self._closed:
+            raise ValueError("the ticket is closed")
         weight = self.weights.get(name)
         if weight is None:
             raise LookupError(f"{name!r}: no weight of this ticket; there are {', '.join(self.weights)}")
@@ -302,12 +374,13 @@ class Ticket:
             raise ValueError(f"{name!r}: a weight of {dims} dimensions expected, its shape is {list(weight.shape)}")
         return weight
 
-    def _epilogue(self, outputs: int, bias: Floats | bool, gain: Floats | None, relu: bool) -> tuple[Epilogue, Any]:
+    def _epilogue(
+        self, outputs: int, bias: Floats | Own | None, gain: Floats | Own | None, relu: bool
+    ) -> tuple[Epilogue, Any]:
         """The structure, and the arrays that it points to."""
-        ends, held = Epilogue(relu=bool(relu), no_bias=bias is False), []
-        given = (("bias", None if isinstance(bias, bool) else bias), ("gain", gain))
-        for field, value in given:
-            if value is None:
+        ends, held = Epilogue(relu=bool(relu), no_bias=bias is None, no_gain=gain is None), []
+        for field, value in (("bias", bias), ("gain", gain)):
+            if value is None or (isinstance(value, str) and value == "ticket"):
                 continue
             array = _floats(field, value)
             if array.shape != (outputs,):

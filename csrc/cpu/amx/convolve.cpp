@@ -22,6 +22,7 @@ constexpr int64_t LEAST_REGION_BYTES = 3 << 18;
 constexpr int64_t MOST_ROWS = 512, MOST_PIXELS = 512, FEW_PIXELS = 128, LEAST_ROWS = 8;
 // Rows times channels of a group under many taps: with fewer, tiles of a transposed product are mostly padding.
 constexpr int64_t LEAST_CODES = 128;
+constexpr int64_t MOST_STAGED = 1 << 18;  // input pixels under the smallest block
 
 // A task: rows [start, start + rows) of a group, pixels [pixel0, pixel0 + pixels).
 struct TileTask {
@@ -155,9 +156,17 @@ void run_plan(TilePlan& plan, int threads) {
   });
 }
 
+// Whether what lies under the smallest block is small: beyond it, nearly all that is staged is padding.
+bool staging_fits(const Call& c) {
+  if (c.layer.taps == 1) return true;
+  const int64_t lines = 1 + (c.g.taps[1] - 1) * c.g.dilation[1];
+  const int64_t columns = 2 * TILE * c.g.stride[2] + (c.g.taps[2] - 1) * c.g.dilation[2];
+  return columns <= MOST_STAGED && lines * columns <= MOST_STAGED && c.g.taps[0] * lines * columns <= MOST_STAGED;
+}
+
 }  // namespace
 
-bool tiles_serve(const Call& c) { return c.layer.rows >= LEAST_ROWS && c.pixels > 1; }
+bool tiles_serve(const Call& c) { return c.layer.rows >= LEAST_ROWS && c.pixels > 1 && staging_fits(c); }
 
 void convolve_tiles(const Call& call) {
   const Grid grid = narrow_grid(call.g);
@@ -171,7 +180,7 @@ bool transposed_tiles_serve(const Call& c) {
   const bool steps = c.g.stride[0] == 1 && c.g.stride[1] == 1 && c.g.stride[2] == 1;
   const bool full =
       layer.taps == 1 ? std::min(layer.rows, layer.channels) >= LEAST_ROWS : layer.rows * layer.channels >= LEAST_CODES;
-  return steps && full && c.pixels > 1;
+  return steps && full && c.pixels > 1 && staging_fits(c);
 }
 
 void convolve_transposed_tiles(const Call& call) {

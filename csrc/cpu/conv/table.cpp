@@ -46,9 +46,13 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 #if FK_HAS_AVX2
     {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
 #endif
-    {{"depthwise", "one channel per group, more than one group"}, depthwise_serves, always<depthwise, Call>},
+    {{"depthwise", "one channel per group, more than one group, no vast dilation"},
+     depthwise_serves,
+     always<depthwise, Call>},
 #if FK_HAS_TILES
-    {{"amx", "at least 8 rows per group, more than one pixel"}, tiles_serve, always<convolve_tiles, Call>},
+    {{"amx", "at least 8 rows per group, more than one pixel, no vast dilation"},
+     tiles_serve,
+     always<convolve_tiles, Call>},
 #endif
 #if FK_USES_ONE_TAP
     {{"one_tap",
@@ -125,7 +129,7 @@ constexpr Kernel<Call> TRANSPOSED_KERNELS[] = {
      stored_scatter_serves,
      always<convolve_transposed_stored_scatter, Call>},
     {{"stored", "stored weights"}, is_stored, always<convolve_transposed_stored, Call>},
-    {{"depthwise", "one row and one channel per group, more than one group"},
+    {{"depthwise", "one row and one channel per group, more than one group, no vast dilation"},
      depthwise_transposed_serves,
      always<depthwise_transposed, Call>},
 #if FK_HAS_TILES
@@ -153,20 +157,6 @@ constexpr Kernel<ScoreCall> SCORE_KERNELS[] = {
 };
 #endif
 
-template <class Call, size_t N>
-const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
-  const Kernel<Call>* kernel = kernels;
-  while (!kernel->serves(call)) ++kernel;
-  return kernel->info.name;
-}
-
-template <class Call, size_t N>
-std::vector<KernelInfo> infos(const Kernel<Call> (&kernels)[N]) {
-  std::vector<KernelInfo> all;
-  for (const Kernel<Call>& kernel : kernels) all.push_back(kernel.info);
-  return all;
-}
-
 // Both sides with their pixels merged.
 struct Sides {
   Geometry g;
@@ -189,15 +179,21 @@ void convolve(const Frozen& f, const Geometry& g, const Activations& wide, const
   if (call.pixels && f.rows) run(CONVOLVE_KERNELS, call);
 }
 
-#ifdef FK_LIBRARY
+#ifndef FK_LIBRARY
 
-std::vector<KernelInfo> list(Operation) { return infos(CONVOLVE_KERNELS); }
-
-const char* choose(Operation, const Frozen& f, const Geometry& g, const Activations& wide, const Activations& narrow) {
-  return first_of(CONVOLVE_KERNELS, Sides(g, wide, narrow).call(f, Epilogue{}, false, 1));
+template <class Call, size_t N>
+const char* first_of(const Kernel<Call> (&kernels)[N], const Call& call) {
+  const Kernel<Call>* kernel = kernels;
+  while (!kernel->serves(call)) ++kernel;
+  return kernel->info.name;
 }
 
-#else
+template <class Call, size_t N>
+std::vector<KernelInfo> infos(const Kernel<Call> (&kernels)[N]) {
+  std::vector<KernelInfo> all;
+  for (const Kernel<Call>& kernel : kernels) all.push_back(kernel.info);
+  return all;
+}
 
 void convolve_transposed(const Frozen& f, const Geometry& g, const Activations& narrow, const Activations& wide,
                          const Epilogue& epilogue, int threads) {
@@ -235,7 +231,7 @@ const char* choose(Operation operation, const Frozen& f, const Geometry& g, cons
 
 extern const ConvKernels conv_kernels;
 #ifdef FK_LIBRARY
-const ConvKernels conv_kernels = {convolve, nullptr, nullptr, list, choose};
+const ConvKernels conv_kernels = {convolve, nullptr, nullptr, nullptr, nullptr};
 #else
 const ConvKernels conv_kernels = {convolve, convolve_transposed, score_gradient, list, choose};
 #endif

@@ -4,7 +4,7 @@
 #include <dlfcn.h>
 #endif
 
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -33,7 +33,7 @@ void run_team(int threads, void (*body)(void*), void* data) {
   try {
     others.reserve(threads - 1);
     for (int i = 1; i < threads; ++i) others.emplace_back(body, data);
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {  // no thread or no memory for one
     // The threads that did start, and this one, take all the tasks.
   }
   body(data);

@@ -10,7 +10,6 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t LINE_PIXELS = 512;       // longest part of a line in a patch
 constexpr int64_t PATCH_FLOATS = 1 << 12;  // source values of one channel: they stay in the first cache
 constexpr int64_t MOST_PRODUCTS = 1 << 19, LEAST_PRODUCTS = 1 << 18;  // of a task, where there is a choice
 
