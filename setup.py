@@ -266,6 +266,9 @@ class Build(build_ext):
         super().finalize_options()
         # only the binding knows a Python: wheels for several of them share the kernels' objects
         self.build_temp = self.build_temp.removesuffix(f"-{sys.implementation.cache_tag}")
+        if os.path.isabs(self.build_temp) and ROOT not in Path(self.build_temp).parents:
+            # an editable install would compile in a folder that is thrown away, each time all of it
+            self.build_temp = str(ROOT / "build" / f"temp.{sysconfig.get_platform()}")
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.rpartition(".")[2] == LIBRARY_MODULE.rpartition(".")[2]:
