@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "binding/bind.h"
+#include "binding/geometry.h"
 #include "binding/pack.h"
 #include "cpu/conv/kernels.h"
 
@@ -78,11 +79,13 @@ class Call {
     found[0] = x.value[0], found[1] = results_;
     for (int i = 0; i < spatial_; ++i) {
       const int d = 3 - spatial_ + i;
-      const int64_t reach = window_[4][d] * (window_[0][d] - 1), in = x.value[2 + i];
-      const int64_t out = transposed_ ? (in - 1) * window_[1][d] - 2 * window_[2][d] + reach + window_[3][d] + 1
-                                      : (in + 2 * window_[2][d] - reach - 1) / window_[1][d] + 1;
-      if (in < 1 || out < 1 || (!transposed_ && in + 2 * window_[2][d] < reach + 1)) return py::none();
-      found[2 + i] = out;
+      const __int128 reach = __int128{window_[4][d]} * (window_[0][d] - 1), in = x.value[2 + i];
+      const __int128 out = transposed_
+                               ? (in - 1) * window_[1][d] - 2 * __int128{window_[2][d]} + reach + window_[3][d] + 1
+                               : (in + 2 * __int128{window_[2][d]} - reach - 1) / window_[1][d] + 1;
+      if (in < 1 || out < 1 || (!transposed_ && in + 2 * __int128{window_[2][d]} < reach + 1)) return py::none();
+      if (out > INT64_MAX) return py::none();
+      found[2 + i] = static_cast<int64_t>(out);
     }
     return found;
   }
@@ -155,6 +158,7 @@ class Call {
       g.wide[d] = transposed_ ? out : in, g.narrow[d] = transposed_ ? in : out;
       pixels *= g.narrow[d];
     }
+    require_within_bounds(g);
     return {g, pixels * frozen_.rows * frozen_.cols};
   }
 

@@ -32,6 +32,19 @@ Epilogue to_epilogue(const EpilogueArgs& a) {
       pointer<const void>(a[0]), to_dtype(static_cast<int>(a[1])), a[2], pointer<const float>(a[3]), a[4], a[5] != 0};
 }
 
+void require_within_bounds(Geometry& g) {
+  const Geometry given = g;
+  if (within_bounds(g)) return;
+  std::string said;
+  const auto list = [&](const char* what, const int64_t* of) {
+    said += std::string(said.empty() ? "" : ", ") + what + " [" + std::to_string(of[0]) + ", " + std::to_string(of[1]) +
+            ", " + std::to_string(of[2]) + "]";
+  };
+  list("size", given.wide), list("kernel", given.taps), list("stride", given.stride);
+  list("padding", given.padding), list("dilation", given.dilation);
+  throw std::invalid_argument(said + ": a padded input of more than 2^31 positions");
+}
+
 Geometry to_geometry(const Frozen& f, const Sizes& sizes) {
   Geometry g{};
   g.batch = sizes[0];
@@ -47,17 +60,7 @@ Geometry to_geometry(const Frozen& f, const Sizes& sizes) {
     require_at_least("stride", g.stride[d], 1);
     require_at_least("dilation", g.dilation[d], 1);
   }
-  const Geometry given = g;
-  if (!within_bounds(g)) {
-    std::string said;
-    const auto list = [&](const char* what, const int64_t* of) {
-      said += std::string(said.empty() ? "" : ", ") + what + " [" + std::to_string(of[0]) + ", " +
-              std::to_string(of[1]) + ", " + std::to_string(of[2]) + "]";
-    };
-    list("size", given.wide), list("kernel", given.taps), list("stride", given.stride);
-    list("padding", given.padding), list("dilation", given.dilation);
-    throw std::invalid_argument(said + ": the padded input has more than 2^31 positions");
-  }
+  require_within_bounds(g);
   require_divides("groups", g.groups, "rows", f.rows);
   require_divides("taps", g.tap_count(), "columns", f.cols);
   return g;

@@ -17,4 +17,7 @@ Epilogue to_epilogue(const EpilogueArgs& args);
 // Throws std::invalid_argument for sizes that are no layer of this weight.
 Geometry to_geometry(const Frozen& f, const Sizes& sizes);
 
+// invalid_argument with all sizes where kernels cannot take a layer; what is changed is said by within_bounds.
+void require_within_bounds(Geometry& g);
+
 }  // namespace fk
