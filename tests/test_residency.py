@@ -355,5 +355,5 @@ def test_a_level_that_fails_is_one_line(monkeypatch, capsys):
 
 
 def test_out_needs_tune(capsys):
-    assert cli.main(["bench", "--out", "x.json"]) == 1
+    assert cli.main(["bench", "--out", "x.json"]) == 2
     assert "--tune" in capsys.readouterr().err
