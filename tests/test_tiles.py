@@ -226,5 +226,5 @@ def test_a_device_must_be_there_and_needs_tune(monkeypatch, capsys):
     monkeypatch.setattr(tune_tiles, "lacking", lambda: "no CUDA device")
     assert cli.main(["bench", "--tune", "--device", "cuda"]) == 1
     assert capsys.readouterr().err == "error: --device cuda: no CUDA device\n"
-    assert cli.main(["bench", "--device", "cuda"]) == 1
+    assert cli.main(["bench", "--device", "cuda"]) == 2
     assert "--tune" in capsys.readouterr().err
