@@ -3,16 +3,17 @@
 import sys
 from collections.abc import Sequence
 
-try:
-    from .cli import main
-except ModuleNotFoundError as _missing:
-    if _missing.name != "torch":
-        raise
 
-    def main(arguments: Sequence[str] | None = None) -> int:
-        """Without torch no command runs."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status. Without torch none runs."""
+    try:
+        from .cli import main as run
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
         print("error: the command line needs torch, which is not installed", file=sys.stderr)
         return 2
+    return run(arguments)
 
 
 if __name__ == "__main__":
