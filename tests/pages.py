@@ -30,7 +30,7 @@ from typing import Any
 import yaml
 from training import settings
 
-from frozen_kernels import __main__ as command_line
+from frozen_kernels.cli import program as command_line
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -145,7 +145,7 @@ def check_module(name: str, words: list[str]) -> None:
     if name == "pip":
         check_pip(words)
     elif name == "frozen_kernels":
-        assert sys.modules[command_line.main.__module__].parser().parse_args(words)
+        assert command_line.parser().parse_args(words)
     else:
         check_script(f"{name.replace('.', '/')}.py", words)
 
