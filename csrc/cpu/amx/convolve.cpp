@@ -8,6 +8,7 @@
 
 #include "cpu/amx/columns.h"
 #include "cpu/amx/product.h"
+#include "cpu/conv/window.h"
 #include "cpu/core/parallel.h"
 
 namespace fk::FK_LEVEL_NS {
@@ -156,12 +157,8 @@ void run_plan(TilePlan& plan, int threads) {
   });
 }
 
-// Whether what lies under the smallest block is small: beyond it, nearly all that is staged is padding.
 bool staging_fits(const Call& c) {
-  if (c.layer.taps == 1) return true;
-  const int64_t lines = 1 + (c.g.taps[1] - 1) * c.g.dilation[1];
-  const int64_t columns = 2 * TILE * c.g.stride[2] + (c.g.taps[2] - 1) * c.g.dilation[2];
-  return columns <= MOST_STAGED && lines * columns <= MOST_STAGED && c.g.taps[0] * lines * columns <= MOST_STAGED;
+  return c.layer.taps == 1 || window_fits(c.g, 1, 2 * TILE * c.g.stride[2], MOST_STAGED);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 #include "cpu/conv/codes.h"
 #include "cpu/conv/layer.h"
+#include "cpu/conv/window.h"
 #include "cpu/core/scratch.h"
 
 namespace fk::FK_ISA_NS {
@@ -64,22 +65,17 @@ void slide_pixels(const Slide& s, const Patch& p);
 constexpr int64_t LINE_PIXELS = 512;               // longest part of a line in a patch
 constexpr int64_t MOST_WINDOW = int64_t{1} << 20;  // source values under the lowest patch; larger ones are padding
 
-// Whether the source of a patch is small, for `pixels` results in a line at these steps.
-inline bool window_fits(const Geometry& g, int64_t pixels, int64_t step1, int64_t step2) {
-  const int64_t lines = step1 + (g.taps[1] - 1) * g.dilation[1];
-  const int64_t columns = std::min(pixels, LINE_PIXELS) * step2 + (g.taps[2] - 1) * g.dilation[2];
-  return columns <= MOST_WINDOW && lines * columns <= MOST_WINDOW && g.taps[0] * lines * columns <= MOST_WINDOW;
-}
-
 // narrow = W wide
 inline bool depthwise_serves(const Call& c) {
-  return c.layer.channels == 1 && c.layer.groups > 1 && window_fits(c.g, c.g.narrow[2], c.g.stride[1], c.g.stride[2]);
+  const int64_t columns = std::min(c.g.narrow[2], LINE_PIXELS) * c.g.stride[2];
+  return c.layer.channels == 1 && c.layer.groups > 1 && window_fits(c.g, c.g.stride[1], columns, MOST_WINDOW);
 }
 void depthwise(const Call& call);
 
 // wide = W^T narrow
 inline bool depthwise_transposed_serves(const Call& c) {
-  return c.layer.channels == 1 && c.layer.rows == 1 && c.layer.groups > 1 && window_fits(c.g, c.g.wide[2], 1, 1);
+  return c.layer.channels == 1 && c.layer.rows == 1 && c.layer.groups > 1 &&
+         window_fits(c.g, 1, std::min(c.g.wide[2], LINE_PIXELS), MOST_WINDOW);
 }
 void depthwise_transposed(const Call& call);
 
