@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,20 @@ CODES = ("sign", "uniform", "normal", "constant")
 def distinct_levels(available: list[str]) -> list[str]:
     """Instruction sets without `avx512` where `vnni` runs: for what both compile from the same lines."""
     return [level for level in available if level != "avx512" or "vnni" not in available]
+
+
+def each_isa(extension: Any, levels: list[str], autouse: bool = False) -> Any:
+    """A fixture `isa`: a test runs on each instruction set; the one in use and the number of threads are put back."""
+
+    @pytest.fixture(params=levels, autouse=autouse, name="isa")
+    def one_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+        before, threads = extension.isa(), torch.get_num_threads()
+        extension.set_isa(request.param)
+        yield request.param
+        extension.set_isa(before)
+        torch.set_num_threads(threads)
+
+    return one_isa
 
 
 def pairwise(*axes: Iterable) -> list[tuple]:

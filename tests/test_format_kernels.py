@@ -14,7 +14,7 @@ import format_numpy as ref
 import numpy as np
 import pytest
 import torch
-from helpers import distinct_levels
+from helpers import distinct_levels, each_isa
 
 from frozen_kernels import format as fmt
 from frozen_kernels.backends import Unsupported, cpu
@@ -28,12 +28,7 @@ CASES = ref.VECTORS["cases"]
 NAN = math.nan
 
 
-@pytest.fixture(params=distinct_levels(_C.isa_available()), autouse=True)
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+isa = each_isa(_C, distinct_levels(_C.isa_available()), autouse=True)
 
 
 @pytest.fixture(autouse=True)

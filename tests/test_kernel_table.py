@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from helpers import each_isa
 
 from frozen_kernels import cli
 from frozen_kernels import format as fmt
@@ -16,12 +17,7 @@ extension = pytest.importorskip("frozen_kernels._C", reason="the extension is no
 ISAS = extension.isa_available()
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = extension.isa()
-    extension.set_isa(request.param)
-    yield request.param
-    extension.set_isa(before)
+isa = each_isa(extension, ISAS)
 
 
 def choose(operation, rows, cols, pixels, *, code="sign", groups=1, taps=1, dtype=0):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import each_isa
 from libfrozen_cases import CASES, DRAWN, KINDS, LIBRARY, call, inputs_of, library_on, model_of, same_bits, with_gains
 from test_ticket_mutations import consistent_mutation, raw_mutation
 from ticket_cases import gain_ticket, good_ticket, joined, layered_ticket, parts, signs_ticket, stored_ticket
@@ -32,12 +33,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY} is not 
 ISAS = _C.isa_available() if _C is not None else []
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+isa = each_isa(_C, ISAS)
 
 
 @pytest.fixture(scope="module")

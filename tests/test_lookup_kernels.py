@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import pairwise
+from helpers import each_isa, pairwise
 from torch.nn import functional as F
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
@@ -22,13 +22,7 @@ THREADS = (1, 2, 7)
 CODES = ("sign", "constant")
 
 
-@pytest.fixture(params=ISAS, autouse=True)
-def isa(request):
-    isa, threads = extension.isa(), torch.get_num_threads()
-    extension.set_isa(request.param)
-    yield request.param
-    extension.set_isa(isa)
-    torch.set_num_threads(threads)
+isa = each_isa(extension, ISAS, autouse=True)
 
 
 def seeded(*shape, seed=0):

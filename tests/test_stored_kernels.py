@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from helpers import distinct_levels, pairwise
+from helpers import distinct_levels, each_isa, pairwise
 from torch.nn import functional as F
 
 import frozen_kernels as fk
@@ -24,13 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DENSITIES = (0.0, 0.1, 0.5, 1.0)
 
 
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before, threads = extension.isa(), torch.get_num_threads()
-    extension.set_isa(request.param)
-    yield request.param
-    extension.set_isa(before)
-    torch.set_num_threads(threads)
+isa = each_isa(extension, ISAS)
 
 
 @functools.cache

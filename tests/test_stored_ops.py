@@ -8,7 +8,7 @@ import mmap
 
 import pytest
 import torch
-from helpers import distinct_levels, pairwise
+from helpers import distinct_levels, each_isa, pairwise
 from torch import Tensor
 
 import frozen_kernels as fk
@@ -28,12 +28,7 @@ SHAPES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(params=distinct_levels(_C.isa_available()))
-def isa(request):
-    before = _C.isa()
-    _C.set_isa(request.param)
-    yield request.param
-    _C.set_isa(before)
+isa = each_isa(_C, distinct_levels(_C.isa_available()))
 
 
 @pytest.fixture
