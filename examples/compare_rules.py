@@ -18,6 +18,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import small_files
 import torch
 from digits import Split, load_split
 from torch import Tensor, nn
@@ -243,10 +244,7 @@ def dense(data: Split, epochs: int, seed: int) -> list[Run]:
     runs = [
         Run("dense", seed, epochs, accuracy(model, data), 4 * sum(p.numel() for p in model.parameters()), other, 1.0)
     ]
-    with torch.no_grad():
-        for weight in model.parameters():
-            scale = weight.flatten(1).abs().amax(1).div(127).view(-1, *[1] * (weight.dim() - 1))
-            weight.copy_((weight / scale).round() * scale)
+    small_files.round_(model, "int8")
     size = sum(p.numel() + 4 * p.shape[0] for p in model.parameters())
     return [*runs, Run("int8", seed, epochs, accuracy(model, data), size, other, 1.0)]
 
