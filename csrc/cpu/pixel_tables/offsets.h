@@ -1,4 +1,4 @@
-// Words of the format turned into offsets of table entries: 16 bits for three ternary weights.
+// Words of the format turned into offsets of table entries: a byte for three ternary weights.
 #pragma once
 #include "cpu/pixel_tables/shape.h"
 #include "cpu/words/ternary_columns.h"
@@ -8,41 +8,15 @@ namespace fk::FK_ISA_NS {
 // Offsets of a panel of rows: [pass][word][row], four offsets to a word.
 struct OffsetPanel {
   int64_t rows;  // an odd multiple of VL: words a multiple of 4096 bytes apart would share cache sets
-  uint64_t* words;
+  uint32_t* words;
 
   static int64_t rows_of(int64_t rows) { return (divide_up(rows, VL) | 1) * VL; }
   static int64_t words_of(const TableShape& shape, int64_t rows) { return shape.quads * rows_of(rows); }
-  uint64_t* at(const Pass& pass) const { return words + pass.quad * rows; }
+  uint32_t* at(const Pass& pass) const { return words + pass.quad * rows; }
 };
-
-#if FK_HAS_AVX512
-// Bytes of VL rows times `step`, plus the bases.
-FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t* out) {
-  const __m512i by = _mm512_set1_epi16(static_cast<int16_t>(step)),
-                base = _mm512_set1_epi64(static_cast<int64_t>(bases));
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const __m256i part = half ? _mm512_extracti64x4_epi64(bytes.v, 1) : _mm512_castsi512_si256(bytes.v);
-    const __m512i offsets = _mm512_add_epi16(_mm512_mullo_epi16(_mm512_cvtepu8_epi16(part), by), base);
-    _mm512_storeu_si512(out + 8 * half, offsets);
-  }
-}
-#else
-FK_INLINE void store_offsets(vu32 bytes, uint16_t step, uint64_t bases, uint64_t* out) {
-  const __m256i by = _mm256_set1_epi16(static_cast<int16_t>(step)),
-                base = _mm256_set1_epi64x(static_cast<int64_t>(bases));
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    const __m128i part = half ? _mm256_extracti128_si256(bytes.v, 1) : _mm256_castsi256_si128(bytes.v);
-    const __m256i offsets = _mm256_add_epi16(_mm256_mullo_epi16(_mm256_cvtepu8_epi16(part), by), base);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 4 * half), offsets);
-  }
-}
-#endif
 
 // Where the four entries of a word of offsets stand: in which word of entries, from which bit on.
 struct Quad {
-  uint64_t bases;  // what is added to the offsets
   uint32_t count;
   bool together;  // in one word, in order
   uint32_t shift[QUAD_OFFSETS];
@@ -50,11 +24,9 @@ struct Quad {
 };
 
 struct OffsetLayout {
-  uint16_t entry_bytes;
   std::vector<Quad> quads;  // of all passes
 
-  OffsetLayout(const Geometry& g, const TableShape& shape, const TableColumn& column)
-      : entry_bytes(static_cast<uint16_t>(4 * column.entry_floats())) {
+  OffsetLayout(const Geometry& g, const TableShape& shape) {
     const int64_t tap_quads = divide_up(shape.triples, QUAD_OFFSETS);
     for (const Pass& pass : shape.passes) {
       Quad quad{};
@@ -68,10 +40,8 @@ struct OffsetLayout {
           const int64_t tap = (pass.plane * g.taps[1] + pass.line + j) * g.taps[2] + pass.column + k;
           for (int64_t t = 0; t < pass.triples; ++t) {
             const int64_t triple = pass.first_triple + t;
-            const int64_t base = 4 * (t * column.triple_floats() + column.place(j * g.dilation[1]) * VL);
             quad.at[quad.count] = tap * tap_quads + triple / QUAD_OFFSETS;
-            quad.shift[quad.count] = static_cast<uint32_t>(8 * (triple % QUAD_OFFSETS));
-            quad.bases |= static_cast<uint64_t>(base) << 16 * quad.count++;
+            quad.shift[quad.count++] = static_cast<uint32_t>(8 * (triple % QUAD_OFFSETS));
             if (quad.count < QUAD_OFFSETS) continue;
             quad.together = quad.shift[0] == 0 && quad.at[3] == quad.at[0] && quad.shift[3] == 24;
             flush();
@@ -99,7 +69,7 @@ class OffsetPacker {
     return TernaryColumns::scratch_bytes(f) + 4 * quads * VL + 64;
   }
 
-  // Entries of the tables, 0 to 26, four to a word: [tap][quad of triples][row].
+  // Entries of the tables, 0 to 26, times 8, four to a word: [tap][quad of triples][row].
   void read_rows(int64_t row0, int64_t rows) {
     columns_.read_rows(row0, rows);
     uint32_t* out = entries_;
@@ -112,13 +82,13 @@ class OffsetPacker {
         const vu32 keep = weigh_bits(spread_bits(columns_.keep(column) & channels));
         const vu32 below = weigh_bits(spread_bits(columns_.negative(column) & channels));
         // 13 + keep - 2 negative, and no byte borrows from the next.
-        (vu32::set(0x0D0D0D0Du) + keep - below - below).store(out);
+        shl<3>(vu32::set(0x0D0D0D0Du) + keep - below - below).store(out);
       }
     }
   }
 
   // The words of a pass, `word_step` apart.
-  void pack(const Pass& pass, uint64_t* out, int64_t word_step) const {
+  void pack(const Pass& pass, uint32_t* out, int64_t word_step) const {
     const Quad* quad = layout_.quads.data() + pass.quad;
     for (int64_t i = 0; i < pass.quads(); ++i, ++quad, out += word_step) {
       vu32 entries = vu32::load(entries_ + quad->at[0] * VL);
@@ -129,7 +99,7 @@ class OffsetPacker {
           entries = entries | shift_left(shift_right(next, quad->shift[b]) & vu32::set(0xFF), 8 * b);
         }
       }
-      store_offsets(entries, layout_.entry_bytes, quad->bases, out);
+      entries.store(out);
     }
   }
 

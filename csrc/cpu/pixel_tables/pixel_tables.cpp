@@ -27,7 +27,6 @@ struct Job {
   const Activations& wide;
   const Result result;
   const TablePlan plan;
-  const TableColumn column;
   const OffsetLayout offsets;
 
   void run(int threads) const;
@@ -73,7 +72,7 @@ class TableTask {
   bool by_channel() const { return job_.result.side.stride[CHANNEL] == 1; }
   // Sums lie [column][row][vector][lane].
   int64_t row_floats() const { return job_.plan.vectors * VL; }
-  int64_t column_floats() const { return rows_ * row_floats(); }
+  int64_t column_floats() const { return round_up(rows_, ROWS_AT_ONCE) * row_floats(); }
 
   const Job& job_;
   const OffsetPanel& panel_;
@@ -84,7 +83,7 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const TablePlan& plan = job_.plan;
   const TableShape& shape = plan.shape;
   const int64_t ring = (shape.columns - 1) * job_.g.dilation[2] + 1;
-  const int64_t table_floats = ring * shape.chunk * job_.column.triple_floats();
+  const int64_t table_floats = ring * shape.chunk * places_of(shape.lines, shape.step, plan.vectors) * TABLE_FLOATS;
   const int64_t packed_floats = Window::packed_floats(job_.g, plan);
   const int64_t staged_floats = Window::staged_floats(job_.g, plan);
   const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
@@ -113,7 +112,7 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
 template <class Inputs>
 void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const {
   const TableShape& shape = job_.plan.shape;
-  const int64_t passes = job_.wide.stride[CHANNEL] == 1 ? PACKED_CHANNELS / (TRIPLE_CHANNELS * shape.chunk) : 1;
+  const int64_t passes = job_.wide.stride[CHANNEL] == 1 ? shape.packed_channels() / (TRIPLE_CHANNELS * shape.chunk) : 1;
   const int64_t block = passes * shape.chunk;
   int64_t packed_from = -block;
   for (const Pass& pass : shape.passes) {
@@ -145,8 +144,9 @@ void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_
   alignas(64) static constexpr float zeros[MOST_VECTORS * VL] = {};
   const Geometry& g = job_.g;
   const int64_t stride = has_one_tap(g) ? 1 : g.stride[2], dilation = g.dilation[2];
-  const int64_t ring = (pass.columns - 1) * dilation + 1, table_floats = pass.triples * job_.column.triple_floats();
-  const AddEntries add = find_add_entries(pass.columns, pass.offsets(), job_.plan.vectors);
+  const int64_t ring = (pass.columns - 1) * dilation + 1, vectors = job_.plan.vectors;
+  const int64_t table_floats = pass.triples * pass.places(vectors) * TABLE_FLOATS;
+  const AddEntries add = find_add_entries(pass, vectors);
   std::fill_n(buffers.held, ring, -1);
   for (int64_t x = 0; x < job_.plan.width; ++x) {
     const char* bases[MOST_BASES];
@@ -166,18 +166,14 @@ void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_
 
 void TableTask::build_column(const Pass& pass, const Window& window, int64_t packed_triple, int64_t column,
                              float* tables) const {
-  const TableColumn& places = job_.column;
-  const int64_t step = window.channel_step(), first = pass.line * job_.g.dilation[1];
-  const int64_t lines = (job_.plan.vectors - 1) * places.stride + pass.lines;
-  for (int64_t t = 0; t < pass.triples; ++t, tables += places.triple_floats()) {
-    const float* const inputs = window.at(TRIPLE_CHANNELS * (packed_triple + t), pass.plane, first, column);
-    // Residues of a stride that no tap reads have no tables.
-    for (int64_t residue = 0; residue < std::min(places.stride, pass.lines); ++residue) {
-      float* out = tables + residue * places.per_residue * VL;
-      for (int64_t line = residue; line < lines; line += places.stride, out += VL) {
-        const float* const x = inputs + line * window.line_step();
-        build_table(vf32::load(x), vf32::load(x + step), vf32::load(x + 2 * step), out, places.entry_floats());
-      }
+  const Geometry& g = job_.g;
+  const int64_t step = window.channel_step(), places = pass.places(job_.plan.vectors);
+  // Places of a pass of one line stand for lines a stride apart.
+  const int64_t first = pass.line * g.dilation[1], apart = pass.lines > 1 || has_one_tap(g) ? 1 : g.stride[1];
+  for (int64_t t = 0; t < pass.triples; ++t) {
+    const float* x = window.at(TRIPLE_CHANNELS * (packed_triple + t), pass.plane, first, column);
+    for (int64_t p = 0; p < places; ++p, x += apart * window.line_step(), tables += TABLE_FLOATS) {
+      build_table(vf32::load(x), vf32::load(x + step), vf32::load(x + 2 * step), tables);
     }
   }
 }
@@ -259,8 +255,8 @@ void TableTask::store_channels(const float* sums, const Run* runs, int64_t count
 void Job::run(int threads) const {
   const TableShape& shape = plan.shape;
   const int64_t held = plan.panel_groups * OffsetPanel::words_of(shape, plan.panel_rows);
-  Scratch shared(8 * held + 64, SHARED_SLOT);
-  uint64_t* const words = shared.take<uint64_t>(held);
+  Scratch shared(4 * held + 64, SHARED_SLOT);
+  uint32_t* const words = shared.take<uint32_t>(held);
   for (int64_t group0 = 0; group0 < layer.groups; group0 += plan.panel_groups) {
     const int64_t groups = std::min(plan.panel_groups, layer.groups - group0);
     for (int64_t row0 = 0; row0 < layer.rows; row0 += plan.panel_rows) {
@@ -288,12 +284,13 @@ void Job::run(int threads) const {
   }
 }
 
-// Where `lookup` serves too it is faster with few pixels, for its lanes are rows, and where strided taps share few
-// tables.
-bool suits_lookup([[maybe_unused]] const Call& c) {
+// Where `lookup` serves too it is faster with few pixels or empty lanes, for its lanes are rows, and where strided taps
+// share few tables.
+bool suits_lookup([[maybe_unused]] const Call& c, [[maybe_unused]] const TableShape& shape) {
 #if FK_USES_LOOKUP
-  if (has_one_tap(c.g)) return c.pixels < 128 && lookup_serves(c);
-  return (c.pixels < 512 || c.g.stride[1] * c.g.stride[2] > 1) && lookup_serves(c);
+  const bool many = c.pixels >= 128, full = c.pixels >= 32 && 8 * c.pixels >= 7 * round_up(c.pixels, VL);
+  if (has_one_tap(c.g)) return !many && !full && lookup_serves(c);
+  return (!many || (c.g.stride[1] * c.g.stride[2] > 1 && shape.lines == 1)) && lookup_serves(c);
 #else
   return false;
 #endif
@@ -306,9 +303,9 @@ bool pixel_tables_serve(const Call& c) {
   if (c.f.code != SIGN_CODE && c.f.code != CONSTANT_CODE) return false;
   const Layer& layer = c.layer;
   const Geometry& g = c.g;
-  if (layer.rows < LEAST_ROWS || !layer.channels || c.pixels < VL || suits_lookup(c)) return false;
+  if (layer.rows < LEAST_ROWS || !layer.channels || c.pixels < VL) return false;
   const TableShape shape(g, layer);
-  if (!TablePlan::possible(g, shape)) return false;
+  if (suits_lookup(c, shape) || !TablePlan::possible(g, shape)) return false;
   const bool one_tap = has_one_tap(g);
   const int64_t lines = one_tap ? 1 : std::min(shape.lines, g.stride[1]) + (shape.lines - 1) / 2;
   const int64_t columns = one_tap ? 1 : std::min(shape.columns, g.stride[2]);
@@ -323,8 +320,7 @@ bool pixel_tables_serve(const Call& c) {
 
 void convolve_pixel_tables(const Call& c) {
   const TablePlan plan(c.g, c.layer, c.pixels, c.threads);
-  const TableColumn column(c.g, plan.shape, plan.vectors);
-  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), plan, column, OffsetLayout(c.g, plan.shape, column)}.run(c.threads);
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), plan, OffsetLayout(c.g, plan.shape)}.run(c.threads);
 }
 
 }  // namespace fk::FK_ISA_NS

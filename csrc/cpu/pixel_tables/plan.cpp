@@ -16,11 +16,9 @@ constexpr double STORE_COST = 8;                  // a lane of a turned tile wri
 constexpr int64_t NEAR_BYTES = 40 << 10;          // a first-level cache
 constexpr int64_t LEAST_PART = 32;                // rows, below which a panel is not cut
 constexpr int64_t MOST_POINTS = 8;                // vectors of a line with one tap
-constexpr int64_t TABLE_BYTES = 34 << 10;         // tables that one call reads: most of a first-level cache
-constexpr int64_t OFFSET_BYTES = 1 << 16;         // what 16 bits reach
 constexpr int64_t SUM_BYTES = 384 << 10;          // sums of a task: a second-level cache has 1 MB
 constexpr int64_t PACKED_BYTES = 384 << 10;
-constexpr int64_t MOST_PANEL_BYTES = 2 << 20, LEAST_PANEL_BYTES = 512 << 10;
+constexpr int64_t MOST_PANEL_BYTES = 4 << 20, LEAST_PANEL_BYTES = 1 << 20;
 
 }  // namespace
 
@@ -45,8 +43,9 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
     vectors = cut.vectors, width = cut.width, task_rows = cut.rows;
     tiles_down = down, tiles_along = along, pixel_tasks = tasks;
   };
-  for (int64_t rows = panel_rows;; rows = divide_up(rows, 2)) {
-    for (int64_t v = 1; v <= MOST_VECTORS; ++v) {
+  // Parts begin at even rows: then a last odd row is followed by offsets of its own panel.
+  for (int64_t rows = panel_rows;; rows = round_up(divide_up(rows, 2), ROWS_AT_ONCE)) {
+    for (int64_t v = 1; v <= MOST_VECTORS; v *= 2) {
       for (int64_t along = 1;; along += one_tap ? 1 : 1 + along / 4) {
         const int64_t w = one_tap ? std::max<int64_t>(MOST_POINTS - along + 1, 1) : divide_up(g.narrow[2], along);
         try_cut({v, w, rows});
@@ -60,7 +59,7 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
 void TablePlan::cut_rows(const Layer& layer) {
   const int64_t dense_bytes = 4 * layer.groups * layer.rows * layer.channels * layer.taps;
   const int64_t most = std::clamp(dense_bytes / 16, LEAST_PANEL_BYTES, MOST_PANEL_BYTES);
-  const int64_t fit = std::max<int64_t>(VL, most / (8 * shape.quads) / VL * VL);
+  const int64_t fit = std::max<int64_t>(VL, most / (4 * shape.quads) / VL * VL);
   panel_rows = divide_up(layer.rows, divide_up(layer.rows, fit));
   panel_groups = std::clamp<int64_t>(fit / layer.rows, 1, layer.groups);
   task_rows = panel_rows;
@@ -69,24 +68,23 @@ void TablePlan::cut_rows(const Layer& layer) {
 bool TablePlan::possible(const Geometry& g, const TableShape& shape) { return fits(g, shape, {1, 1, LEAST_PART}); }
 
 bool TablePlan::fits(const Geometry& g, const TableShape& shape, const Cut& cut) {
-  const TableColumn column(g, shape, cut.vectors);
   const int64_t lines = lines_under(g, cut.vectors), columns = columns_under(g, cut.width);
   if (!has_one_tap(g) && columns > MOST_COLUMNS) return false;
-  const int64_t used = std::min(column.places, cut.vectors * shape.lines);
-  const int64_t packed = std::min(PACKED_CHANNELS, TRIPLE_CHANNELS * shape.triples);
-  return 4 * shape.chunk * shape.columns * used * TABLE_ENTRIES * VL <= TABLE_BYTES &&
-         4 * shape.chunk * column.triple_floats() <= OFFSET_BYTES &&
+  const int64_t packed = std::min(shape.packed_channels(), TRIPLE_CHANNELS * shape.triples);
+  return table_bytes(shape, cut) <= TABLE_BYTES &&
          4 * cut.rows * cut.width * cut.vectors * VL <= SUM_BYTES &&
          4 * packed * g.taps[0] * lines * columns * VL <= PACKED_BYTES;
 }
 
+int64_t TablePlan::table_bytes(const TableShape& shape, const Cut& cut) {
+  return 4 * shape.chunk * shape.columns * places_of(shape.lines, shape.step, cut.vectors) * TABLE_FLOATS;
+}
+
 double TablePlan::work(const Geometry& g, const Cut& cut) const {
   const bool one_tap = has_one_tap(g);
-  const TableColumn column(g, shape, cut.vectors);
   const int64_t stride = one_tap ? 1 : g.stride[2], sums = cut.rows * cut.vectors;
-  const int64_t lines = std::min(cut.vectors * shape.lines, column.places);
-  const int64_t table_bytes = 4 * shape.chunk * shape.columns * lines * TABLE_ENTRIES * VL;
-  const double build = table_bytes + 4 * VL * sums <= NEAR_BYTES ? BUILD_COST : CROWDED_COST;
+  const int64_t lines = places_of(shape.lines, shape.step, cut.vectors);
+  const double build = table_bytes(shape, cut) + 4 * VL * sums <= NEAR_BYTES ? BUILD_COST : CROWDED_COST;
   const double entry = cut.vectors == 1 ? ALONE_COST : 1;
   const int64_t passes = static_cast<int64_t>(shape.passes.size());
   double total = TASK_COST + static_cast<double>(passes * cut.width) * CALL_COST;

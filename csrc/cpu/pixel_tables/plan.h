@@ -15,7 +15,7 @@ struct TablePlan {
 
   TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int threads);
 
-  // Whether there is a cut whose tables an offset reaches and whose inputs fit.
+  // Whether there is a cut whose tables and inputs fit.
   static bool possible(const Geometry& g, const TableShape& shape);
 
   int64_t window_lines(const Geometry& g) const { return lines_under(g, vectors); }
@@ -31,11 +31,10 @@ struct TablePlan {
   }
   void cut_rows(const Layer& layer);
   static bool fits(const Geometry& g, const TableShape& shape, const Cut& cut);
+  static int64_t table_bytes(const TableShape& shape, const Cut& cut);
   double work(const Geometry& g, const Cut& cut) const;
 };
 
-// Channels that are packed at once: whole vectors of them where they are neighbours in memory.
-constexpr int64_t PACKED_CHANNELS = 48;
 constexpr int64_t MOST_COLUMNS = 64;  // of a window under tiles
 
 }  // namespace fk::FK_ISA_NS

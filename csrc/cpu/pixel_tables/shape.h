@@ -1,5 +1,6 @@
 // How the columns of a layer are cut into passes of the pixel tables.
 #pragma once
+#include <numeric>
 #include <vector>
 
 #include "cpu/conv/layer.h"
@@ -8,12 +9,24 @@ namespace fk::FK_ISA_NS {
 
 constexpr int64_t TRIPLE_CHANNELS = 3;  // inputs of a table
 constexpr int64_t TABLE_ENTRIES = 27;   // their sums with weights of -1, 0 and 1
-constexpr int64_t MOST_BASES = 7;       // taps of a pass along the last dimension
-constexpr int64_t QUAD_OFFSETS = 4;     // offsets in a 64-bit word
-constexpr int64_t MOST_VECTORS = 4;     // vectors of pixels that share an offset
+constexpr int64_t TABLE_FLOATS = TABLE_ENTRIES * VL;
+constexpr int64_t TABLE_BYTES = 32 << 10;  // tables that one call reads: at most a first-level cache
+constexpr int64_t MOST_BASES = 7;          // taps of a pass along the last dimension
+constexpr int64_t MOST_LINES = 4;          // and along the second
+constexpr int64_t QUAD_OFFSETS = 4;        // offsets in a word
+constexpr int64_t MOST_VECTORS = 4;        // vectors of pixels that share an offset
+constexpr int ROWS_AT_ONCE = 2;            // whose sums grow in turns
 
-// Offsets of a pass behind each base: as many as keep its tables in a first-level cache.
-constexpr int64_t most_offsets(int64_t bases) { return bases == 1 ? 8 : bases <= 3 ? 4 : bases <= 5 ? 2 : 1; }
+// Offsets of a pass behind each base: as many as keep the tables of two vectors of pixels in a first-level cache.
+constexpr int64_t most_offsets(int64_t bases) {
+  return bases == 1 ? 128 / VL : bases <= 3 ? (VL == 8 ? 6 : 4) : bases <= 5 ? 2 : 1;
+}
+
+// Lines of a pass: a lone base has tables enough without.
+constexpr int64_t most_lines(int64_t bases) { return bases == 1 ? 1 : std::min(most_offsets(bases), MOST_LINES); }
+
+// Tables of a column and three channels: line j of the taps of vector p is at place p * step + j.
+constexpr int64_t places_of(int64_t lines, int64_t step, int64_t vectors) { return (vectors - 1) * step + lines; }
 
 // A pass adds the products of some channels under some taps to all sums of a task.
 struct Pass {
@@ -22,14 +35,17 @@ struct Pass {
   int64_t line, lines;            // taps along the second
   int64_t column, columns;        // taps along the last: a base each
   int64_t quad;                   // words of offsets of a row before this pass
+  int64_t step;                   // from a vector of pixels to the next, in places of tables
 
   int64_t offsets() const { return triples * lines; }  // behind each base
   int64_t quads() const { return divide_up(columns * offsets(), QUAD_OFFSETS); }
+  int64_t places(int64_t vectors) const { return places_of(lines, step, vectors); }
 };
 
 struct TableShape {
   int64_t channels, triples;
   int64_t chunk, lines, columns;  // most triples and taps of a pass
+  int64_t step;                   // of all passes
   int64_t quads;                  // of a row, all passes together
   std::vector<Pass> passes;
   int64_t triples_by_columns[MOST_BASES] = {};  // triples of all passes of so many columns
@@ -39,8 +55,11 @@ struct TableShape {
     const int64_t across = g.taps[2], parts = across <= 5 || across == MOST_BASES ? 1 : divide_up(across, 5);
     columns = divide_up(across, parts);
     const int64_t most = most_offsets(columns);
-    // Dilated lines would leave holes in the tables, beyond what an offset reaches.
-    lines = g.dilation[1] == 1 ? divide_up(g.taps[1], divide_up(g.taps[1], most)) : 1;
+    // Vectors share the tables of neighbouring lines. Dilated lines and most strides would leave holes between them, for
+    // which there is no loop.
+    const bool shared = g.dilation[1] == 1 && (g.stride[1] == 1 || (g.stride[1] == 2 && g.taps[1] == 3 && columns <= 3));
+    lines = shared ? divide_up(g.taps[1], divide_up(g.taps[1], most_lines(columns))) : 1;
+    step = lines == 1 ? 1 : g.stride[1];
     chunk = std::min(triples, most / lines);
     for (int64_t t = 0; t < triples; t += chunk) {
       for (int64_t plane = 0; plane < g.taps[0]; ++plane) {
@@ -51,10 +70,13 @@ struct TableShape {
     }
   }
 
+  // Channels that are packed at once: those of whole passes, and whole vectors where they are neighbours in memory.
+  int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL); }
+
  private:
   void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column) {
     Pass pass{triple, std::min(chunk, triples - triple),     plane, line, std::min(lines, g.taps[1] - line),
-              column, std::min(columns, g.taps[2] - column), quads};
+              column, std::min(columns, g.taps[2] - column), quads, step};
     quads += pass.quads();
     triples_by_columns[pass.columns - 1] += pass.triples;
     passes.push_back(pass);
@@ -62,20 +84,5 @@ struct TableShape {
 };
 
 inline bool has_one_tap(const Geometry& g) { return g.tap_count() == 1; }
-
-// The tables of one column of a window: [triple][entry][place], a vector of pixels each. Places are lines, ordered so
-// that the lines of neighbouring result pixels are neighbours.
-struct TableColumn {
-  int64_t stride, dilation, vectors, per_residue, places;
-
-  TableColumn(const Geometry& g, const TableShape& shape, int64_t pixel_vectors)
-      : stride(has_one_tap(g) ? 1 : g.stride[1]), dilation(g.dilation[1]), vectors(pixel_vectors) {
-    per_residue = divide_up((vectors - 1) * stride + (shape.lines - 1) * dilation + 1, stride);
-    places = per_residue * std::min(stride, (vectors - 1) * stride + (shape.lines - 1) * dilation + 1);
-  }
-  int64_t place(int64_t line) const { return line % stride * per_residue + line / stride; }
-  int64_t entry_floats() const { return places * VL; }
-  int64_t triple_floats() const { return TABLE_ENTRIES * entry_floats(); }
-};
 
 }  // namespace fk::FK_ISA_NS

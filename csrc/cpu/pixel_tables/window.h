@@ -17,11 +17,11 @@ class Window {
         staged_(staged) {}
 
   static int64_t packed_floats(const Geometry& g, const TablePlan& plan) {
-    const int64_t channels = std::min(PACKED_CHANNELS, TRIPLE_CHANNELS * plan.shape.triples);
+    const int64_t channels = std::min(plan.shape.packed_channels(), TRIPLE_CHANNELS * plan.shape.triples);
     return channels * g.taps[0] * plan.window_lines(g) * plan.window_columns(g) * VL;
   }
   static int64_t staged_floats(const Geometry& g, const TablePlan& plan) {
-    return VL * round_up(std::max(plan.window_columns(g), PACKED_CHANNELS), VL);
+    return VL * round_up(std::max(plan.window_columns(g), plan.shape.packed_channels()), VL);
   }
 
   int64_t line_step() const { return columns * VL; }
