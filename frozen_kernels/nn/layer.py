@@ -178,6 +178,7 @@ class FrozenLayer(FrozenLoading):
             or type(x) is not Tensor
             or buffers["header"] is not held.header
             or buffers[held.main] is not held.weight
+            or buffers["gain"] is not held.gain
             or bias is not held.bias
             or (bias is not None and bias.data_ptr() != held.bias_at)
         ):

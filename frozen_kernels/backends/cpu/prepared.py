@@ -15,6 +15,7 @@ from ...calls import Geometry
 from ...format import SIGNS, STORED, Pack, memory_format_of
 from ...tensor import FrozenTensor
 from ..native import DTYPES
+from ..reference.product import goes_into_weight, times_gain, with_epilogue
 from ..signs import as_sign, row_scale_of, scaled
 from .extension import _C, pack_args
 from .product import LARGE_RESULT
@@ -269,20 +270,32 @@ class _StoredWeight(torch.autograd.Function):
 class _Dense:
     """The dense residency: torch's own layer on the effective weight, which every mode sees as such.
 
-    With scores it takes eager calls of a stored weight that nothing watches.
+    With scores it takes eager calls of a stored weight that nothing watches, with a gain or a ReLU those without
+    gradients.
     """
 
-    def __init__(self, record: FrozenTensor, geometry: Geometry, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        record: FrozenTensor,
+        geometry: Geometry,
+        bias: Tensor | None,
+        gain: Tensor | None,
+        relu: bool,
+        dtype: torch.dtype,
+    ) -> None:
         assert record.dense is not None
         self.stored = record.code == STORED
         self.pack = record._replace(dense=None).pack()  # a gradient of scores reads the values
         self.weight: Tensor = record.dense
-        self.bias, self.dtype = bias, dtype
-        self.transposed = geometry.op.startswith("conv_transpose")
+        self.bias, self.gain, self.relu, self.dtype = bias, gain, relu, dtype
+        self.folded = gain is not None or relu
+        self.transposed, self.groups = geometry.op.startswith("conv_transpose"), geometry.groups
         self.function: Any = getattr(F, geometry.op)
         g = geometry
-        self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
-            g.stride, g.padding, g.dilation, g.groups)  # fmt: skip
+        self.numbers: tuple[Any, ...] = ()
+        if g.op != "linear":
+            self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
+                g.stride, g.padding, g.dilation, g.groups)  # fmt: skip
 
     def searched(self, scores: Tensor | None) -> Tensor | None:
         """The weight of a call with gradients; None for one that takes the ordinary way."""
@@ -294,6 +307,17 @@ class _Dense:
             return self.weight
         return _StoredWeight.apply(scores, self.weight, self.pack)
 
+    def epilogued(self, x: Tensor) -> Tensor | None:
+        """The result of a layer with a gain or a ReLU, as the op gives it; None for a call that somebody watches."""
+        weight, gain = self.weight, self.gain
+        if not _unwatched() or not x.dim():
+            return None
+        if gain is not None and goes_into_weight(x, weight, gain):
+            weight, gain = times_gain(weight, gain, self.groups, self.transposed), None
+        return with_epilogue(
+            lambda bias: self.function(x, weight, bias, *self.numbers), self.bias, gain, self.relu, weight.dim() - 2
+        )
+
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         raise NotImplementedError
 
@@ -301,12 +325,12 @@ class _Dense:
 class _DenseLinear(_Dense):
     def forward(self, x: Tensor) -> Tensor | None:
         try:
-            return _linear(x, self.weight, self.bias)
+            return self.epilogued(x) if self.folded else _linear(x, self.weight, self.bias)
         except RuntimeError:
             return None  # the op says what does not fit
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        weight = self.searched(scores)
+        weight = None if self.folded else self.searched(scores)
         if weight is None:
             return None
         try:
@@ -317,10 +341,18 @@ class _DenseLinear(_Dense):
 
 class _DenseConvolution(_Dense):
     def forward(self, x: Tensor) -> Tensor | None:
-        return self.train(x, self.bias, None)
+        if not self.folded:
+            return self.train(x, self.bias, None)
+        if x.dim() != self.weight.dim():
+            return None
+        try:
+            y = self.epilogued(x)
+        except RuntimeError:
+            return None  # the op says what does not fit
+        return None if y is None else _laid_out(y, x)
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
-        if x.dim() != self.weight.dim():
+        if self.folded or x.dim() != self.weight.dim():
             return None
         weight = self.searched(scores)
         if weight is None:
@@ -329,7 +361,26 @@ class _DenseConvolution(_Dense):
             y = self.function(x, weight, bias, *self.numbers)
         except RuntimeError:
             return None  # the op says what does not fit
-        return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
+        return _laid_out(y, x)
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """A convolution's result in the layout that goes with its input."""
+    return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
+
+
+def _dense(
+    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
+) -> calls.Prepared | None:
+    """A call of a layer in the dense residency; None for one whose tensors do not fit, of which the op says what."""
+    dense, transposed = record.dense, geometry.op.startswith("conv_transpose")
+    if dense is None or dense.dtype is not dtype:
+        return None
+    outputs = record.shape[1] * geometry.groups if transposed else record.shape[0]
+    wide = torch.promote_types(dtype, torch.float32)
+    if gain is not None and (gain.dtype is not wide or gain.requires_grad or gain.numel() != outputs):
+        return None
+    return (_DenseLinear if geometry.op == "linear" else _DenseConvolution)(record, geometry, bias, gain, relu, dtype)
 
 
 def prepare(
@@ -340,19 +391,16 @@ def prepare(
         return None
     if bias is not None and bias.dtype is not dtype:
         return None
-    linear = geometry.op == "linear"
     if isinstance(record.values, nn.Parameter):
         return None  # somebody trains it, and may give it other memory
     if record.dense is not None:
-        if gain is not None or relu or record.dense.dtype is not dtype:
-            return None
-        return (_DenseLinear if linear else _DenseConvolution)(record, geometry, bias, dtype)
+        return _dense(record, geometry, bias, gain, relu, dtype)
     if _C is None or dtype not in DTYPES or (record.keep is None and record.supermask is None):
         return None
     scaled_inputs = record.code == SIGNS and record.row_scale is not None and geometry.op.startswith("conv_transpose")
     if scaled_inputs and dtype == torch.float16:
         return None  # scaled they become float32
     try:
-        return (_Linear if linear else _Convolution)(record, geometry, bias, gain, relu, dtype)
+        return (_Linear if geometry.op == "linear" else _Convolution)(record, geometry, bias, gain, relu, dtype)
     except (RuntimeError, ValueError):
         return None  # the op says what is wrong

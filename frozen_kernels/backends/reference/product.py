@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,16 +25,44 @@ def product(
     relu: bool = False,
 ) -> Tensor:
     """`relu(gain * W x + bias)` of that size; with `back` the product of the transposed layer."""
-    linear, inner_bias = len(pack.shape) == 2, bias if gain is None else None
+    linear, w = len(pack.shape) == 2, effective(pack, x.dtype)
     layer = _linear if linear else _convolution
-    y = layer(x, effective(pack, x.dtype), inner_bias, geometry, size, back)
-    if gain is not None:
-        along = [-1] if linear else [-1, *[1] * (y.dim() - 2)]
+    if gain is not None and pack.dense is not None and goes_into_weight(x, w, gain):
+        w, gain = times_gain(w, gain, geometry.groups, geometry.transposed), None
+    y = with_epilogue(lambda inner: layer(x, w, inner, geometry, size, back), bias, gain, relu, w.dim() - 2)
+    return y if linear else y.contiguous(memory_format=memory_format_of(x))
+
+
+def goes_into_weight(x: Tensor, w: Tensor, gain: Tensor) -> bool:
+    """Whether a gain is a pass over fewer elements on the weight than on the result, as far as the input tells.
+
+    A gain is finite, as states and tickets ask. Others give NaN where torch's own folding does: in a dropped weight.
+    """
+    channels = x.shape[-1 if w.dim() == 2 else 1]
+    return w.numel() * channels < x.numel() * gain.numel()
+
+
+def times_gain(w: Tensor, gain: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A weight with the gain of its output channels in it, rounded once more: made anew in each call, and not kept."""
+    later = [1] * (w.dim() - 2)
+    if not transposed:
+        return (w * gain.view(-1, 1, *later)).to(w.dtype)
+    # columns are the channels of one group
+    by_group = w.unflatten(0, (groups, -1)) * gain.view(groups, 1, -1, *later)
+    return by_group.flatten(0, 1).to(w.dtype)
+
+
+def with_epilogue(
+    layer: Callable[[Tensor | None], Tensor], bias: Tensor | None, gain: Tensor | None, relu: bool, later: int
+) -> Tensor:
+    """`relu(gain * layer(None) + bias)` of a layer that takes its bias; `later`: dimensions behind that of channels."""
+    if gain is None:
+        y = layer(bias)
+    else:
+        y, along = layer(None), [-1, *[1] * later]
         gain = gain.view(along)
         y = (y * gain if bias is None else torch.addcmul(bias.view(along), y, gain)).to(y.dtype)
-    if relu:
-        y = y.relu_()
-    return y if linear else y.contiguous(memory_format=memory_format_of(x))
+    return y.relu_() if relu else y
 
 
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None, geometry: Any, size: Sequence[int], back: bool) -> Tensor:
