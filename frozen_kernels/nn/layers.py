@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import calls, functional
 from ..config import FreezeConfig
-from ..format import STORED
+from ..format import STORED, memory_format_of
 from .layer import FrozenLayer
 
 Size = int | tuple[int, ...]
@@ -149,6 +149,8 @@ class _FrozenConvBase(FrozenLayer):
         w, make = module.weight, cast(Any, cls)
         frozen = _stored_weight(module, config, frozen)
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
+        if memory_format_of(w) is torch.channels_last:
+            layer._like = layer._like.to(memory_format=torch.channels_last)  # a dense weight gets this layout too
         return adopt(layer, module)
 
     def _plain(self) -> Any:

@@ -97,7 +97,7 @@ class FrozenLoading(FrozenCoats):
                 # tensors of the state take the place of the layer's, with their device and dtype
                 self._buffers["header"] = header
                 dtype = self.dtype if self.bias is None else self.bias.dtype
-                self._buffers["_like"] = torch.empty(0, dtype=dtype, device=header.device)
+                self._buffers["_like"] = torch.empty_like(self._buffers["_like"], dtype=dtype, device=header.device)  # type: ignore[arg-type]
             if header is None or supermask is None or "meta" in (self.device.type, header.device.type):
                 self.prepare_calls()
                 return

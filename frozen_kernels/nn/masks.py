@@ -138,7 +138,7 @@ class FrozenMasks(FrozenState):
             self._drop_scores()
             self.config, self.ratios, self.sigma = config, config.ratios, sigma
             if self.device.type == "meta":
-                self._buffers["_like"] = torch.empty(0, dtype=self.dtype, device=frozen.header.device)
+                self._buffers["_like"] = torch.empty_like(self._buffers["_like"], device=frozen.header.device)  # type: ignore[arg-type]
             if bias is not None:
                 self._replace_bias(bias)
             if made.gain is not None:

@@ -99,8 +99,9 @@ class FrozenState(nn.Module):
         self._held: Held | None = None
         # layers of one weight that no seed draws have one list, which copies and pickles keep one
         self._weight: list[None] = []
-        like = torch.empty(0, device=device, dtype=dtype)
-        self.register_buffer("_like", like, persistent=False)  # carries the layer's dtype through .to()
+        # carries the layer's dtype through .to(), and with four dimensions the layout of a dense weight
+        like = torch.empty((0, 2, 2, 2) if len(self.shape) == 4 else (0,), device=device, dtype=dtype)
+        self.register_buffer("_like", like, persistent=False)
         self.register_buffer("header", torch.empty(fmt.HEADER_WORDS, dtype=torch.int32, device=like.device))
         self.register_buffer("supermask", None)
         for name in DERIVED:
@@ -149,6 +150,12 @@ class FrozenState(nn.Module):
     def device(self) -> torch.device:
         """Where the layer's tensors are."""
         return self.header.device
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether `.to(memory_format=torch.channels_last)` has asked for a dense weight in this layout, once."""
+        like: Tensor = self._buffers["_like"]  # type: ignore[assignment]
+        return like.dim() == 4 and like.stride(1) == 1
 
     @property
     def in_place(self) -> bool:
@@ -315,6 +322,8 @@ class FrozenState(nn.Module):
 
     def _put(self, held: FrozenTensor, residency: str) -> None:
         """Hold a record that is in its residency already."""
+        if held.dense is not None and self.channels_last:
+            held = held._replace(dense=held.dense.contiguous(memory_format=torch.channels_last))
         if self.in_place:
             self._write(held, residency)
             self._held = None
