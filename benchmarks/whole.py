@@ -70,7 +70,7 @@ def serve(model: nn.Module, residency: str, x: Tensor) -> nn.Module:
     """A frozen model with batch norm folded, held so, in place; returns it. Dense weights are laid out as torch's."""
     fk.fold_batch_norm_(model)
     fk.set_residency(model, cast(Residency, residency), sample_input=x)
-    return model.to(memory_format=torch.channels_last) if x.dim() == 4 else model
+    return cast(Any, model).to(memory_format=torch.channels_last) if x.dim() == 4 else model
 
 
 def model_setup(cases: Sequence[Case]) -> Setup:

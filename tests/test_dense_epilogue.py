@@ -97,6 +97,10 @@ def gain_by_data(layer):
     layer.gain.data.mul_(3.0)
 
 
+def gain_elsewhere(layer):
+    layer.gain.data = 3.0 * layer.gain
+
+
 def gain_assigned(layer):
     layer.gain = layer.gain * 3.0
 
@@ -126,6 +130,7 @@ def relu_off(layer):
 CHANGES = (
     gain_in_place,
     gain_by_data,
+    gain_elsewhere,
     gain_assigned,
     gain_of_a_state,
     gain_as_a_wrapper_swaps_it,
@@ -137,12 +142,13 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["linear", "conv2d"])
-def test_a_change_holds_from_the_next_call_on(kind, change):
+@pytest.mark.parametrize("residency", ["mask", "dense"])
+def test_a_change_holds_from_the_next_call_on(kind, residency, change):
     layer = folded(kind)
     if change is mask_anew:
         layer = TWINS[type(LAYERS[kind][0]())].from_module(LAYERS[kind][0](), fk.FreezeConfig(freeze_ratio=0.5))
         layer.gain, layer.relu = torch.randn(layer.outputs) + 1.5, True
-        layer.set_residency("dense")
+    layer.set_residency(residency)
     x = torch.randn(LAYERS[kind][1])
     with torch.no_grad():
         before = layer(x)

@@ -35,7 +35,7 @@ class Held(NamedTuple):
     """One state of a layer, whole: what a forward reads, and what it needs to see that nobody else changed it.
 
     `main` names the buffer that holds most of the weight, `weight` is that buffer. `bias` is the parameter,
-    `bias_values` its memory, at `bias_at`. `words` are those that the header had.
+    `bias_values` its memory, at `bias_at`; that of `gain` is at `gain_at`. `words` are those that the header had.
     """
 
     record: FrozenTensor
@@ -43,6 +43,7 @@ class Held(NamedTuple):
     header: Tensor
     weight: Tensor | None
     gain: Tensor | None
+    gain_at: int
     relu: bool
     bias: nn.Parameter | None
     bias_values: Tensor | None
@@ -307,10 +308,12 @@ class FrozenState(nn.Module):
         if geometry is not None:
             call = calls.prepare(record, geometry, values, gain, self.relu, self.dtype)
         at = 0 if values is None else values.data_ptr()
+        gain_at = gain.data_ptr() if call is not None and gain is not None else 0
         main = "dense" if record.dense is not None else "keep" if record.keep is not None else "supermask"
         return Held(
-            record, main, record.header, getattr(record, main), gain, self.relu, bias, values, at, self._words, call
-        )
+            record, main, record.header, getattr(record, main), gain, gain_at, self.relu, bias, values, at,
+            self._words, call,
+        )  # fmt: skip
 
     def prepare_calls(self) -> None:
         """Let the next calls run on the layer's tensors as they are now, whoever put them there."""
