@@ -170,6 +170,23 @@ def test_a_gain_for_one_call(residency):
         assert torch.equal(other, layer(x)) and not torch.equal(other, right)
 
 
+@pytest.mark.parametrize("residency", ["mask", "dense"])
+@pytest.mark.parametrize(
+    ("part", "wrong", "named"),
+    [
+        ("gain", torch.ones(9), r"gain.*\(9,\).*\(10,\)"),
+        ("gain", torch.ones(10).double(), "gain.*float64.*float32"),
+        ("bias", nn.Parameter(torch.ones(9)), r"bias.*\(9,\).*\(10,\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_not_read(residency, part, wrong, named):
+    layer = folded("linear")
+    layer.set_residency(residency)
+    setattr(layer, part, wrong)
+    with torch.no_grad(), pytest.raises((TypeError, ValueError), match=named):
+        layer(torch.randn(4, 24))
+
+
 def test_a_call_keeps_no_second_weight():
     model = nn.Sequential(folded("conv2d"))
     layer, x = model[0], torch.randn(LAYERS["conv2d"][1])

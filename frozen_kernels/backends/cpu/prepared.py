@@ -369,38 +369,41 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
 
 
-def _dense(
-    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
-) -> calls.Prepared | None:
-    """A call of a layer in the dense residency; None for one whose tensors do not fit, of which the op says what."""
-    dense, transposed = record.dense, geometry.op.startswith("conv_transpose")
-    if dense is None or dense.dtype is not dtype:
-        return None
+def _fits(
+    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, dtype: torch.dtype
+) -> bool:
+    """Whether bias and gain are what the op takes, which says of others what is wrong: kernels read memory."""
+    transposed = geometry.op.startswith("conv_transpose")
     outputs = record.shape[1] * geometry.groups if transposed else record.shape[0]
+    if bias is not None and (bias.dtype is not dtype or bias.shape != (outputs,)):
+        return False
+    if gain is None:
+        return True
     wide = torch.promote_types(dtype, torch.float32)
-    if gain is not None and (gain.dtype is not wide or gain.requires_grad or gain.numel() != outputs):
-        return None
-    return (_DenseLinear if geometry.op == "linear" else _DenseConvolution)(record, geometry, bias, gain, relu, dtype)
+    return gain.dtype is wide and gain.shape == (outputs,) and not gain.requires_grad
 
 
 def prepare(
     record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
 ) -> calls.Prepared | None:
     """A call of a layer on the CPU; None for what these kernels do not serve, or a state that is not whole."""
-    if any(t is not None and (t.device.type != "cpu" or t.dim() != 1) for t in (record.header, bias, gain)):
+    if any(t is not None and t.device.type != "cpu" for t in (record.header, bias, gain)):
         return None
-    if bias is not None and bias.dtype is not dtype:
+    if record.header.dim() != 1 or not _fits(record, geometry, bias, gain, dtype):
         return None
+    linear = geometry.op == "linear"
     if isinstance(record.values, nn.Parameter):
         return None  # somebody trains it, and may give it other memory
     if record.dense is not None:
-        return _dense(record, geometry, bias, gain, relu, dtype)
+        if record.dense.dtype is not dtype:
+            return None
+        return (_DenseLinear if linear else _DenseConvolution)(record, geometry, bias, gain, relu, dtype)
     if _C is None or dtype not in DTYPES or (record.keep is None and record.supermask is None):
         return None
     scaled_inputs = record.code == SIGNS and record.row_scale is not None and geometry.op.startswith("conv_transpose")
     if scaled_inputs and dtype == torch.float16:
         return None  # scaled they become float32
     try:
-        return (_Linear if geometry.op == "linear" else _Convolution)(record, geometry, bias, gain, relu, dtype)
+        return (_Linear if linear else _Convolution)(record, geometry, bias, gain, relu, dtype)
     except (RuntimeError, ValueError):
         return None  # the op says what is wrong
