@@ -85,25 +85,23 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t ring = (shape.columns - 1) * job_.g.dilation[2] + 1;
   const int64_t table_floats = ring * shape.chunk * places_of(shape.lines, shape.step, plan.vectors) * TABLE_FLOATS;
   const int64_t packed_floats = Window::packed_floats(job_.g, plan);
-  const int64_t staged_floats = Window::staged_floats(job_.g, plan);
   const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
   const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
   const bool blocks = shape.passes.size() > BLOCK_PASSES;
   Scratch scratch(8 * ring + 1024 +
-                  4 * (table_floats + packed_floats + staged_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
+                  4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
   Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
                   blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
   float* const packed = scratch.take<float>(packed_floats);
-  float* const staged = scratch.take<float>(staged_floats);
   const auto run = [&](const auto& window) {
     add_passes(window, wide_channel, buffers);
     if (blocks) buffers.sums = buffers.totals;
     store(window, channel, buffers);
   };
   if (has_one_tap(job_.g)) {
-    run(PointWindow(job_.g, job_.wide, plan, task, packed, staged));
+    run(PointWindow(job_.g, job_.wide, plan, task, packed));
   } else {
-    run(TileWindow(job_.g, job_.wide, plan, task, packed, staged));
+    run(TileWindow(job_.g, job_.wide, plan, task, packed));
   }
 }
 

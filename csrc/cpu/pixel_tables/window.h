@@ -4,24 +4,29 @@
 
 namespace fk::FK_ISA_NS {
 
+// The first `count` of VL elements, the others zero.
+template <int DTYPE>
+FK_INLINE vf32 load_first(const typename Element<DTYPE>::Type* from, int64_t count) {
+  if (count == VL) return load_vector<DTYPE>(from);
+  alignas(64) float values[VL] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = load_one<DTYPE>(from + i);
+  return vf32::load(values);
+}
+
 // Packed inputs [channel][plane][line][column][lane], zero where there is no source. With one tap lines are the vectors
 // of a place, columns the places.
 class Window {
  public:
-  Window(const Geometry& g, const Activations& source, const TablePlan& plan, float* packed, float* staged)
+  Window(const Geometry& g, const Activations& source, const TablePlan& plan, float* packed)
       : planes(g.taps[0]),
         lines(plan.window_lines(g)),
         columns(plan.window_columns(g)),
         source_(source),
-        packed_(packed),
-        staged_(staged) {}
+        packed_(packed) {}
 
   static int64_t packed_floats(const Geometry& g, const TablePlan& plan) {
     const int64_t channels = std::min(plan.shape.packed_channels(), TRIPLE_CHANNELS * plan.shape.triples);
     return channels * g.taps[0] * plan.window_lines(g) * plan.window_columns(g) * VL;
-  }
-  static int64_t staged_floats(const Geometry& g, const TablePlan& plan) {
-    return VL * round_up(std::max(plan.window_columns(g), plan.shape.packed_channels()), VL);
   }
 
   int64_t line_step() const { return columns * VL; }
@@ -43,53 +48,30 @@ class Window {
   template <int DTYPE>
   void pack_channels(const int64_t* offsets, int64_t channel, int64_t channels, float* out) const {
     const auto* const base = static_cast<const typename Element<DTYPE>::Type*>(source_.data) + channel;
-    const int64_t ld = round_up(channels, VL);
-    if constexpr (DTYPE == FLOAT32) {
-      if (channels % VL == 0 && evenly_spaced(offsets)) {
-        return turn(base + offsets[0], offsets[1] - offsets[0], channels, out, channel_step());
+    for (int64_t c = 0; c < channels; c += VL, out += VL * channel_step()) {
+      const int64_t count = std::min<int64_t>(VL, channels - c);
+      vf32 lanes[VL];
+#pragma GCC unroll 16
+      for (int l = 0; l < VL; ++l) {
+        lanes[l] = offsets[l] == NOWHERE ? vf32::zero() : load_first<DTYPE>(base + offsets[l] + c, count);
+      }
+      transpose_vectors(lanes);
+#pragma GCC unroll 16
+      for (int l = 0; l < VL; ++l) {
+        if (l < count) lanes[l].store(out + l * channel_step());
       }
     }
-    for (int64_t l = 0; l < VL; ++l) {
-      if (offsets[l] == NOWHERE) {
-        clear(staged_ + l * ld, channels);
-      } else {
-        read<DTYPE>(base + offsets[l], 1, channels, staged_ + l * ld);
-      }
-    }
-    turn(staged_, ld, channels, out, channel_step());
-  }
-
-  // VL lines of `count` floats become `count` vectors. Whole vectors of the lines are read.
-  static void turn(const float* from, int64_t ld, int64_t count, float* out, int64_t step_out) {
-    int64_t i = 0;
-    for (; i + VL <= count; i += VL) transpose_tile(from + i, 4 * ld, out + i * step_out, 4 * step_out);
-    if (i == count) return;
-    alignas(64) float whole[VL * VL];
-    transpose_tile(from + i, 4 * ld, whole, 4 * VL);
-    for (int64_t j = 0; i + j < count; ++j) vf32::load(whole + j * VL).store(out + (i + j) * step_out);
   }
 
   const Activations& source_;
-  float *packed_, *staged_;
-
- private:
-  static bool evenly_spaced(const int64_t* offsets) {
-    for (int64_t l = 0; l < VL; ++l) {
-      if (offsets[l] == NOWHERE) return false;
-    }
-    for (int64_t l = 2; l < VL; ++l) {
-      if (offsets[l] - offsets[l - 1] != offsets[1] - offsets[0]) return false;
-    }
-    return true;
-  }
+  float* packed_;
 };
 
 // One tap: the pixels of a task follow each other, first along the lanes of a place, then places, then lines.
 class PointWindow : public Window {
  public:
-  PointWindow(const Geometry& g, const Activations& source, const TablePlan& plan, int64_t task, float* packed,
-              float* staged)
-      : Window(g, source, plan, packed, staged),
+  PointWindow(const Geometry& g, const Activations& source, const TablePlan& plan, int64_t task, float* packed)
+      : Window(g, source, plan, packed),
         grid_(narrow_grid(g)),
         runs_(static_cast<size_t>(lines)),
         spans_(static_cast<size_t>(lines)),
@@ -162,9 +144,8 @@ FK_INLINE vf32 load_where(const typename Element<DTYPE>::Type* from, int64_t ste
 // Many taps: a lane has a tile of `vectors` lines by `width` pixels, and the window is what lies under it.
 class TileWindow : public Window {
  public:
-  TileWindow(const Geometry& g, const Activations& source, const TablePlan& plan, int64_t task, float* packed,
-             float* staged)
-      : Window(g, source, plan, packed, staged), g_(g), sources_(static_cast<size_t>(planes * lines * VL)) {
+  TileWindow(const Geometry& g, const Activations& source, const TablePlan& plan, int64_t task, float* packed)
+      : Window(g, source, plan, packed), g_(g), sources_(static_cast<size_t>(planes * lines * VL)) {
     for (int64_t l = 0; l < VL; ++l) {
       const int64_t i = task * VL + l, along = i % plan.tiles_along, down = i / plan.tiles_along % plan.tiles_down;
       const int64_t plane = i / plan.tiles_along / plan.tiles_down;
