@@ -16,25 +16,30 @@ struct SumRows {
   float* to;
 };
 
-// For each row, to = from + the entries at its offsets. A word holds four offsets, those of a row `word_step` words
-// apart; the same offset serves all vectors of pixels. Which table an offset is of is known here, so it is an entry
-// alone, times 8: a byte. Words are loaded whole and cut in registers: a load of each offset would take turns of the
-// load ports, which bound the loop.
+// For each row, to = from + the entries at its offsets. A word holds four offsets; words lie [VL rows][word][row], so that
+// one pointer reaches all of a row. The same offset serves all vectors of pixels. Which table an offset is of is known
+// here, so it is an entry alone, times 8: a byte. Words are loaded whole and cut in registers: a load of each offset would
+// take turns of the load ports, which bound the loop.
 template <int BASES, int LINES, int TRIPLES, int STEP, int VECTORS>
 struct EntryLoop {
-  static constexpr int OFFSETS = LINES * TRIPLES, PLACES = static_cast<int>(places_of(LINES, STEP, VECTORS));
+  static constexpr int OFFSETS = LINES * TRIPLES;
+  static constexpr int QUADS = static_cast<int>(divide_up(BASES * OFFSETS, QUAD_OFFSETS));
+  static constexpr int PLACES = static_cast<int>(places_of(LINES, STEP, VECTORS));
   static constexpr int ENTRY_SCALE = VL / 2;  // bytes of an entry over 8
   static constexpr int ROWS = VECTORS == 2 ? ROWS_AT_ONCE : 1;  // pairs are slower with one vector
   static constexpr bool fits = BASES * TRIPLES * PLACES * TABLE_FLOATS * 4 <= TABLE_BYTES;
 
-  static void run(const uint32_t* words, int64_t word_step, const char* const* bases, const SumRows& sums) {
+  static void run(const uint32_t* words, const char* const* bases, const SumRows& sums) {
     const char* base[BASES];
     for (int k = 0; k < BASES; ++k) base[k] = bases[k];
-    const int64_t rows = sums.rows, from_step = sums.from_step;
+    const int64_t from_step = sums.from_step;
     const float* from = sums.from;
     float* to = sums.to;
-    for (int64_t row = 0; row < rows; row += ROWS, from += ROWS * from_step, to += ROWS * VECTORS * VL) {
-      add(words + row, word_step, base, from, from_step, to);
+    for (int64_t left = sums.rows; left > 0; left -= VL, words += QUADS * VL) {
+      const uint32_t* const end = words + std::min<int64_t>(VL, left);
+      for (const uint32_t* at = words; at < end; at += ROWS, from += ROWS * from_step, to += ROWS * VECTORS * VL) {
+        add(at, base, from, from_step, to);
+      }
     }
   }
 
@@ -46,24 +51,26 @@ struct EntryLoop {
     for (int p = 1; p < VECTORS; ++p) asm volatile("" : "+v"(sum[p].v));
   }
 
-  FK_INLINE static void add(const uint32_t* words, int64_t word_step, const char* const (&base)[BASES],
-                            const float* from, int64_t from_step, float* to) {
-    vf32 sum[ROWS][VECTORS];
-    uint32_t word[ROWS];
+  FK_INLINE static void add(const uint32_t* words, const char* const (&base)[BASES], const float* from,
+                            int64_t from_step, float* to) {
+    struct {
+      vf32 sum[VECTORS];
+      uint32_t word;
+    } row[ROWS];  // GCC keeps two words alone in one register
 #pragma GCC unroll 32
     for (int i = 0; i < BASES * OFFSETS; ++i) {
       const int part = i % static_cast<int>(QUAD_OFFSETS), line = i % OFFSETS / TRIPLES, triple = i % TRIPLES;
 #pragma GCC unroll 2
       for (int r = 0; r < ROWS; ++r) {
         if (part == 0) {
-          word[r] = words[i / QUAD_OFFSETS * word_step + r];
-          asm volatile("" : "+r"(word[r]));  // or the compiler loads every offset by itself
+          row[r].word = words[i / QUAD_OFFSETS * VL + r];
+          asm volatile("" : "+r"(row[r].word));  // or the compiler loads every offset by itself
         } else if (part == 2) {
-          word[r] >>= 16;
+          row[r].word >>= 16;
         }
-        uint64_t entry = part % 2 ? word[r] >> 8 & 0xFF : word[r] & 0xFF;
+        uint64_t entry = part % 2 ? row[r].word >> 8 & 0xFF : row[r].word & 0xFF;
         if (i) {
-          keep_order(entry, sum[r]);
+          keep_order(entry, row[r].sum);
         } else {
           asm volatile("" : "+r"(entry));
         }
@@ -71,7 +78,7 @@ struct EntryLoop {
         for (int p = 0; p < VECTORS; ++p) {
           const int64_t table = (triple * PLACES + p * STEP + line) * TABLE_FLOATS * 4;
           const vf32 value = vf32::load(reinterpret_cast<const float*>(base[i / OFFSETS] + entry * ENTRY_SCALE + table));
-          sum[r][p] = i ? sum[r][p] + value : value;
+          row[r].sum[p] = i ? row[r].sum[p] + value : value;
         }
       }
     }
@@ -79,13 +86,13 @@ struct EntryLoop {
     for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
       for (int p = 0; p < VECTORS; ++p) {
-        (vf32::load(from + r * from_step + p * VL) + sum[r][p]).store(to + (r * VECTORS + p) * VL);
+        (vf32::load(from + r * from_step + p * VL) + row[r].sum[p]).store(to + (r * VECTORS + p) * VL);
       }
     }
   }
 };
 
-using AddEntries = void (*)(const uint32_t*, int64_t, const char* const*, const SumRows&);
+using AddEntries = void (*)(const uint32_t*, const char* const*, const SumRows&);
 using EachVectors = std::array<AddEntries, 3>;  // 1, 2 and 4
 
 // Kinds of passes of so many bases: triples of one line, then lines and triples, then three lines of stride 2.

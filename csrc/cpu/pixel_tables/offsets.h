@@ -5,14 +5,14 @@
 
 namespace fk::FK_ISA_NS {
 
-// Offsets of a panel of rows: [pass][word][row], four offsets to a word.
+// Offsets of a panel of rows: [pass][VL rows][word][row], four offsets to a word.
 struct OffsetPanel {
-  int64_t rows;  // an odd multiple of VL: words a multiple of 4096 bytes apart would share cache sets
+  int64_t rows;  // a multiple of VL
   uint32_t* words;
 
-  static int64_t rows_of(int64_t rows) { return (divide_up(rows, VL) | 1) * VL; }
-  static int64_t words_of(const TableShape& shape, int64_t rows) { return shape.quads * rows_of(rows); }
-  uint32_t* at(const Pass& pass) const { return words + pass.quad * rows; }
+  static int64_t words_of(const TableShape& shape, int64_t rows) { return shape.quads * round_up(rows, VL); }
+  // Of rows from `row` on, a multiple of VL.
+  uint32_t* at(const Pass& pass, int64_t row) const { return words + pass.quad * rows + pass.quads() * row; }
 };
 
 // Where the four entries of a word of offsets stand: in which word of entries, from which bit on.
@@ -87,10 +87,10 @@ class OffsetPacker {
     }
   }
 
-  // The words of a pass, `word_step` apart.
-  void pack(const Pass& pass, uint32_t* out, int64_t word_step) const {
+  // The words of a pass.
+  void pack(const Pass& pass, uint32_t* out) const {
     const Quad* quad = layout_.quads.data() + pass.quad;
-    for (int64_t i = 0; i < pass.quads(); ++i, ++quad, out += word_step) {
+    for (int64_t i = 0; i < pass.quads(); ++i, ++quad, out += VL) {
       vu32 entries = vu32::load(entries_ + quad->at[0] * VL);
       if (!quad->together) {
         entries = shift_right(entries, quad->shift[0]) & vu32::set(0xFF);

@@ -158,7 +158,7 @@ void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_
       bases[k] = reinterpret_cast<const char*>(tables);
     }
     float* const sums = buffers.sums + x * column_floats();
-    add(panel_.at(pass) + row0_, panel_.rows, bases, {rows_, first ? zeros : sums, first ? 0 : row_floats(), sums});
+    add(panel_.at(pass, row0_), bases, {rows_, first ? zeros : sums, first ? 0 : row_floats(), sums});
   }
 }
 
@@ -260,7 +260,7 @@ void Job::run(int threads) const {
     for (int64_t row0 = 0; row0 < layer.rows; row0 += plan.panel_rows) {
       const int64_t rows = std::min(plan.panel_rows, layer.rows - row0), vectors = divide_up(rows, VL);
       const auto panel_of = [&](int64_t group) {
-        return OffsetPanel{OffsetPanel::rows_of(rows), words + group * OffsetPanel::words_of(shape, rows)};
+        return OffsetPanel{round_up(rows, VL), words + group * OffsetPanel::words_of(shape, rows)};
       };
       parallel_for(threads, groups * vectors, [&](int64_t i) {
         const int64_t group = i / vectors, first = i % vectors * VL;
@@ -268,7 +268,7 @@ void Job::run(int threads) const {
         OffsetPacker packer(f, g, shape, offsets, scratch);
         packer.read_rows((group0 + group) * layer.rows + row0 + first, std::min<int64_t>(VL, rows - first));
         const OffsetPanel panel = panel_of(group);
-        for (const Pass& pass : shape.passes) packer.pack(pass, panel.at(pass) + first, panel.rows);
+        for (const Pass& pass : shape.passes) packer.pack(pass, panel.at(pass, first));
       });
       const int64_t parts = divide_up(rows, plan.task_rows);
       parallel_for(threads, groups * parts * plan.pixel_tasks, [&](int64_t i) {

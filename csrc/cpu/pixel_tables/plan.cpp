@@ -43,8 +43,7 @@ TablePlan::TablePlan(const Geometry& g, const Layer& layer, int64_t pixels, int 
     vectors = cut.vectors, width = cut.width, task_rows = cut.rows;
     tiles_down = down, tiles_along = along, pixel_tasks = tasks;
   };
-  // Parts begin at even rows: then a last odd row is followed by offsets of its own panel.
-  for (int64_t rows = panel_rows;; rows = round_up(divide_up(rows, 2), ROWS_AT_ONCE)) {
+  for (int64_t rows = panel_rows;; rows = round_up(divide_up(rows, 2), VL)) {
     for (int64_t v = 1; v <= MOST_VECTORS; v *= 2) {
       for (int64_t along = 1;; along += one_tap ? 1 : 1 + along / 4) {
         const int64_t w = one_tap ? std::max<int64_t>(MOST_POINTS - along + 1, 1) : divide_up(g.narrow[2], along);

@@ -70,8 +70,11 @@ struct TableShape {
     }
   }
 
-  // Channels that are packed at once: those of whole passes, and whole vectors where they are neighbours in memory.
-  int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL); }
+  // Channels that are packed at once: those of whole passes, and whole vectors where they are neighbours in memory. One
+  // tap reads each pixel once: many lines of it in a row are faster.
+  int64_t packed_channels() const {
+    return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (columns == 1 ? 4 : 1);
+  }
 
  private:
   void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column) {

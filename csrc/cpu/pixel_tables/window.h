@@ -4,15 +4,6 @@
 
 namespace fk::FK_ISA_NS {
 
-// The first `count` of VL elements, the others zero.
-template <int DTYPE>
-FK_INLINE vf32 load_first(const typename Element<DTYPE>::Type* from, int64_t count) {
-  if (count == VL) return load_vector<DTYPE>(from);
-  alignas(64) float values[VL] = {};
-  for (int64_t i = 0; i < count; ++i) values[i] = load_one<DTYPE>(from + i);
-  return vf32::load(values);
-}
-
 // Packed inputs [channel][plane][line][column][lane], zero where there is no source. With one tap lines are the vectors
 // of a place, columns the places.
 class Window {
@@ -48,18 +39,25 @@ class Window {
   template <int DTYPE>
   void pack_channels(const int64_t* offsets, int64_t channel, int64_t channels, float* out) const {
     const auto* const base = static_cast<const typename Element<DTYPE>::Type*>(source_.data) + channel;
-    for (int64_t c = 0; c < channels; c += VL, out += VL * channel_step()) {
+    int64_t c = 0;
+    if constexpr (DTYPE == FLOAT32) {
+      alignas(64) static constexpr float nothing[VL] = {};
+      for (; c + VL <= channels; c += VL, out += VL * channel_step()) {
+        const char* lanes[VL];
+        for (int l = 0; l < VL; ++l) {
+          lanes[l] = reinterpret_cast<const char*>(offsets[l] == NOWHERE ? nothing : base + offsets[l] + c);
+        }
+        transpose_rows([&](int l) { return lanes[l]; }, out, 4 * channel_step());
+      }
+    }
+    for (; c < channels; c += VL, out += VL * channel_step()) {
       const int64_t count = std::min<int64_t>(VL, channels - c);
-      vf32 lanes[VL];
-#pragma GCC unroll 16
-      for (int l = 0; l < VL; ++l) {
-        lanes[l] = offsets[l] == NOWHERE ? vf32::zero() : load_first<DTYPE>(base + offsets[l] + c, count);
+      alignas(64) float lanes[VL * VL] = {}, whole[VL * VL];
+      for (int64_t l = 0; l < VL; ++l) {
+        if (offsets[l] != NOWHERE) read<DTYPE>(base + offsets[l] + c, 1, count, lanes + l * VL);
       }
-      transpose_vectors(lanes);
-#pragma GCC unroll 16
-      for (int l = 0; l < VL; ++l) {
-        if (l < count) lanes[l].store(out + l * channel_step());
-      }
+      transpose_tile(lanes, 4 * VL, whole, 4 * VL);
+      for (int64_t i = 0; i < count; ++i) vf32::load(whole + i * VL).store(out + i * channel_step());
     }
   }
 

@@ -1,4 +1,5 @@
-// to[j][i] = from[i][j] for one tile of VL x VL 32-bit values; row strides in bytes.
+// to[j][i] = from[i][j] for one tile of VL x VL 32-bit values; row strides in bytes. `transpose_rows`: row i of `from`
+// is where row(i) points.
 #pragma once
 #include "cpu/simd/simd.h"
 
@@ -6,22 +7,23 @@ namespace fk::FK_ISA_NS {
 
 #if FK_HAS_AVX512
 // 16 bytes to each quarter of a vector: loads with a mask, which do not need the one port that shuffles.
-FK_INLINE __m512i load_quarters(const char* from, int64_t stride) {
-  const auto quarter = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + row * stride)); };
+template <class Row>
+FK_INLINE __m512i load_quarters(const Row& row, int first, int64_t at) {
+  const auto quarter = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(row(first + i) + at)); };
   __m512i x = _mm512_castsi128_si512(quarter(0));
   x = _mm512_mask_broadcast_i32x4(x, 0x00F0, quarter(4));
   x = _mm512_mask_broadcast_i32x4(x, 0x0F00, quarter(8));
   return _mm512_mask_broadcast_i32x4(x, 0xF000, quarter(12));
 }
 
-FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+template <class Row>
+FK_INLINE void transpose_rows(const Row& row, void* to, int64_t stride_to) {
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     // Quarter q of x[i] holds columns 4 * j to 4 * j + 3 of row 4 * q + i.
     __m512i x[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
-      x[i] = load_quarters(static_cast<const char*>(from) + i * stride_from + 16 * j, stride_from);
+    for (int i = 0; i < 4; ++i) x[i] = load_quarters(row, i, 16 * j);
     const __m512i low0 = _mm512_unpacklo_epi32(x[0], x[1]), low1 = _mm512_unpacklo_epi32(x[2], x[3]);
     const __m512i high0 = _mm512_unpackhi_epi32(x[0], x[1]), high1 = _mm512_unpackhi_epi32(x[2], x[3]);
     char* const out = static_cast<char*>(to) + 4 * j * stride_to;
@@ -30,6 +32,10 @@ FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, i
     _mm512_storeu_si512(out + 2 * stride_to, _mm512_unpacklo_epi64(high0, high1));
     _mm512_storeu_si512(out + 3 * stride_to, _mm512_unpackhi_epi64(high0, high1));
   }
+}
+
+FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  transpose_rows([&](int i) { return static_cast<const char*>(from) + i * stride_from; }, to, stride_to);
 }
 
 // rows[j] lane i = rows[i] lane j, for VL vectors that are in registers already.
@@ -87,15 +93,18 @@ FK_INLINE void transpose_vectors(vf32 (&rows)[VL]) {
   }
 }
 
-inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+template <class Row>
+FK_INLINE void transpose_rows(const Row& row, void* to, int64_t stride_to) {
   vf32 rows[VL];
 #pragma GCC unroll 8
-  for (int i = 0; i < VL; ++i) {
-    rows[i] = vf32::load(reinterpret_cast<const float*>(static_cast<const char*>(from) + i * stride_from));
-  }
+  for (int i = 0; i < VL; ++i) rows[i] = vf32::load(reinterpret_cast<const float*>(row(i)));
   transpose_vectors(rows);
 #pragma GCC unroll 8
   for (int i = 0; i < VL; ++i) rows[i].store(reinterpret_cast<float*>(static_cast<char*>(to) + i * stride_to));
+}
+
+inline void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
+  transpose_rows([&](int i) { return static_cast<const char*>(from) + i * stride_from; }, to, stride_to);
 }
 #elif FK_HAS_NEON
 FK_INLINE void transpose_tile(const void* from, int64_t stride_from, void* to, int64_t stride_to) {
