@@ -75,7 +75,7 @@ def test_conv2d_is_exact_on_integers(case, code):
         assert torch.equal(got, want), (last, dtype, threads, residency)
 
 
-@pytest.mark.parametrize("lines", range(1, 6))
+@pytest.mark.parametrize("lines", (1, 2, 3, 4, 5, 7))
 def test_windows_of_every_size_are_exact_on_integers(lines):
     """A pass over tables of pixels has a loop of its own for each number of taps, channels and vectors."""
     sizes = itertools.product((1, 2, 3, 4, 5, 7), (1, 2, 3), (2, 13, 50), ((1, 17, 14), (9, 20, 15)))

@@ -16,18 +16,19 @@ struct SumRows {
   float* to;
 };
 
-// For each row, to = from + the entries at its offsets. A word holds four offsets; words lie [VL rows][word][row], so that
-// one pointer reaches all of a row. The same offset serves all vectors of pixels. Which table an offset is of is known
-// here, so it is an entry alone, times 8: a byte. Words are loaded whole and cut in registers: a load of each offset would
-// take turns of the load ports, which bound the loop.
+// For each row, to = from + the entries at its offsets. A word holds four offsets; words lie [VL rows][word][row], so
+// that one pointer reaches all of a row. The same offset serves all vectors of pixels. Which table an offset is of is
+// known here, so it is an entry alone, times 8: a byte. Words are loaded whole and cut in registers: a load of each
+// offset would take turns of the load ports, which bound the loop.
 template <int BASES, int LINES, int TRIPLES, int STEP, int VECTORS>
 struct EntryLoop {
   static constexpr int OFFSETS = LINES * TRIPLES;
   static constexpr int QUADS = static_cast<int>(divide_up(BASES * OFFSETS, QUAD_OFFSETS));
   static constexpr int PLACES = static_cast<int>(places_of(LINES, STEP, VECTORS));
-  static constexpr int ENTRY_SCALE = VL / 2;  // bytes of an entry over 8
+  static constexpr int ENTRY_SCALE = VL / 2;                    // bytes of an entry over 8
   static constexpr int ROWS = VECTORS == 2 ? ROWS_AT_ONCE : 1;  // pairs are slower with one vector
-  static constexpr bool fits = BASES * TRIPLES * PLACES * TABLE_FLOATS * 4 <= TABLE_BYTES;
+  static constexpr bool fits =
+      VECTORS <= most_vectors(LINES) && BASES * TRIPLES * PLACES * TABLE_FLOATS * 4 <= TABLE_BYTES;
 
   static void run(const uint32_t* words, const char* const* bases, const SumRows& sums) {
     const char* base[BASES];
@@ -46,39 +47,44 @@ struct EntryLoop {
  private:
   // Entries are cut and added in the program's order: a compiler that cuts all words first runs out of registers.
   FK_INLINE static void keep_order(uint64_t& entry, vf32 (&sum)[VECTORS]) {
-    asm volatile("" : "+r"(entry), "+v"(sum[0].v));
 #pragma GCC unroll 4
-    for (int p = 1; p < VECTORS; ++p) asm volatile("" : "+v"(sum[p].v));
+    for (int p = 0; p < VECTORS; ++p) {
+      auto held = sum[p].v;
+      asm volatile("" : "+v"(held));
+      sum[p].v = held;
+    }
+    uint64_t cut = entry;
+    asm volatile("" : "+r"(cut));
+    entry = cut;
   }
 
   FK_INLINE static void add(const uint32_t* words, const char* const (&base)[BASES], const float* from,
                             int64_t from_step, float* to) {
-    struct {
-      vf32 sum[VECTORS];
-      uint32_t word;
-    } row[ROWS];  // GCC keeps two words alone in one register
+    vf32 sum[ROWS][VECTORS];
+    uint64_t word[ROWS];  // wide, as GCC keeps two words of 32 bits in one register
 #pragma GCC unroll 32
     for (int i = 0; i < BASES * OFFSETS; ++i) {
       const int part = i % static_cast<int>(QUAD_OFFSETS), line = i % OFFSETS / TRIPLES, triple = i % TRIPLES;
 #pragma GCC unroll 2
       for (int r = 0; r < ROWS; ++r) {
         if (part == 0) {
-          row[r].word = words[i / QUAD_OFFSETS * VL + r];
-          asm volatile("" : "+r"(row[r].word));  // or the compiler loads every offset by itself
+          word[r] = words[i / QUAD_OFFSETS * VL + r];
+          asm volatile("" : "+r"(word[r]));  // or the compiler loads every offset by itself
         } else if (part == 2) {
-          row[r].word >>= 16;
+          word[r] >>= 16;
         }
-        uint64_t entry = part % 2 ? row[r].word >> 8 & 0xFF : row[r].word & 0xFF;
+        uint64_t entry = part % 2 ? word[r] >> 8 & 0xFF : word[r] & 0xFF;
         if (i) {
-          keep_order(entry, row[r].sum);
+          keep_order(entry, sum[r]);
         } else {
           asm volatile("" : "+r"(entry));
         }
 #pragma GCC unroll 4
         for (int p = 0; p < VECTORS; ++p) {
           const int64_t table = (triple * PLACES + p * STEP + line) * TABLE_FLOATS * 4;
-          const vf32 value = vf32::load(reinterpret_cast<const float*>(base[i / OFFSETS] + entry * ENTRY_SCALE + table));
-          row[r].sum[p] = i ? row[r].sum[p] + value : value;
+          const vf32 value =
+              vf32::load(reinterpret_cast<const float*>(base[i / OFFSETS] + entry * ENTRY_SCALE + table));
+          sum[r][p] = i ? sum[r][p] + value : value;
         }
       }
     }
@@ -86,7 +92,7 @@ struct EntryLoop {
     for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 4
       for (int p = 0; p < VECTORS; ++p) {
-        (vf32::load(from + r * from_step + p * VL) + row[r].sum[p]).store(to + (r * VECTORS + p) * VL);
+        (vf32::load(from + r * from_step + p * VL) + sum[r][p]).store(to + (r * VECTORS + p) * VL);
       }
     }
   }
@@ -129,8 +135,8 @@ constexpr std::array<EachVectors, PASS_KINDS> each_kind(std::integer_sequence<in
 FK_INLINE AddEntries find_add_entries(const Pass& pass, int64_t vectors) {
   constexpr auto kinds = std::make_integer_sequence<int, PASS_KINDS>();
   static constexpr std::array<EachVectors, PASS_KINDS> found[MOST_BASES] = {
-      each_kind<1>(kinds), each_kind<2>(kinds), each_kind<3>(kinds), each_kind<4>(kinds),
-      each_kind<5>(kinds), {},                  each_kind<7>(kinds)};  // six taps are cut in three and three
+      each_kind<1>(kinds), each_kind<2>(kinds), each_kind<3>(kinds), each_kind<4>(kinds), each_kind<5>(kinds), {},
+      each_kind<7>(kinds)};  // six taps are cut in three and three
   return found[pass.columns - 1][kind_of(pass.lines, pass.triples, pass.step)][vectors / 2];
 }
 

@@ -88,8 +88,7 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
   const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
   const bool blocks = shape.passes.size() > BLOCK_PASSES;
-  Scratch scratch(8 * ring + 1024 +
-                  4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
+  Scratch scratch(8 * ring + 1024 + 4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
   Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
                   blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
   float* const packed = scratch.take<float>(packed_floats);

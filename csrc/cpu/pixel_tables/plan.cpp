@@ -68,10 +68,9 @@ bool TablePlan::possible(const Geometry& g, const TableShape& shape) { return fi
 
 bool TablePlan::fits(const Geometry& g, const TableShape& shape, const Cut& cut) {
   const int64_t lines = lines_under(g, cut.vectors), columns = columns_under(g, cut.width);
-  if (!has_one_tap(g) && columns > MOST_COLUMNS) return false;
+  if (cut.vectors > shape.vectors || (!has_one_tap(g) && columns > MOST_COLUMNS)) return false;
   const int64_t packed = std::min(shape.packed_channels(), TRIPLE_CHANNELS * shape.triples);
-  return table_bytes(shape, cut) <= TABLE_BYTES &&
-         4 * cut.rows * cut.width * cut.vectors * VL <= SUM_BYTES &&
+  return table_bytes(shape, cut) <= TABLE_BYTES && 4 * cut.rows * cut.width * cut.vectors * VL <= SUM_BYTES &&
          4 * packed * g.taps[0] * lines * columns * VL <= PACKED_BYTES;
 }
 

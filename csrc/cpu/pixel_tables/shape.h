@@ -12,9 +12,9 @@ constexpr int64_t TABLE_ENTRIES = 27;   // their sums with weights of -1, 0 and 
 constexpr int64_t TABLE_FLOATS = TABLE_ENTRIES * VL;
 constexpr int64_t TABLE_BYTES = 32 << 10;  // tables that one call reads: at most a first-level cache
 constexpr int64_t MOST_BASES = 7;          // taps of a pass along the last dimension
-constexpr int64_t MOST_LINES = 4;          // and along the second
+constexpr int64_t MOST_LINES = 3;          // and along the second
 constexpr int64_t QUAD_OFFSETS = 4;        // offsets in a word
-constexpr int64_t MOST_VECTORS = 4;        // vectors of pixels that share an offset
+constexpr int64_t MOST_VECTORS = 4;        // of pixels that share an offset
 constexpr int ROWS_AT_ONCE = 2;            // whose sums grow in turns
 
 // Offsets of a pass behind each base: as many as keep the tables of two vectors of pixels in a first-level cache.
@@ -24,6 +24,9 @@ constexpr int64_t most_offsets(int64_t bases) {
 
 // Lines of a pass: a lone base has tables enough without.
 constexpr int64_t most_lines(int64_t bases) { return bases == 1 ? 1 : std::min(most_offsets(bases), MOST_LINES); }
+
+// Vectors that share an offset: many pay where they share tables too.
+constexpr int64_t most_vectors(int64_t lines) { return lines > 1 ? MOST_VECTORS : 2; }
 
 // Tables of a column and three channels: line j of the taps of vector p is at place p * step + j.
 constexpr int64_t places_of(int64_t lines, int64_t step, int64_t vectors) { return (vectors - 1) * step + lines; }
@@ -44,9 +47,10 @@ struct Pass {
 
 struct TableShape {
   int64_t channels, triples;
-  int64_t chunk, lines, columns;  // most triples and taps of a pass
-  int64_t step;                   // of all passes
-  int64_t quads;                  // of a row, all passes together
+  int64_t chunk, lines, columns;   // most triples and taps of a pass
+  int64_t step;                    // of all passes
+  int64_t quads;                   // of a row, all passes together
+  int64_t vectors = MOST_VECTORS;  // that every pass has a loop for
   std::vector<Pass> passes;
   int64_t triples_by_columns[MOST_BASES] = {};  // triples of all passes of so many columns
 
@@ -55,9 +59,10 @@ struct TableShape {
     const int64_t across = g.taps[2], parts = across <= 5 || across == MOST_BASES ? 1 : divide_up(across, 5);
     columns = divide_up(across, parts);
     const int64_t most = most_offsets(columns);
-    // Vectors share the tables of neighbouring lines. Dilated lines and most strides would leave holes between them, for
-    // which there is no loop.
-    const bool shared = g.dilation[1] == 1 && (g.stride[1] == 1 || (g.stride[1] == 2 && g.taps[1] == 3 && columns <= 3));
+    // Vectors share the tables of neighbouring lines. Dilated lines and most strides would leave holes between them,
+    // for which there is no loop.
+    const bool shared =
+        g.dilation[1] == 1 && (g.stride[1] == 1 || (g.stride[1] == 2 && g.taps[1] == 3 && columns <= 3));
     lines = shared ? divide_up(g.taps[1], divide_up(g.taps[1], most_lines(columns))) : 1;
     step = lines == 1 ? 1 : g.stride[1];
     chunk = std::min(triples, most / lines);
@@ -72,15 +77,14 @@ struct TableShape {
 
   // Channels that are packed at once: those of whole passes, and whole vectors where they are neighbours in memory. One
   // tap reads each pixel once: many lines of it in a row are faster.
-  int64_t packed_channels() const {
-    return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (columns == 1 ? 4 : 1);
-  }
+  int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (columns == 1 ? 4 : 1); }
 
  private:
   void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column) {
     Pass pass{triple, std::min(chunk, triples - triple),     plane, line, std::min(lines, g.taps[1] - line),
               column, std::min(columns, g.taps[2] - column), quads, step};
     quads += pass.quads();
+    vectors = std::min(vectors, most_vectors(pass.lines));
     triples_by_columns[pass.columns - 1] += pass.triples;
     passes.push_back(pass);
   }
