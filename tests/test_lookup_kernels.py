@@ -78,7 +78,7 @@ def test_conv2d_is_exact_on_integers(case, code):
 @pytest.mark.parametrize("lines", (1, 2, 3, 4, 5, 7))
 def test_windows_of_every_size_are_exact_on_integers(lines):
     """A pass over tables of pixels has a loop of its own for each number of taps, channels and vectors."""
-    sizes = itertools.product((1, 2, 3, 4, 5, 7), (1, 2, 3), (2, 13, 50), ((1, 17, 14), (9, 20, 15)))
+    sizes = itertools.product((1, 2, 3, 4, 5, 7, 21), (1, 2, 3), (2, 13, 50), ((1, 17, 14), (9, 20, 15)))
     for number, (columns, stride, channels, (batch, height, width)) in enumerate(sizes):
         f = Frozen((33, channels, lines, columns))
         x = integers((batch, channels, height, width), number, channels_last=number % 2 == 0)

@@ -69,7 +69,8 @@ struct TableShape {
     for (int64_t t = 0; t < triples; t += chunk) {
       for (int64_t plane = 0; plane < g.taps[0]; ++plane) {
         for (int64_t line = 0; line < g.taps[1]; line += lines) {
-          for (int64_t column = 0; column < across; column += columns) add(g, t, plane, line, column);
+          // Evenly, so that none is left alone: a lone tap has no loop for lines.
+          for (int64_t i = 0; i < parts; ++i) add(g, t, plane, line, across * i / parts, across * (i + 1) / parts);
         }
       }
     }
@@ -80,9 +81,9 @@ struct TableShape {
   int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (columns == 1 ? 4 : 1); }
 
  private:
-  void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column) {
-    Pass pass{triple, std::min(chunk, triples - triple),     plane, line, std::min(lines, g.taps[1] - line),
-              column, std::min(columns, g.taps[2] - column), quads, step};
+  void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column, int64_t end_column) {
+    Pass pass{triple, std::min(chunk, triples - triple), plane, line, std::min(lines, g.taps[1] - line),
+              column, end_column - column,               quads, step};
     quads += pass.quads();
     vectors = std::min(vectors, most_vectors(pass.lines));
     triples_by_columns[pass.columns - 1] += pass.triples;

@@ -24,7 +24,7 @@ inline int64_t cost_of_next(int64_t pixels) { return pixels <= 4 ? 160 : 74 + 10
 #else
 // In cycles; of one pixel the tables come next, of more the panels and the tables of pixels.
 constexpr int64_t COST_OF_THREE = 19, COST_OF_FOUR = 26;
-inline int64_t cost_of_next(int64_t pixels) { return pixels == 1 ? 37 : 145 + 7 * pixels; }
+inline int64_t cost_of_next(int64_t pixels) { return pixels == 1 ? 37 : (pixels < VL ? 145 : 125) + 7 * pixels; }
 #endif
 inline bool pays(const Frozen& f, int64_t pixels, int digits) {
   const int64_t cost = pixels * (digits == 3 ? COST_OF_THREE : COST_OF_FOUR);

@@ -18,7 +18,7 @@ constexpr const char* SMALL_BATCH_SERVES =
     "one group, 1 pixel, or 1 to 4 of uniform and normal codes, inputs of a common range";
 #else
 constexpr const char* SMALL_BATCH_SERVES =
-    "one group, 1 pixel, or 1 to 4 of uniform and normal codes, 1 to 12 of sign and constant codes where columns suit; "
+    "one group, 1 pixel, or 1 to 4 of uniform and normal codes, 1 to 10 of sign and constant codes where columns suit; "
     "inputs of a common range";
 #endif
 
