@@ -99,11 +99,27 @@ def register(maker: Prepare) -> None:
     _makers.append(maker)
 
 
+def fits(
+    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, dtype: torch.dtype
+) -> bool:
+    """Whether bias and gain are what the op takes, which says of others what is wrong: kernels read memory."""
+    transposed = geometry.op.startswith("conv_transpose")
+    outputs = record.shape[1] * geometry.groups if transposed else record.shape[0]
+    if bias is not None and (bias.dtype is not dtype or bias.shape != (outputs,)):
+        return False
+    if gain is None:
+        return True
+    wide = torch.promote_types(dtype, torch.float32)
+    return gain.dtype is wide and gain.shape == (outputs,) and not gain.requires_grad
+
+
 def prepare(
     record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
 ) -> Prepared | None:
     """A call of a layer whose state these tensors are, None where nobody prepares one."""
     if record.in_coats():
+        if not fits(record, geometry, bias, gain, dtype):
+            return None
         wide = torch.promote_types(dtype, torch.float32)
         each = [prepare(one, geometry, None, None, False, wide) for one in record.each_coat()]
         return None if None in each else Coats(each, len(record.shape) - 2, bias, gain, relu, dtype)  # type: ignore[arg-type]

@@ -35,18 +35,18 @@ def layout(x, last):
 
 # batch, in, out, size, kernel, stride, padding, dilation, groups
 CONVOLUTIONS = [
-    *((2, channels, 40, (9, 8), (3, 3), 1, 1, 1, 1) for channels in (1, 2, 3, 4, 5, 31, 33, 64)),
+    *((1, channels, 40, (9, 8), (3, 3), 1, 1, 1, 1) for channels in (1, 2, 3, 4, 5, 31, 33, 64)),
     (1, 3, 64, (33, 31), (7, 7), 2, 3, 1, 1),  # a run of one table for each tap
     (2, 64, 129, (15, 14), (3, 3), 2, 1, 1, 1),
-    (1, 52, 200, (14, 13), (3, 3), 1, 1, 1, 1),  # two chunks of channels, the second not whole quads
-    (2, 10, 33, (12, 11), (3, 3), 1, 2, 2, 1),  # dilated taps are runs of their own
+    (1, 52, 200, (11, 10), (3, 3), 1, 1, 1, 1),  # two chunks of channels, the second not whole quads
+    (1, 10, 33, (11, 10), (3, 3), 1, 2, 2, 1),  # dilated taps are runs of their own
     (2, 20, 100, (9, 12), (3, 2), (2, 1), (1, 0), (1, 3), 2),
     (2, 96, 99, (7, 7), (3, 3), 1, 1, 1, 3),
     (1, 7, 160, (5, 90), (5, 1), (1, 2), (2, 0), 1, 1),
-    (3, 150, 130, (5, 6), (1, 1), 1, 0, 1, 1),
+    (3, 150, 130, (3, 6), (1, 1), 1, 0, 1, 1),
     (2, 148, 300, (6, 5), (1, 1), 2, 0, 1, 2),
-    (2, 40, 128, (4, 4), (1, 1), 1, 1, 1, 1),  # pixels of the padding alone
-    # Enough pixels for tables of pixels on AVX-512 too.
+    (2, 40, 128, (3, 3), (1, 1), 1, 1, 1, 1),  # pixels of the padding alone
+    # At least 128 pixels: by tables of pixels on AVX-512 too, the ones above by lookups.
     *((9, channels, 50, (9, 8), (3, 3), 1, 1, 1, 1) for channels in (2, 3, 31, 64)),
     (9, 12, 40, (13, 15), (5, 5), 1, 2, 1, 2),  # lines of taps in three passes
     (5, 6, 35, (16, 21), (1, 9), 1, (0, 4), 1, 1),  # columns of taps in two passes

@@ -179,7 +179,7 @@ class FrozenLayer(FrozenLoading):
             or buffers["header"] is not held.header
             or buffers[held.main] is not held.weight
             or buffers["gain"] is not held.gain
-            or (held.gain is not None and held.gain.data_ptr() != held.gain_at)
+            or (held.gain is not None and (held.gain.data_ptr() != held.gain_at or held.gain.requires_grad))
             or bias is not held.bias
             or (bias is not None and bias.data_ptr() != held.bias_at)
         ):

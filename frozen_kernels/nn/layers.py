@@ -151,6 +151,8 @@ class _FrozenConvBase(FrozenLayer):
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
         if memory_format_of(w) is torch.channels_last:
             layer._like = layer._like.to(memory_format=torch.channels_last)  # a dense weight gets this layout too
+            if layer.residency == "dense" and layer.device.type != "meta":
+                layer._put(layer._record(), "dense")
         return adopt(layer, module)
 
     def _plain(self) -> Any:

@@ -25,8 +25,8 @@ struct EntryLoop {
   static constexpr int OFFSETS = LINES * TRIPLES;
   static constexpr int QUADS = static_cast<int>(divide_up(BASES * OFFSETS, QUAD_OFFSETS));
   static constexpr int PLACES = static_cast<int>(places_of(LINES, STEP, VECTORS));
-  static constexpr int ENTRY_SCALE = VL / 2;                    // bytes of an entry over 8
-  static constexpr int ROWS = VECTORS == 2 ? ROWS_AT_ONCE : 1;  // pairs are slower with one vector
+  static constexpr int ENTRY_SCALE = VL / 2;  // bytes of an entry over 8
+  static constexpr int ROWS = rows_at_once(VECTORS);
   static constexpr bool fits =
       VECTORS <= most_vectors(LINES) && BASES * TRIPLES * PLACES * TABLE_FLOATS * 4 <= TABLE_BYTES;
 
@@ -102,7 +102,7 @@ using AddEntries = void (*)(const uint32_t*, const char* const*, const SumRows&)
 using EachVectors = std::array<AddEntries, 3>;  // 1, 2 and 4
 
 // Kinds of passes of so many bases: triples of one line, then lines and triples, then three lines of stride 2.
-constexpr int POINT_KINDS = static_cast<int>(most_offsets(1)), LINE_KINDS = 4, STRIDED_KINDS = 2;
+constexpr int POINT_KINDS = static_cast<int>(most_offsets(1)), LINE_KINDS = 3, STRIDED_KINDS = 2;
 constexpr int FIRST_STRIDED = POINT_KINDS + (static_cast<int>(MOST_LINES) - 1) * LINE_KINDS;
 constexpr int PASS_KINDS = FIRST_STRIDED + STRIDED_KINDS;
 constexpr int kind_of(int64_t lines, int64_t triples, int64_t step) {
@@ -122,10 +122,13 @@ constexpr EachVectors loops_of_kind() {
   constexpr int of_lines = KIND - POINT_KINDS;
   constexpr int lines = point ? 1 : strided ? 3 : 2 + of_lines / LINE_KINDS;
   constexpr int triples = 1 + (point ? KIND : strided ? KIND - FIRST_STRIDED : of_lines % LINE_KINDS);
-  if constexpr (lines * triples > most_offsets(BASES) || lines > most_lines(BASES)) return {};
   constexpr int step = strided ? 2 : 1;
-  return {loop_of<EntryLoop<BASES, lines, triples, step, 1>>(), loop_of<EntryLoop<BASES, lines, triples, step, 2>>(),
-          loop_of<EntryLoop<BASES, lines, triples, step, 4>>()};
+  if constexpr (lines * triples > most_offsets(BASES) || lines > most_lines(BASES)) {
+    return {};
+  } else {
+    return {loop_of<EntryLoop<BASES, lines, triples, step, 1>>(), loop_of<EntryLoop<BASES, lines, triples, step, 2>>(),
+            loop_of<EntryLoop<BASES, lines, triples, step, 4>>()};
+  }
 }
 template <int BASES, int... KINDS>
 constexpr std::array<EachVectors, PASS_KINDS> each_kind(std::integer_sequence<int, KINDS...>) {

@@ -72,7 +72,7 @@ class TableTask {
   bool by_channel() const { return job_.result.side.stride[CHANNEL] == 1; }
   // Sums lie [column][row][vector][lane].
   int64_t row_floats() const { return job_.plan.vectors * VL; }
-  int64_t column_floats() const { return round_up(rows_, ROWS_AT_ONCE) * row_floats(); }
+  int64_t column_floats() const { return round_up(rows_, rows_at_once(job_.plan.vectors)) * row_floats(); }
 
   const Job& job_;
   const OffsetPanel& panel_;

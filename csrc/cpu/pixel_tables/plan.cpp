@@ -13,7 +13,7 @@ constexpr double SUM_COST = 2, CALL_COST = 40, BUILD_COST = 45, CROWDED_COST = 9
 constexpr double TURN_COST = 100;                 // VL lanes of VL places turned
 constexpr double POINT_COST = 3, LINE_COST = 30;  // a vector of one tap read or written, a line of them begun
 constexpr double STORE_COST = 8;                  // a lane of a turned tile written
-constexpr int64_t NEAR_BYTES = 40 << 10;          // a first-level cache
+constexpr int64_t NEAR_BYTES = 40 << 10;          // tables and sums of which little is evicted
 constexpr int64_t LEAST_PART = 32;                // rows, below which a panel is not cut
 constexpr int64_t MOST_POINTS = 8;                // vectors of a line with one tap
 constexpr int64_t SUM_BYTES = 384 << 10;          // sums of a task: a second-level cache has 1 MB

@@ -10,12 +10,11 @@ namespace fk::FK_ISA_NS {
 constexpr int64_t TRIPLE_CHANNELS = 3;  // inputs of a table
 constexpr int64_t TABLE_ENTRIES = 27;   // their sums with weights of -1, 0 and 1
 constexpr int64_t TABLE_FLOATS = TABLE_ENTRIES * VL;
-constexpr int64_t TABLE_BYTES = 32 << 10;  // tables that one call reads: at most a first-level cache
+constexpr int64_t TABLE_BYTES = 32 << 10;  // tables that one call reads: what many first-level caches hold
 constexpr int64_t MOST_BASES = 7;          // taps of a pass along the last dimension
 constexpr int64_t MOST_LINES = 3;          // and along the second
 constexpr int64_t QUAD_OFFSETS = 4;        // offsets in a word
 constexpr int64_t MOST_VECTORS = 4;        // of pixels that share an offset
-constexpr int ROWS_AT_ONCE = 2;            // whose sums grow in turns
 
 // Offsets of a pass behind each base: as many as keep the tables of two vectors of pixels in a first-level cache.
 constexpr int64_t most_offsets(int64_t bases) {
@@ -28,8 +27,13 @@ constexpr int64_t most_lines(int64_t bases) { return bases == 1 ? 1 : std::min(m
 // Vectors that share an offset: many pay where they share tables too.
 constexpr int64_t most_vectors(int64_t lines) { return lines > 1 ? MOST_VECTORS : 2; }
 
+// Rows whose sums grow in turns: pairs are slower with one vector, and have no registers with many.
+constexpr int rows_at_once(int64_t vectors) { return vectors == 2 ? 2 : 1; }
+
 // Tables of a column and three channels: line j of the taps of vector p is at place p * step + j.
 constexpr int64_t places_of(int64_t lines, int64_t step, int64_t vectors) { return (vectors - 1) * step + lines; }
+
+inline bool has_one_tap(const Geometry& g) { return g.tap_count() == 1; }
 
 // A pass adds the products of some channels under some taps to all sums of a task.
 struct Pass {
@@ -47,6 +51,7 @@ struct Pass {
 
 struct TableShape {
   int64_t channels, triples;
+  bool one_tap;
   int64_t chunk, lines, columns;   // most triples and taps of a pass
   int64_t step;                    // of all passes
   int64_t quads;                   // of a row, all passes together
@@ -55,7 +60,10 @@ struct TableShape {
   int64_t triples_by_columns[MOST_BASES] = {};  // triples of all passes of so many columns
 
   TableShape(const Geometry& g, const Layer& layer)
-      : channels(layer.channels), triples(divide_up(layer.channels, TRIPLE_CHANNELS)), quads(0) {
+      : channels(layer.channels),
+        triples(divide_up(layer.channels, TRIPLE_CHANNELS)),
+        one_tap(has_one_tap(g)),
+        quads(0) {
     const int64_t across = g.taps[2], parts = across <= 5 || across == MOST_BASES ? 1 : divide_up(across, 5);
     columns = divide_up(across, parts);
     const int64_t most = most_offsets(columns);
@@ -78,19 +86,24 @@ struct TableShape {
 
   // Channels that are packed at once: those of whole passes, and whole vectors where they are neighbours in memory. One
   // tap reads each pixel once: many lines of it in a row are faster.
-  int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (columns == 1 ? 4 : 1); }
+  int64_t packed_channels() const { return std::lcm(TRIPLE_CHANNELS * chunk, VL) * (one_tap ? 4 : 1); }
 
  private:
   void add(const Geometry& g, int64_t triple, int64_t plane, int64_t line, int64_t column, int64_t end_column) {
-    Pass pass{triple, std::min(chunk, triples - triple), plane, line, std::min(lines, g.taps[1] - line),
-              column, end_column - column,               quads, step};
+    Pass pass{triple,
+              std::min(chunk, triples - triple),
+              plane,
+              line,
+              std::min(lines, g.taps[1] - line),
+              column,
+              end_column - column,
+              quads,
+              step};
     quads += pass.quads();
     vectors = std::min(vectors, most_vectors(pass.lines));
     triples_by_columns[pass.columns - 1] += pass.triples;
     passes.push_back(pass);
   }
 };
-
-inline bool has_one_tap(const Geometry& g) { return g.tap_count() == 1; }
 
 }  // namespace fk::FK_ISA_NS

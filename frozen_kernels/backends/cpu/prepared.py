@@ -91,10 +91,13 @@ class _Fused:
         pack, spatial = record.pack(), len(record.shape) - 2
         self.trains, self.signs = gain is None and not relu, pack.code == SIGNS
         scale, self.input_scale = row_scale_of(pack), None
+        self.factors: tuple[Tensor, Tensor] | None = None  # of the gain that the call reads
         if scale is not None and geometry.op.startswith("conv_transpose"):
             self.input_scale = scale
-        elif scale is not None:
-            gain = scale if gain is None else gain * scale
+        elif scale is not None and gain is None:
+            gain = scale
+        elif scale is not None and gain is not None:
+            self.factors, gain = (gain, scale), gain * scale
         args, packed = pack_args(as_sign(pack), product=True)
         self.record, self.geometry, self.dtype = record, geometry, dtype
         self.shape, self.spatial = record.shape, spatial
@@ -125,6 +128,11 @@ class _Fused:
 
     def forward(self, x: Tensor) -> Tensor | None:
         raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Make a gain that is a product anew: its factors may have changed in place."""
+        if self.factors is not None and self.tensors[2] is not None:
+            torch.mul(*self.factors, out=self.tensors[2])
 
     def backward_by_ops(self, ctx: Any, grad: Tensor, x: Tensor | None, scores: Tensor | None) -> tuple[Any, ...]:
         """The same gradients through ops, which have derivatives of their own."""
@@ -169,6 +177,7 @@ class _Linear(_Fused):
             or not x.is_contiguous()
         ):
             return None
+        self.refresh()
         shape = x.shape
         if len(shape) == 2:
             pixels, width = shape
@@ -215,6 +224,7 @@ class _Convolution(_Fused):
         size = self.call.size(shape)
         if size is None:
             return None
+        self.refresh()
         if self.input_scale is not None:
             x = scaled(x, self.input_scale, 1)
         count = prod(size)
@@ -369,27 +379,13 @@ def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
 
 
-def _fits(
-    record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, dtype: torch.dtype
-) -> bool:
-    """Whether bias and gain are what the op takes, which says of others what is wrong: kernels read memory."""
-    transposed = geometry.op.startswith("conv_transpose")
-    outputs = record.shape[1] * geometry.groups if transposed else record.shape[0]
-    if bias is not None and (bias.dtype is not dtype or bias.shape != (outputs,)):
-        return False
-    if gain is None:
-        return True
-    wide = torch.promote_types(dtype, torch.float32)
-    return gain.dtype is wide and gain.shape == (outputs,) and not gain.requires_grad
-
-
 def prepare(
     record: FrozenTensor, geometry: Geometry, bias: Tensor | None, gain: Tensor | None, relu: bool, dtype: torch.dtype
 ) -> calls.Prepared | None:
     """A call of a layer on the CPU; None for what these kernels do not serve, or a state that is not whole."""
     if any(t is not None and t.device.type != "cpu" for t in (record.header, bias, gain)):
         return None
-    if record.header.dim() != 1 or not _fits(record, geometry, bias, gain, dtype):
+    if record.header.dim() != 1 or not calls.fits(record, geometry, bias, gain, dtype):
         return None
     linear = geometry.op == "linear"
     if isinstance(record.values, nn.Parameter):
