@@ -75,13 +75,17 @@ def test_conv2d_is_exact_on_integers(case, code):
         assert torch.equal(got, want), (last, dtype, threads, residency)
 
 
+WINDOWS = [(columns, stride) for columns in (1, 2, 3, 4, 5, 7, 21) for stride in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("lines", (1, 2, 3, 4, 5, 7))
 def test_windows_of_every_size_are_exact_on_integers(lines):
     """A pass over tables of pixels has a loop of its own for each number of taps, channels and vectors."""
-    sizes = itertools.product((1, 2, 3, 4, 5, 7, 21), (1, 2, 3), (2, 13, 50), ((1, 17, 14), (9, 20, 15)))
-    for number, (columns, stride, channels, (batch, height, width)) in enumerate(sizes):
+    windows = [window for window in WINDOWS if lines * window[0] <= 42]
+    for number, ((columns, stride), channels) in enumerate(itertools.product(windows, (2, 13, 50))):
+        batch, height, width = ((1, 17, 14), (9, 20, 15))[number % 2]
         f = Frozen((33, channels, lines, columns))
-        x = integers((batch, channels, height, width), number, channels_last=number % 2 == 0)
+        x = integers((batch, channels, height, width), number, channels_last=number % 3 == 0)
         torch.set_num_threads(1 + number % 3)
         got = cpu.conv2d(x, None, None, *f.pack(), [stride, 1], [lines // 2, columns // 2], [1, 1], 1)
         want = F.conv2d(x, f.weight, None, (stride, 1), (lines // 2, columns // 2))
