@@ -94,10 +94,10 @@ class _Fused:
         self.factors: tuple[Tensor, Tensor] | None = None  # of the gain that the call reads
         if scale is not None and geometry.op.startswith("conv_transpose"):
             self.input_scale = scale
-        elif scale is not None and gain is None:
-            gain = scale
-        elif scale is not None and gain is not None:
-            self.factors, gain = (gain, scale), gain * scale
+        elif scale is not None:
+            if gain is not None:
+                self.factors = gain, scale
+            gain = scale if gain is None else gain * scale
         args, packed = pack_args(as_sign(pack), product=True)
         self.record, self.geometry, self.dtype = record, geometry, dtype
         self.shape, self.spatial = record.shape, spatial
