@@ -65,7 +65,7 @@ Finish Result::finish_of(int64_t channel, int64_t lanes) const {
 
 void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                          int64_t count) const {
-  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2];
+  const int64_t step = pixel_step();
   std::vector<int64_t> offsets(static_cast<size_t>(count));  // found once, not again for each channel
   for (int64_t i = 0; i < count; ++i) offsets[static_cast<size_t>(i)] = offset(runs[i]);
   with_dtype(side.dtype, [&](auto dtype) {
@@ -81,7 +81,7 @@ void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t
 
 void Result::store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                             int64_t count) const {
-  const int64_t step = grid.step[2] * side.stride[SPATIAL + 2], next = side.stride[CHANNEL];
+  const int64_t step = pixel_step(), next = side.stride[CHANNEL];
   with_dtype(side.dtype, [&](auto dtype) {
     auto* const base = static_cast<typename Element<dtype>::Type*>(side.data) + channel * next;
     for (int64_t c0 = 0; c0 < channels; c0 += VL) {

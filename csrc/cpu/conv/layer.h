@@ -58,7 +58,8 @@ struct Result {
     const int64_t bytes = side.dtype == FLOAT32 ? 4 : 2;
     return static_cast<char*>(side.data) + (offset(run) + channel * side.stride[CHANNEL]) * bytes;
   }
-  int64_t offset(const Run& run) const {  // in elements
+  int64_t pixel_step() const { return grid.step[2] * side.stride[SPATIAL + 2]; }  // from pixel to pixel of a run
+  int64_t offset(const Run& run) const {                                          // in elements
     int64_t at = run.batch * side.stride[BATCH];
     for (int d = 0; d < 3; ++d) at += (run.q.x[d] * grid.step[d] + shift.x[d]) * side.stride[SPATIAL + d];
     return at;

@@ -55,19 +55,21 @@ class TableTask {
   struct Buffers {
     int64_t* held;                           // the column of each place of the ring
     float *tables, *sums, *totals, *turned;  // totals: of blocks of passes, or null
+
+    float* results() const { return totals ? totals : sums; }
   };
 
   template <class Inputs>
-  void add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const;
-  void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first,
-                const Buffers& buffers) const;
-  void join_block(bool first, const Buffers& buffers) const;
+  void add_passes(const Inputs& inputs, int64_t wide_channel, int64_t channel, const Buffers& buffers) const;
+  template <class Done>
+  void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first, const Buffers& buffers,
+                const Done& done) const;
+  void join_block(int64_t column, bool first, const Buffers& buffers) const;
   void build_column(const Pass& pass, const Window& window, int64_t packed_triple, int64_t column, float* tables) const;
-  void store(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const;
-  void store(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const;
-  void store_tile_lines(const TileWindow& pixels, int64_t p, int64_t channel, const Buffers& buffers) const;
-  // The sums of one vector of pixels, channel by channel.
-  void store_channels(const float* sums, const Run* runs, int64_t count, int64_t channel, float* turned) const;
+  // The sums of a column, to neighbouring channels: `places` [vector][lane] are where its pixels go, in elements.
+  void store_channels(const float* sums, const int64_t* places, int64_t channel) const;
+  void store_lanes(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const;
+  void store_lanes(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const;
 
   bool by_channel() const { return job_.result.side.stride[CHANNEL] == 1; }
   // Sums lie [column][row][vector][lane].
@@ -89,13 +91,12 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
   const bool blocks = shape.passes.size() > BLOCK_PASSES;
   Scratch scratch(8 * ring + 1024 + 4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
-  Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
-                  blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
+  const Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
+                        blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
   float* const packed = scratch.take<float>(packed_floats);
   const auto run = [&](const auto& window) {
-    add_passes(window, wide_channel, buffers);
-    if (blocks) buffers.sums = buffers.totals;
-    store(window, channel, buffers);
+    add_passes(window, wide_channel, channel, buffers);
+    if (!by_channel()) store_lanes(window, channel, buffers);
   };
   if (has_one_tap(job_.g)) {
     run(PointWindow(job_.g, job_.wide, plan, task, packed));
@@ -105,39 +106,46 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
 }
 
 // Channels of a pass are packed together, and those of many passes where channels are neighbours, to be read as
-// vectors.
+// vectors. A column is joined and stored while its sums are in the first-level cache.
 template <class Inputs>
-void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, const Buffers& buffers) const {
+void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, int64_t channel, const Buffers& buffers) const {
   const TableShape& shape = job_.plan.shape;
   const int64_t passes = job_.wide.stride[CHANNEL] == 1 ? shape.packed_channels() / (TRIPLE_CHANNELS * shape.chunk) : 1;
-  const int64_t block = passes * shape.chunk;
+  const int64_t block = passes * shape.chunk, count = static_cast<int64_t>(shape.passes.size());
+  const std::vector<int64_t> places = by_channel() ? inputs.places(job_.result) : std::vector<int64_t>();
   int64_t packed_from = -block;
-  for (const Pass& pass : shape.passes) {
+  for (int64_t number = 0; number < count; ++number) {
+    const Pass& pass = shape.passes[static_cast<size_t>(number)];
     if (pass.first_triple >= packed_from + block) {
       packed_from = pass.first_triple;
       const int64_t first = TRIPLE_CHANNELS * packed_from;
       const int64_t padded = TRIPLE_CHANNELS * std::min(block, shape.triples - packed_from);
       inputs.pack(wide_channel + first, std::min(padded, shape.channels - first), padded);
     }
-    const int64_t number = &pass - shape.passes.data(), count = static_cast<int64_t>(shape.passes.size());
-    add_pass(pass, inputs, pass.first_triple - packed_from, number % BLOCK_PASSES == 0, buffers);
-    if (buffers.totals && (number % BLOCK_PASSES == BLOCK_PASSES - 1 || number == count - 1)) {
-      join_block(number < BLOCK_PASSES, buffers);
-    }
+    const bool last = number == count - 1, joins = buffers.totals && (last || (number + 1) % BLOCK_PASSES == 0);
+    const bool stores = last && by_channel();
+    add_pass(pass, inputs, pass.first_triple - packed_from, number % BLOCK_PASSES == 0, buffers, [&](int64_t column) {
+      if (joins) join_block(column, number < BLOCK_PASSES, buffers);
+      if (stores) {
+        store_channels(buffers.results() + column * column_floats(), places.data() + column * row_floats(), channel);
+      }
+    });
   }
 }
 
-void TableTask::join_block(bool first, const Buffers& buffers) const {
-  const int64_t floats = job_.plan.width * column_floats();
-  for (int64_t i = 0; i < floats; i += VL) {
-    const vf32 sum = vf32::load(buffers.sums + i);
-    (first ? sum : vf32::load(buffers.totals + i) + sum).store(buffers.totals + i);
+void TableTask::join_block(int64_t column, bool first, const Buffers& buffers) const {
+  const float* const sums = buffers.sums + column * column_floats();
+  float* const totals = buffers.totals + column * column_floats();
+  for (int64_t i = 0; i < column_floats(); i += VL) {
+    const vf32 sum = vf32::load(sums + i);
+    (first ? sum : vf32::load(totals + i) + sum).store(totals + i);
   }
 }
 
 // Columns of tables lie in a ring just large enough for the taps of one pixel: they stay in the first-level cache.
+template <class Done>
 void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first,
-                         const Buffers& buffers) const {
+                         const Buffers& buffers, const Done& done) const {
   alignas(64) static constexpr float zeros[MOST_VECTORS * VL] = {};
   const Geometry& g = job_.g;
   const int64_t stride = has_one_tap(g) ? 1 : g.stride[2], dilation = g.dilation[2];
@@ -158,6 +166,7 @@ void TableTask::add_pass(const Pass& pass, const Window& window, int64_t packed_
     }
     float* const sums = buffers.sums + x * column_floats();
     add(panel_.at(pass, row0_), bases, {rows_, first ? zeros : sums, first ? 0 : row_floats(), sums});
+    done(x);
   }
 }
 
@@ -175,76 +184,68 @@ void TableTask::build_column(const Pass& pass, const Window& window, int64_t pac
   }
 }
 
-void TableTask::store(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const {
+void TableTask::store_channels(const float* sums, const int64_t* places, int64_t channel) const {
+  with_dtype(job_.result.side.dtype, [&](auto dtype) {
+    auto* to = static_cast<typename Element<dtype>::Type*>(job_.result.side.data) + channel;
+    for (int64_t row = 0; row < rows_; row += VL, to += VL, sums += VL * row_floats()) {
+      const int64_t count = std::min<int64_t>(VL, rows_ - row);
+      const Finish finish = job_.result.finish_of(channel + row, count);
+      for (int64_t p = 0; p < job_.plan.vectors; ++p) {
+        vf32 turned[VL];
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; ++i) turned[i] = vf32::load(sums + i * row_floats() + p * VL);
+        transpose_vectors(turned);
+#pragma GCC unroll 16
+        for (int l = 0; l < VL; ++l) {
+          const int64_t place = places[p * VL + l];
+          if (place == NOWHERE) continue;
+          if (count == VL) {
+            store_vector<dtype>(to + place, finish(turned[l]));
+          } else {
+            store_first<dtype>(to + place, finish(turned[l]), count);
+          }
+        }
+      }
+    }
+  });
+}
+
+void TableTask::store_lanes(const PointWindow& pixels, int64_t channel, const Buffers& buffers) const {
   std::vector<Run> runs;
   for (int64_t p = 0; p < job_.plan.vectors; ++p) {
-    const float* const sums = buffers.sums + p * VL;
     runs.clear();
     // Sums of neighbouring places do not lie side by side.
     for (Run run : pixels.runs(p)) {
       while (run.count) {
         const int64_t place = run.lane / VL, lane = run.lane % VL, count = std::min(VL - lane, run.count);
-        runs.push_back({by_channel() ? run.lane : place * column_floats() + lane, count, run.batch, run.q});
+        runs.push_back({place * column_floats() + lane, count, run.batch, run.q});
         run.lane += count, run.count -= count, run.q.x[2] += count;
       }
     }
-    if (!by_channel()) {
-      job_.result.store_lanes(sums, row_floats(), channel, rows_, runs.data(), static_cast<int64_t>(runs.size()));
-      continue;
-    }
-    for (size_t i = 0, next; i < runs.size(); i = next) {
-      const int64_t place = runs[i].lane / VL;
-      for (next = i; next < runs.size() && runs[next].lane / VL == place; ++next) runs[next].lane %= VL;
-      store_channels(sums + place * column_floats(), runs.data() + i, static_cast<int64_t>(next - i), channel,
-                     buffers.turned);
-    }
+    job_.result.store_lanes(buffers.results() + p * VL, row_floats(), channel, rows_, runs.data(),
+                            static_cast<int64_t>(runs.size()));
   }
 }
 
-void TableTask::store(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const {
-  for (int64_t p = 0; p < job_.plan.vectors; ++p) {
-    if (!by_channel()) {
-      store_tile_lines(pixels, p, channel, buffers);
-      continue;
-    }
-    for (int64_t x = 0; x < job_.plan.width; ++x) {
-      Run runs[VL];
-      int64_t count = 0;
-      for (int64_t l = 0; l < VL; ++l) {
-        const Run run = pixels.run(p, l);
-        if (x < run.count) runs[count++] = {l, 1, run.batch, {{run.q.x[0], run.q.x[1], run.q.x[2] + x}}};
-      }
-      store_channels(buffers.sums + x * column_floats() + p * VL, runs, count, channel, buffers.turned);
-    }
-  }
-}
-
-void TableTask::store_tile_lines(const TileWindow& pixels, int64_t p, int64_t channel, const Buffers& buffers) const {
+void TableTask::store_lanes(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const {
   const int64_t width = job_.plan.width, ld = round_up(width, VL);
-  Run runs[VL];
-  int64_t count = 0;
-  for (int64_t l = 0; l < VL; ++l) {
-    const Run run = pixels.run(p, l);
-    if (run.count) runs[count++] = {l * ld, run.count, run.batch, run.q};
-  }
-  for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
-    const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* from = buffers.sums + (row + r) * row_floats() + p * VL;
-      for (int64_t x = 0; x < width; x += VL, from += VL * column_floats()) {
-        turn_lanes(from, column_floats(), std::min<int64_t>(VL, width - x), buffers.turned + r * VL * ld + x, ld);
-      }
+  for (int64_t p = 0; p < job_.plan.vectors; ++p) {
+    Run runs[VL];
+    int64_t count = 0;
+    for (int64_t l = 0; l < VL; ++l) {
+      const Run run = pixels.run(p, l);
+      if (run.count) runs[count++] = {l * ld, run.count, run.batch, run.q};
     }
-    job_.result.store_lanes(buffers.turned, VL * ld, channel + row, rows, runs, count);
-  }
-}
-
-void TableTask::store_channels(const float* sums, const Run* runs, int64_t count, int64_t channel,
-                               float* turned) const {
-  for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
-    const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
-    transpose(sums + row * row_floats(), row_floats(), rows, VL, turned, TURNED_ROWS);
-    job_.result.store_channels(turned, TURNED_ROWS, channel + row, rows, runs, count);
+    for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
+      const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* from = buffers.results() + (row + r) * row_floats() + p * VL;
+        for (int64_t x = 0; x < width; x += VL, from += VL * column_floats()) {
+          turn_lanes(from, column_floats(), std::min<int64_t>(VL, width - x), buffers.turned + r * VL * ld + x, ld);
+        }
+      }
+      job_.result.store_lanes(buffers.turned, VL * ld, channel + row, rows, runs, count);
+    }
   }
 }
 

@@ -96,6 +96,21 @@ class PointWindow : public Window {
   // Pixels of the result that follow each other; lanes count through a line.
   const std::vector<Run>& runs(int64_t line) const { return runs_[static_cast<size_t>(line)]; }
 
+  // Where each pixel's result goes, in elements, or NOWHERE: [column][line][lane].
+  std::vector<int64_t> places(const Result& result) const {
+    std::vector<int64_t> found(static_cast<size_t>(lines * line_step()), NOWHERE);
+    for (int64_t line = 0; line < lines; ++line) {
+      for (const Run& run : runs(line)) {
+        const int64_t first = result.offset(run);
+        for (int64_t i = 0; i < run.count; ++i) {
+          const int64_t column = (run.lane + i) / VL, lane = (run.lane + i) % VL;
+          found[static_cast<size_t>((column * lines + line) * VL + lane)] = first + i * result.pixel_step();
+        }
+      }
+    }
+    return found;
+  }
+
   void pack(int64_t channel, int64_t channels, int64_t padded) const {
     clear_from(channels, padded - channels);
     for (int64_t line = 0; line < lines; ++line) {
@@ -143,7 +158,7 @@ FK_INLINE vf32 load_where(const typename Element<DTYPE>::Type* from, int64_t ste
 class TileWindow : public Window {
  public:
   TileWindow(const Geometry& g, const Activations& source, const TablePlan& plan, int64_t task, float* packed)
-      : Window(g, source, plan, packed), g_(g), sources_(static_cast<size_t>(planes * lines * VL)) {
+      : Window(g, source, plan, packed), g_(g), plan_(plan), sources_(static_cast<size_t>(planes * lines * VL)) {
     for (int64_t l = 0; l < VL; ++l) {
       const int64_t i = task * VL + l, along = i % plan.tiles_along, down = i / plan.tiles_along % plan.tiles_down;
       const int64_t plane = i / plan.tiles_along / plan.tiles_down;
@@ -154,6 +169,21 @@ class TileWindow : public Window {
         for (int64_t line = 0; line < lines; ++line) sources_[index(z * lines + line, l)] = find(run, z, line);
       }
     }
+  }
+
+  // Where each pixel's result goes, in elements, or NOWHERE: [column][line of the tile][lane].
+  std::vector<int64_t> places(const Result& result) const {
+    std::vector<int64_t> found(static_cast<size_t>(plan_.width * plan_.vectors * VL), NOWHERE);
+    for (int64_t p = 0; p < plan_.vectors; ++p) {
+      for (int64_t l = 0; l < VL; ++l) {
+        const Run found_run = run(p, l);
+        const int64_t first = result.offset(found_run);
+        for (int64_t x = 0; x < found_run.count; ++x) {
+          found[static_cast<size_t>((x * plan_.vectors + p) * VL + l)] = first + x * result.pixel_step();
+        }
+      }
+    }
+    return found;
   }
 
   // The pixels of line p of the tile in lane l; none where the tile reaches beyond the result.
@@ -233,6 +263,7 @@ class TileWindow : public Window {
   }
 
   const Geometry& g_;
+  const TablePlan& plan_;
   Run runs_[VL];
   std::vector<Source> sources_;
 };
