@@ -85,6 +85,7 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, a
     ("convolve_transposed", 96, 64, 128, {}, ("fma", "flipped", "flipped", "flipped", "amx")),
     ("convolve_transposed", 96, 128, 64, {"code": "normal"}, ("fma", "fma", "fma", "fma", "amx")),
     ("convolve", 64, 96, 1, {"code": "stored"}, ("stored_vector",) * 5),
+    ("convolve", 64, 96, 3, {"code": "stored"}, ("stored",) + ("stored_vector",) * 4),
     ("convolve", 64, 96, 4, {"code": "stored"}, ("stored",) * 2 + ("stored_vector",) * 3),
     ("convolve", 64, 96, 5, {"code": "stored"}, ("stored",) * 5),
     ("convolve", 64, 96, 2, {"code": "stored", "groups": 2}, ("stored",) * 5),

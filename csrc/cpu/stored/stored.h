@@ -20,7 +20,8 @@ void convolve_transposed_stored(const Call& call);
 namespace fk::FK_LEVEL_NS {
 
 constexpr int64_t STORED_VECTOR_PIXELS = 4;
-#define STORED_VECTOR_SERVES "stored weights: one group, 1 or 2 result pixels, up to 4 of float32 values on AVX-512"
+#define STORED_VECTOR_SERVES \
+  "stored weights: one group, 1 or 2 result pixels, up to 3 on AVX2, up to 4 of float32 values on AVX-512"
 bool stored_vector_serves(const Call& c);
 // narrow = W wide, lanes along the columns
 void convolve_stored_vector(const Call& call);

@@ -1,5 +1,7 @@
 // Few pixels. The inputs that a row keeps are moved together and meet its values in one dot product, for one pixel or
 // two; or values are moved to the lanes of their inputs, for up to four.
+#include <cmath>
+
 #include "cpu/core/parallel.h"
 #include "cpu/core/scratch.h"
 #include "cpu/small_batch/input.h"
@@ -115,6 +117,72 @@ void expanded_dots(const uint32_t* words, int64_t count, const float* value, con
 using ExpandedDots = void (*)(const uint32_t*, int64_t, const float*, const float*, int64_t, float*);
 constexpr ExpandedDots EXPANDED_DOTS[STORED_VECTOR_PIXELS] = {expanded_dots<1>, expanded_dots<2>, expanded_dots<3>,
                                                               expanded_dots<4>};
+#elif FK_HAS_AVX2
+// Of a byte of a word, a cache line: which of the next values each lane takes, and all ones in the lanes that keep one.
+struct KeptLanes {
+  alignas(64) uint32_t of[256][2][8];
+  constexpr KeptLanes() : of() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0; bit < 8; ++bit) {
+        of[byte][0][bit] = FORMER_LANES.lane[byte][bit];
+        of[byte][1][bit] = byte >> bit & 1 ? ~0u : 0;
+      }
+    }
+  }
+};
+constexpr KeptLanes KEPT_LANES;
+
+// The same straight from the bits, for P pixels: values go to the lanes that keep them, a byte of a word at a time. The
+// other lanes are inputs times zero. Up to VL values past those of the row are read.
+template <int DTYPE, int P>
+void expanded_dots(const Frozen& f, const uint32_t* words, int64_t value, const float* x, float* out) {
+  constexpr int BYTES = 4, KEPT = P == 3 ? 2 : BYTES;  // chains of a pixel
+  const int64_t ld = 32 * f.words;
+  const uint8_t* byte = reinterpret_cast<const uint8_t*>(words);
+  vf32 sum[P * KEPT];
+#pragma GCC unroll 8
+  for (vf32& chain : sum) chain = vf32::zero();
+  for (int64_t i = 0; i < f.words; ++i, x += 32) {
+#pragma GCC unroll 4
+    for (int b = 0; b < BYTES; ++b, ++byte) {
+      const auto& lanes = KEPT_LANES.of[*byte];
+      const vf32 next = load_values(f.values, DTYPE, value);
+      const vf32 moved{_mm256_permutevar8x32_ps(next.v, vu32::load(lanes[0]).v)};
+      const vf32 values{_mm256_and_ps(moved.v, as_float(vu32::load(lanes[1])).v)};
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+        vf32& chain = sum[p * KEPT + b % KEPT];
+        chain = multiply_add(values, vf32::load(x + p * ld + 8 * b), chain);
+      }
+      value += __builtin_popcount(*byte);
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    const vf32* const chains = sum + p * KEPT;
+    const vf32 two = chains[0] + chains[1];
+    out[p] = sum_of(KEPT == 2 ? two : two + (chains[KEPT - 2] + chains[KEPT - 1]));
+  }
+}
+
+// False where that does not do for a row: its last values end the tensor, or a dropped weight may have met infinity or
+// NaN.
+bool expanded_row(const Frozen& f, int64_t row, int64_t pixels, const float* x, float* out) {
+  if (f.offsets[(row + 1) * f.chunks()] + VL > f.offsets[f.rows * f.chunks()]) return false;
+  const uint32_t* const words = f.keep + row * f.words;
+  const int64_t first = f.offsets[row * f.chunks()];
+  const auto add = [&](auto dtype) {
+    if (pixels == 1) return expanded_dots<dtype, 1>(f, words, first, x, out);
+    if (pixels == 2) return expanded_dots<dtype, 2>(f, words, first, x, out);
+    expanded_dots<dtype, 3>(f, words, first, x, out);
+  };
+  if (f.value_dtype == INT8) {
+    add(std::integral_constant<int, INT8>());
+  } else {
+    with_any_dtype(f.value_dtype, add);
+  }
+  return std::all_of(out, out + pixels, [](float sum) { return std::isfinite(sum); });
+}
 #endif
 
 float row_sum(const Frozen& f, int64_t first, int64_t count, float* x) {
@@ -145,6 +213,8 @@ void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const
       EXPANDED_DOTS[pixels - 1](words, f.words, values, x, 32 * f.words, sums);
       continue;
     }
+#elif FK_HAS_AVX2
+    if (expanded_row(f, row, pixels, x, sums)) continue;
 #endif
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
       const int64_t count = compress(words, f.words, x + pixel * 32 * f.words, room);
@@ -180,8 +250,13 @@ std::vector<float> in_bit_order(const VectorInput& input, const Frozen& f) {
 }  // namespace
 
 bool stored_vector_serves(const Call& c) {
-  const bool expands = FK_HAS_AVX512 && c.f.value_dtype == FLOAT32;
-  return is_stored(c) && c.layer.groups == 1 && c.pixels <= (expands ? STORED_VECTOR_PIXELS : 2);
+  int64_t most = 2;
+#if FK_HAS_AVX512
+  if (c.f.value_dtype == FLOAT32) most = 4;
+#elif FK_HAS_AVX2
+  most = 3;
+#endif
+  return is_stored(c) && c.layer.groups == 1 && c.pixels <= most;
 }
 
 void convolve_stored_vector(const Call& call) {
