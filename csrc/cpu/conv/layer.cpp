@@ -71,7 +71,7 @@ void Result::store_lanes(const float* sums, int64_t ld, int64_t channel, int64_t
   with_dtype(side.dtype, [&](auto dtype) {
     auto* to = static_cast<typename Element<dtype>::Type*>(side.data) + channel * side.stride[CHANNEL];
     for (int64_t c = 0; c < channels; ++c, to += side.stride[CHANNEL], sums += ld) {
-      const Finish finish{vf32::set(factor_of(channel + c)), vf32::set(bias_of(channel + c)), epilogue.relu};
+      const Finish finish = finish_of_all(channel + c);
       for (int64_t i = 0; i < count; ++i) {
         write<dtype>(sums + runs[i].lane, runs[i].count, to + offsets[static_cast<size_t>(i)], step, finish);
       }

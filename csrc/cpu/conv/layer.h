@@ -52,8 +52,12 @@ struct Result {
   void store_channels(const float* sums, int64_t ld, int64_t channel, int64_t channels, const Run* runs,
                       int64_t count) const;
 
-  // For kernels that store results themselves: the epilogue of `lanes` <= VL channels, and where a run begins.
+  // For kernels that store results themselves: the epilogue of `lanes` <= VL channels, of one for all lanes, and where
+  // a run begins.
   Finish finish_of(int64_t channel, int64_t lanes) const;
+  Finish finish_of_all(int64_t channel) const {
+    return {vf32::set(factor_of(channel)), vf32::set(bias_of(channel)), epilogue.relu};
+  }
   void* place(const Run& run, int64_t channel) const {
     const int64_t bytes = side.dtype == FLOAT32 ? 4 : 2;
     return static_cast<char*>(side.data) + (offset(run) + channel * side.stride[CHANNEL]) * bytes;

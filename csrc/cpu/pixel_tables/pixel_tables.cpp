@@ -12,7 +12,6 @@ namespace fk::FK_ISA_NS {
 
 namespace {
 
-constexpr int64_t TURNED_ROWS = 32;
 constexpr int64_t LEAST_ROWS = 16;  // of a group, for tables to be read often enough
 
 // Passes whose sums are added up before they join those of the passes before: one chain over all of a long row had
@@ -32,16 +31,6 @@ struct Job {
   void run(int threads) const;
 };
 
-// to[lane][i] = from[i][lane] for `count` <= VL vectors; the rest of each lane's vector is zero.
-void turn_lanes(const float* from, int64_t ld_from, int64_t count, float* to, int64_t ld_to) {
-  vf32 rows[VL];
-#pragma GCC unroll 16
-  for (int i = 0; i < VL; ++i) rows[i] = i < count ? vf32::load(from + i * ld_from) : vf32::zero();
-  transpose_vectors(rows);
-#pragma GCC unroll 16
-  for (int l = 0; l < VL; ++l) rows[l].store(to + l * ld_to);
-}
-
 // Some rows of a panel and the sums of a task of pixels.
 class TableTask {
  public:
@@ -53,8 +42,8 @@ class TableTask {
 
  private:
   struct Buffers {
-    int64_t* held;                           // the column of each place of the ring
-    float *tables, *sums, *totals, *turned;  // totals: of blocks of passes, or null
+    int64_t* held;                  // the column of each place of the ring
+    float *tables, *sums, *totals;  // totals: of blocks of passes, or null
 
     float* results() const { return totals ? totals : sums; }
   };
@@ -88,11 +77,10 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t table_floats = ring * shape.chunk * places_of(shape.lines, shape.step, plan.vectors) * TABLE_FLOATS;
   const int64_t packed_floats = Window::packed_floats(job_.g, plan);
   const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
-  const int64_t turned_floats = VL * TURNED_ROWS * round_up(plan.width, VL);
   const bool blocks = shape.passes.size() > BLOCK_PASSES;
-  Scratch scratch(8 * ring + 1024 + 4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats + turned_floats));
+  Scratch scratch(8 * ring + 1024 + 4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats));
   const Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),
-                        blocks ? scratch.take<float>(sum_floats) : nullptr, scratch.take<float>(turned_floats)};
+                        blocks ? scratch.take<float>(sum_floats) : nullptr};
   float* const packed = scratch.take<float>(packed_floats);
   const auto run = [&](const auto& window) {
     add_passes(window, wide_channel, channel, buffers);
@@ -198,12 +186,7 @@ void TableTask::store_channels(const float* sums, const int64_t* places, int64_t
 #pragma GCC unroll 16
         for (int l = 0; l < VL; ++l) {
           const int64_t place = places[p * VL + l];
-          if (place == NOWHERE) continue;
-          if (count == VL) {
-            store_vector<dtype>(to + place, finish(turned[l]));
-          } else {
-            store_first<dtype>(to + place, finish(turned[l]), count);
-          }
+          if (place != NOWHERE) write<dtype>(turned[l], count, to + place, 1, finish);
         }
       }
     }
@@ -227,25 +210,34 @@ void TableTask::store_lanes(const PointWindow& pixels, int64_t channel, const Bu
   }
 }
 
+// VL pixels of each tile's line at a time: a lane's are neighbours in the result.
 void TableTask::store_lanes(const TileWindow& pixels, int64_t channel, const Buffers& buffers) const {
-  const int64_t width = job_.plan.width, ld = round_up(width, VL);
+  const int64_t width = job_.plan.width, step = job_.result.pixel_step(), next = job_.result.side.stride[CHANNEL];
   for (int64_t p = 0; p < job_.plan.vectors; ++p) {
-    Run runs[VL];
-    int64_t count = 0;
+    int64_t places[VL], counts[VL];
     for (int64_t l = 0; l < VL; ++l) {
       const Run run = pixels.run(p, l);
-      if (run.count) runs[count++] = {l * ld, run.count, run.batch, run.q};
+      places[l] = job_.result.offset(run), counts[l] = run.count;
     }
-    for (int64_t row = 0; row < rows_; row += TURNED_ROWS) {
-      const int64_t rows = std::min(TURNED_ROWS, rows_ - row);
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* from = buffers.results() + (row + r) * row_floats() + p * VL;
+    with_dtype(job_.result.side.dtype, [&](auto dtype) {
+      auto* to = static_cast<typename Element<dtype>::Type*>(job_.result.side.data) + channel * next;
+      for (int64_t row = 0; row < rows_; ++row, to += next) {
+        const Finish finish = job_.result.finish_of_all(channel + row);
+        const float* from = buffers.results() + row * row_floats() + p * VL;
         for (int64_t x = 0; x < width; x += VL, from += VL * column_floats()) {
-          turn_lanes(from, column_floats(), std::min<int64_t>(VL, width - x), buffers.turned + r * VL * ld + x, ld);
+          vf32 turned[VL];
+#pragma GCC unroll 16
+          for (int i = 0; i < VL; ++i) {
+            turned[i] = x + i < width ? vf32::load(from + i * column_floats()) : vf32::zero();
+          }
+          transpose_vectors(turned);
+#pragma GCC unroll 16
+          for (int l = 0; l < VL; ++l) {
+            if (counts[l] > x) write<dtype>(turned[l], counts[l] - x, to + places[l] + x * step, step, finish);
+          }
         }
       }
-      job_.result.store_lanes(buffers.turned, VL * ld, channel + row, rows, runs, count);
-    }
+    });
   }
 }
 
