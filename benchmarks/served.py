@@ -144,7 +144,7 @@ def call_setup(cases: Sequence[Case]) -> Setup:
 
 
 def auto_setup(cases: Sequence[Case]) -> Setup:
-    """A layer or a whole small net as `auto` holds it for the input that is timed, against dense torch.
+    """A layer or a whole small net in a residency or as `auto` holds it for this input, against dense torch.
 
     Layers take channels last, which torch likes, and nets what a user has who does nothing.
     """
@@ -162,13 +162,15 @@ def auto_setup(cases: Sequence[Case]) -> Setup:
         return torch.randn(case.input) if whole else spread(case, case.input)
 
     x = draw()
-    chosen = fk.set_residency(model, "auto", sample_input=x)
+    chosen = fk.set_residency(model, case.residency, sample_input=x)
     if not whole:
         model = model.to(memory_format=torch.channels_last)  # a dense weight, as on torch's side
     ours, theirs = (model, plain) if whole else (model.get_submodule("0"), plain.get_submodule("0"))
     times = _calls_of_a_turn(lambda: theirs(x))
     counts = {kept: list(chosen.values()).count(kept) for kept in dict.fromkeys(chosen.values())}
-    note = "auto: " + ", ".join(f"{count} {kept}" if len(chosen) > 1 else kept for kept, count in counts.items())
+    note = f"{case.residency}: " + ", ".join(
+        f"{count} {kept}" if len(chosen) > 1 else kept for kept, count in counts.items()
+    )
     return Setup(
         {"torch": _in_a_loop(lambda: theirs(x), times)},
         {case.name: _in_a_loop(lambda: ours(x), times)},

@@ -83,6 +83,8 @@ TARGETS = (
     Target("call-train", "the same with backward, to scores and not to the weight", "maximum", 2.5, LONGER),
     Target("auto-layer", "one layer in `auto`, over dense torch", "minimum", 0.97),
     Target("auto-net", "a small net in `auto`, over dense torch", "minimum", 0.97),
+    Target("demo-b1", "the demo's net, 389,600 weights, `planes`, batch 1, over dense torch", "minimum", 1.0, avx2=0),
+    Target("demo-b64", "the same, batch 64", "minimum", 1.5, avx2=0),
     Target("load-seed", "process memory of 24 layers 4096 x 4096 in `seed`", "maximum", 0.6, "bits/weight"),
     Target("load-mask", "the same in `mask`", "maximum", 1.2, "bits/weight"),
     Target("load-planes", "the same in `planes`", "maximum", 2.3, "bits/weight"),

@@ -34,6 +34,7 @@ def case(name: str) -> registry.Case:
         "auto/layer/linear/16x16/b1",
         "auto/layer/conv_transpose2d/64x64x4x4/14/s2/b1",
         "auto/net/perceptron/b1",
+        "net/digits/b1/planes",
     ],
 )
 def test_a_case_is_right_and_leaves_the_process_as_it_was(name):
