@@ -205,25 +205,21 @@ struct Finish {
   }
 };
 
-// to[i * step] = finish(lane i), rounded, for the first `count` lanes or all.
-template <int DTYPE>
-FK_INLINE void write(vf32 x, int64_t count, typename Element<DTYPE>::Type* to, int64_t step, const Finish& finish) {
-  x = finish(x);
-  if (step == 1) return count >= VL ? store_vector<DTYPE>(to, x) : store_first<DTYPE>(to, x, count);
-  alignas(64) float lanes[VL];
-  x.store(lanes);
-  for (int64_t i = 0; i < std::min<int64_t>(VL, count); ++i) store_one<DTYPE>(to + i * step, lanes[i]);
-}
-
 // to[i * step] = finish(from[i]), rounded. Reads up to the next multiple of VL.
 template <int DTYPE>
 FK_INLINE void write(const float* from, int64_t count, typename Element<DTYPE>::Type* to, int64_t step,
                      const Finish& finish) {
-  int64_t i = 0;
   if (step == 1) {
+    int64_t i = 0;
     for (; i + VL <= count; i += VL) store_vector<DTYPE>(to + i, finish(vf32::load(from + i)));
+    if (i < count) store_first<DTYPE>(to + i, finish(vf32::load(from + i)), count - i);
+    return;
   }
-  for (; i < count; i += VL) write<DTYPE>(vf32::load(from + i), count - i, to + i * step, step, finish);
+  for (int64_t i = 0; i < count; i += VL) {
+    alignas(64) float rest[VL];
+    finish(vf32::load(from + i)).store(rest);
+    for (int64_t j = 0; j < std::min<int64_t>(VL, count - i); ++j) store_one<DTYPE>(to + (i + j) * step, rest[j]);
+  }
 }
 
 inline void clear(float* p, int64_t count) { memset(p, 0, static_cast<size_t>(count) * sizeof(float)); }

@@ -31,6 +31,22 @@ struct Job {
   void run(int threads) const;
 };
 
+// turned[l] lane i = from[i] lane l for `count` <= VL vectors; the rest of each lane's vector is zero.
+FK_INLINE void turn(const float* from, int64_t ld, int64_t count, vf32 (&turned)[VL]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; ++i) turned[i] = i < count ? vf32::load(from + i * ld) : vf32::zero();
+  transpose_vectors(turned);
+}
+
+template <int DTYPE>
+FK_INLINE void store_some(typename Element<DTYPE>::Type* to, vf32 x, int64_t count) {
+  if (count >= VL) {
+    store_vector<DTYPE>(to, x);
+  } else {
+    store_first<DTYPE>(to, x, count);
+  }
+}
+
 // Some rows of a panel and the sums of a task of pixels.
 class TableTask {
  public:
@@ -48,8 +64,9 @@ class TableTask {
     float* results() const { return totals ? totals : sums; }
   };
 
-  template <class Inputs>
-  void add_passes(const Inputs& inputs, int64_t wide_channel, int64_t channel, const Buffers& buffers) const;
+  // Out of line, for two kinds of windows call it.
+  __attribute__((noinline)) void add_passes(const Window& window, int64_t wide_channel, int64_t channel,
+                                            const Buffers& buffers) const;
   template <class Done>
   void add_pass(const Pass& pass, const Window& window, int64_t packed_triple, bool first, const Buffers& buffers,
                 const Done& done) const;
@@ -95,12 +112,11 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
 
 // Channels of a pass are packed together, and those of many passes where channels are neighbours, to be read as
 // vectors. A column is joined and stored while its sums are in the first-level cache.
-template <class Inputs>
-void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, int64_t channel, const Buffers& buffers) const {
+void TableTask::add_passes(const Window& window, int64_t wide_channel, int64_t channel, const Buffers& buffers) const {
   const TableShape& shape = job_.plan.shape;
   const int64_t passes = job_.wide.stride[CHANNEL] == 1 ? shape.packed_channels() / (TRIPLE_CHANNELS * shape.chunk) : 1;
   const int64_t block = passes * shape.chunk, count = static_cast<int64_t>(shape.passes.size());
-  const std::vector<int64_t> places = by_channel() ? inputs.places(job_.result) : std::vector<int64_t>();
+  const std::vector<int64_t> places = by_channel() ? window.places(job_.result) : std::vector<int64_t>();
   int64_t packed_from = -block;
   for (int64_t number = 0; number < count; ++number) {
     const Pass& pass = shape.passes[static_cast<size_t>(number)];
@@ -108,11 +124,11 @@ void TableTask::add_passes(const Inputs& inputs, int64_t wide_channel, int64_t c
       packed_from = pass.first_triple;
       const int64_t first = TRIPLE_CHANNELS * packed_from;
       const int64_t padded = TRIPLE_CHANNELS * std::min(block, shape.triples - packed_from);
-      inputs.pack(wide_channel + first, std::min(padded, shape.channels - first), padded);
+      window.pack(wide_channel + first, std::min(padded, shape.channels - first), padded);
     }
     const bool last = number == count - 1, joins = buffers.totals && (last || (number + 1) % BLOCK_PASSES == 0);
     const bool stores = last && by_channel();
-    add_pass(pass, inputs, pass.first_triple - packed_from, number % BLOCK_PASSES == 0, buffers, [&](int64_t column) {
+    add_pass(pass, window, pass.first_triple - packed_from, number % BLOCK_PASSES == 0, buffers, [&](int64_t column) {
       if (joins) join_block(column, number < BLOCK_PASSES, buffers);
       if (stores) {
         store_channels(buffers.results() + column * column_floats(), places.data() + column * row_floats(), channel);
@@ -180,13 +196,11 @@ void TableTask::store_channels(const float* sums, const int64_t* places, int64_t
       const Finish finish = job_.result.finish_of(channel + row, count);
       for (int64_t p = 0; p < job_.plan.vectors; ++p) {
         vf32 turned[VL];
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; ++i) turned[i] = vf32::load(sums + i * row_floats() + p * VL);
-        transpose_vectors(turned);
+        turn(sums + p * VL, row_floats(), count, turned);
 #pragma GCC unroll 16
         for (int l = 0; l < VL; ++l) {
           const int64_t place = places[p * VL + l];
-          if (place != NOWHERE) write<dtype>(turned[l], count, to + place, 1, finish);
+          if (place != NOWHERE) store_some<dtype>(to + place, finish(turned[l]), count);
         }
       }
     }
@@ -226,14 +240,19 @@ void TableTask::store_lanes(const TileWindow& pixels, int64_t channel, const Buf
         const float* from = buffers.results() + row * row_floats() + p * VL;
         for (int64_t x = 0; x < width; x += VL, from += VL * column_floats()) {
           vf32 turned[VL];
+          turn(from, column_floats(), width - x, turned);
+          if (step == 1) {
 #pragma GCC unroll 16
-          for (int i = 0; i < VL; ++i) {
-            turned[i] = x + i < width ? vf32::load(from + i * column_floats()) : vf32::zero();
+            for (int l = 0; l < VL; ++l) {
+              if (x < counts[l]) store_some<dtype>(to + places[l] + x, finish(turned[l]), counts[l] - x);
+            }
+            continue;
           }
-          transpose_vectors(turned);
-#pragma GCC unroll 16
           for (int l = 0; l < VL; ++l) {
-            if (counts[l] > x) write<dtype>(turned[l], counts[l] - x, to + places[l] + x * step, step, finish);
+            alignas(64) float lane[VL];
+            turned[l].store(lane);
+            const int64_t count = std::clamp<int64_t>(counts[l] - x, 0, VL);
+            write<dtype>(lane, count, to + places[l] + x * step, step, finish);
           }
         }
       }

@@ -14,6 +14,12 @@ class Window {
         columns(plan.window_columns(g)),
         source_(source),
         packed_(packed) {}
+  virtual ~Window() = default;
+
+  // Inputs of `channels` channels from `channel` on, then zeros up to `padded`.
+  virtual void pack(int64_t channel, int64_t channels, int64_t padded) const = 0;
+  // Where each pixel's result goes, in elements, or NOWHERE: [column][vector][lane].
+  virtual std::vector<int64_t> places(const Result& result) const = 0;
 
   static int64_t packed_floats(const Geometry& g, const TablePlan& plan) {
     const int64_t channels = std::min(plan.shape.packed_channels(), TRIPLE_CHANNELS * plan.shape.triples);
@@ -96,8 +102,7 @@ class PointWindow : public Window {
   // Pixels of the result that follow each other; lanes count through a line.
   const std::vector<Run>& runs(int64_t line) const { return runs_[static_cast<size_t>(line)]; }
 
-  // Where each pixel's result goes, in elements, or NOWHERE: [column][line][lane].
-  std::vector<int64_t> places(const Result& result) const {
+  std::vector<int64_t> places(const Result& result) const override {
     std::vector<int64_t> found(static_cast<size_t>(lines * line_step()), NOWHERE);
     for (int64_t line = 0; line < lines; ++line) {
       for (const Run& run : runs(line)) {
@@ -111,7 +116,7 @@ class PointWindow : public Window {
     return found;
   }
 
-  void pack(int64_t channel, int64_t channels, int64_t padded) const {
+  void pack(int64_t channel, int64_t channels, int64_t padded) const override {
     clear_from(channels, padded - channels);
     for (int64_t line = 0; line < lines; ++line) {
       if (by_channel(channels)) {
@@ -171,8 +176,7 @@ class TileWindow : public Window {
     }
   }
 
-  // Where each pixel's result goes, in elements, or NOWHERE: [column][line of the tile][lane].
-  std::vector<int64_t> places(const Result& result) const {
+  std::vector<int64_t> places(const Result& result) const override {
     std::vector<int64_t> found(static_cast<size_t>(plan_.width * plan_.vectors * VL), NOWHERE);
     for (int64_t p = 0; p < plan_.vectors; ++p) {
       for (int64_t l = 0; l < VL; ++l) {
@@ -194,7 +198,7 @@ class TileWindow : public Window {
     return found;
   }
 
-  void pack(int64_t channel, int64_t channels, int64_t padded) const {
+  void pack(int64_t channel, int64_t channels, int64_t padded) const override {
     clear_from(channels, padded - channels);
     with_dtype(source_.dtype, [&](auto dtype) {
       for (int64_t i = 0; i < planes * lines; ++i) {

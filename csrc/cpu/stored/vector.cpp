@@ -118,15 +118,12 @@ using ExpandedDots = void (*)(const uint32_t*, int64_t, const float*, const floa
 constexpr ExpandedDots EXPANDED_DOTS[STORED_VECTOR_PIXELS] = {expanded_dots<1>, expanded_dots<2>, expanded_dots<3>,
                                                               expanded_dots<4>};
 #elif FK_HAS_AVX2
-// Of a byte of a word, a cache line: which of the next values each lane takes, and all ones in the lanes that keep one.
+// All ones in the lanes whose bits of a byte are set.
 struct KeptLanes {
-  alignas(64) uint32_t of[256][2][8];
-  constexpr KeptLanes() : of() {
+  alignas(32) uint32_t lane[256][8];
+  constexpr KeptLanes() : lane() {
     for (int byte = 0; byte < 256; ++byte) {
-      for (int bit = 0; bit < 8; ++bit) {
-        of[byte][0][bit] = FORMER_LANES.lane[byte][bit];
-        of[byte][1][bit] = byte >> bit & 1 ? ~0u : 0;
-      }
+      for (int bit = 0; bit < 8; ++bit) lane[byte][bit] = byte >> bit & 1 ? ~0u : 0;
     }
   }
 };
@@ -145,10 +142,8 @@ void expanded_dots(const Frozen& f, const uint32_t* words, int64_t value, const 
   for (int64_t i = 0; i < f.words; ++i, x += 32) {
 #pragma GCC unroll 4
     for (int b = 0; b < BYTES; ++b, ++byte) {
-      const auto& lanes = KEPT_LANES.of[*byte];
-      const vf32 next = load_values(f.values, DTYPE, value);
-      const vf32 moved{_mm256_permutevar8x32_ps(next.v, vu32::load(lanes[0]).v)};
-      const vf32 values{_mm256_and_ps(moved.v, as_float(vu32::load(lanes[1])).v)};
+      const vu32 moved = from_front(as_bits(load_values(f.values, DTYPE, value)), *byte);
+      const vf32 values = as_float(moved & vu32::load(KEPT_LANES.lane[*byte]));
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         vf32& chain = sum[p * KEPT + b % KEPT];
