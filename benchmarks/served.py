@@ -144,7 +144,7 @@ def call_setup(cases: Sequence[Case]) -> Setup:
 
 
 def auto_setup(cases: Sequence[Case]) -> Setup:
-    """A layer or a whole small net in a residency or as `auto` holds it for this input, against dense torch.
+    """A layer or a whole small net, held as the case says (`auto`: for the input that is timed), against dense torch.
 
     Layers take channels last, which torch likes, and nets what a user has who does nothing.
     """

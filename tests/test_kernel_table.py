@@ -61,6 +61,7 @@ CHOICES = [  # operation, rows, columns, pixels, options, kernels of portable, a
     ("convolve", 192, 128, 128, {}, ("fma", "pixel_tables", "one_tap", "one_tap", "amx")),
     ("convolve", 128, 81, 128, {}, ("fma", "pixel_tables", "one_tap", "one_tap", "amx")),
     ("convolve", 128, 80, 128, {}, ("fma", *("one_tap",) * 3, "amx")),
+    ("convolve", 66, 2000, 128, {}, ("fma", *("one_tap",) * 3, "amx")),
     ("convolve", 95, 96, 128, {"code": "constant"}, ("fma", *("one_tap",) * 3, "amx")),
     ("convolve", 128, 96, 31, {}, ("fma", "pixel_tables", "lookup", "lookup", "amx")),
     ("convolve", 128, 96, 32, {}, ("fma", *("pixel_tables",) * 3, "amx")),

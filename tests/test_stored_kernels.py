@@ -82,7 +82,7 @@ def test_linear_is_exact_on_integers(isa):
 
 
 def test_every_kind_of_value_meets_every_dtype(isa):
-    for values, dtype, density, batch in pairwise(VALUES, DTYPES, DENSITIES, (1, 2, 4, 65)):
+    for values, dtype, density, batch in pairwise(VALUES, DTYPES, DENSITIES, (1, 2, 3, 4, 65)):
         frozen, weight = integer_weight((40, 97), density, values)
         x, bias = integers((batch, 97), 1, dtype), integers((40,), 2, dtype)
         want = F.linear(x.float(), weight, bias.float()).to(dtype)
@@ -102,6 +102,15 @@ def test_few_pixels_of_sparse_rows(isa):
         meets = (weight[:, ::7] != 0) | _kept(frozen)[:, ::7]
         got = cpu.linear(x, None, None, *frozen.pack())[0].isfinite()
         assert torch.equal(got, ~meets.any(1)), (cols, values, density)
+
+
+def test_an_infinity_changes_no_other_sample(isa):
+    for batch, values in ((2, "float32"), (3, "float16")):
+        frozen, _ = real_weight((20, 130), values)
+        x = seeded(batch, 130)
+        want = cpu.linear(x, None, None, *frozen.pack())[0]
+        x[1, ::3] = float("inf")
+        assert torch.equal(cpu.linear(x, None, None, *frozen.pack())[0], want), (batch, values)
 
 
 CONVOLUTIONS = [

@@ -87,8 +87,7 @@ class Codes {
   RowBlock& block() { return *block_; }
   int64_t lanes() const { return lanes_; }
 
-  // Columns [32 * word, 32 * (word + words)), at most WINDOW_WORDS of them. Out of line: it is long, and five kernels
-  // call it.
+  // Columns [32 * word, 32 * (word + words)), at most WINDOW_WORDS of them. Out of line, for it is long.
   __attribute__((noinline)) void decode(int64_t word, int64_t words, float* panel) {
     if (word != at_) block_->seek(word);
     at_ = word + words;

@@ -21,7 +21,7 @@ struct Grid {
   int64_t pixels() const { return batch * size[0] * size[1] * size[2]; }
 };
 
-constexpr int64_t NOWHERE = INT64_MIN;  // the offset of a pixel without a source
+constexpr int64_t NOWHERE = INT64_MIN;  // the offset of a pixel without a source, or of a lane without a result
 
 // Consecutive pixels of one grid line.
 struct Run {
@@ -133,6 +133,16 @@ FK_INLINE void store_first(typename Element<DTYPE>::Type* p, vf32 x, int64_t cou
   }
 #endif
   memcpy(p, all, static_cast<size_t>(count) * sizeof(*p));
+}
+
+// The first `count` lanes, or all.
+template <int DTYPE>
+FK_INLINE void store_some(typename Element<DTYPE>::Type* p, vf32 x, int64_t count) {
+  if (count >= VL) {
+    store_vector<DTYPE>(p, x);
+  } else {
+    store_first<DTYPE>(p, x, count);
+  }
 }
 
 // Calls fn(std::integral_constant<int, dtype>).

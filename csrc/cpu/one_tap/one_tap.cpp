@@ -7,6 +7,7 @@
 #include "cpu/core/parallel.h"
 #include "cpu/fma/fma.h"
 #include "cpu/one_tap/micro.h"
+#include "cpu/pixel_tables/pixel_tables.h"
 
 namespace fk::FK_ISA_NS {
 
@@ -190,11 +191,7 @@ void PointTask::store_staged(const PointTile& tile, const Strip& strip, const fl
       const float* const from = staged + pixel * width;
       int64_t r = 0;
       for (; r + VL < width; r += VL) store_vector<dtype>(base + offset + r, vf32::load(from + r));
-      if (lanes == VL) {
-        store_vector<dtype>(base + offset + r, vf32::load(from + r));
-      } else {
-        store_first<dtype>(base + offset + r, vf32::load(from + r), lanes);
-      }
+      store_some<dtype>(base + offset + r, vf32::load(from + r), lanes);
     });
   });
 }
@@ -249,11 +246,12 @@ int64_t PointTask::run_tile(const PointTile& tile, const Panel& panel, int64_t s
   return together;
 }
 
-// Sign and constant codes: rows enough to share a table, and inputs enough to pay for storing sums in between. Measured
-// for 64 to 192 rows and 64 to 1,024 inputs.
-bool suits_tables(const Layer& layer) {
+// Sign and constant codes: rows enough to share a table, and inputs enough to pay for sums stored in between, by what
+// tables of an input and sums of a row cost in multiply-adds. Measured for 64 to 192 rows and 64 to 1,024 inputs.
+bool suits_tables(const Call& c) {
+  const Layer& layer = c.layer;
   constexpr int64_t build = FK_HAS_AVX512 ? 96 : 64, store = FK_HAS_AVX512 ? 64 : 40;
-  return build * layer.channels + store * layer.rows < layer.rows * layer.channels;
+  return build * layer.channels + store * layer.rows < layer.rows * layer.channels && pixel_tables_serve(c);
 }
 
 }  // namespace
@@ -262,7 +260,7 @@ bool one_tap_serves(const Call& c) {
   const Layer& layer = c.layer;
   if (layer.taps != 1 || c.g.padding[0] || c.g.padding[1] || c.g.padding[2]) return false;
   if (c.wide.stride[CHANNEL] != 1 || c.narrow.stride[CHANNEL] != 1) return false;
-  if ((c.f.code == SIGN_CODE || c.f.code == CONSTANT_CODE) && suits_tables(layer)) return false;
+  if ((c.f.code == SIGN_CODE || c.f.code == CONSTANT_CODE) && suits_tables(c)) return false;
   for (int d = 0; d < 3; ++d) {
     if ((c.g.narrow[d] - 1) * c.g.stride[d] >= c.g.wide[d]) return false;
   }

@@ -38,15 +38,6 @@ FK_INLINE void turn(const float* from, int64_t ld, int64_t count, vf32 (&turned)
   transpose_vectors(turned);
 }
 
-template <int DTYPE>
-FK_INLINE void store_some(typename Element<DTYPE>::Type* to, vf32 x, int64_t count) {
-  if (count >= VL) {
-    store_vector<DTYPE>(to, x);
-  } else {
-    store_first<DTYPE>(to, x, count);
-  }
-}
-
 // Some rows of a panel and the sums of a task of pixels.
 class TableTask {
  public:
@@ -93,7 +84,7 @@ void TableTask::run(int64_t task, int64_t wide_channel, int64_t channel) const {
   const int64_t ring = (shape.columns - 1) * job_.g.dilation[2] + 1;
   const int64_t table_floats = ring * shape.chunk * places_of(shape.lines, shape.step, plan.vectors) * TABLE_FLOATS;
   const int64_t packed_floats = Window::packed_floats(job_.g, plan);
-  const int64_t sum_floats = plan.width * column_floats() + VL * row_floats();  // blocks of VL rows are read whole
+  const int64_t sum_floats = plan.width * column_floats() + VL;  // a vector is read from any lane on
   const bool blocks = shape.passes.size() > BLOCK_PASSES;
   Scratch scratch(8 * ring + 1024 + 4 * (table_floats + packed_floats + (blocks ? 2 : 1) * sum_floats));
   const Buffers buffers{scratch.take<int64_t>(ring), scratch.take<float>(table_floats), scratch.take<float>(sum_floats),

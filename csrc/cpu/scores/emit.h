@@ -131,11 +131,7 @@ class ScoreEmitter {
     read<DTYPE>(scores, 1, count, scores_);
     for (int64_t i = 0; i < count; i += VL) {
       const vf32 x = vf32::load(values_ + i) * scale * score_detail::sign_of(vf32::load(scores_ + i));
-      if (count - i >= VL) {
-        store_vector<DTYPE>(out + i, x);
-      } else {
-        store_first<DTYPE>(out + i, x, count - i);
-      }
+      store_some<DTYPE>(out + i, x, count - i);
     }
   }
 

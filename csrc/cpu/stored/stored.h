@@ -1,5 +1,5 @@
-// Products of a stored weight, which has values of its own: they read its keep plane and the values that it keeps, and
-// do work for those alone. A weight that is dropped meets no input, so infinity and NaN pass only where one is kept.
+// Products of a stored weight, which has values of its own: they read its keep plane and the values that it keeps.
+// Infinity and NaN pass only where a weight is kept.
 #pragma once
 #include "cpu/conv/layer.h"
 

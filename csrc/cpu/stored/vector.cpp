@@ -1,5 +1,5 @@
-// Few pixels. The inputs that a row keeps are moved together and meet its values in one dot product, for one pixel or
-// two; or values are moved to the lanes of their inputs, for up to four.
+// Few pixels. The inputs that a row keeps are moved together and meet its values in one dot product; or values are
+// moved to the lanes of their inputs.
 #include <cmath>
 
 #include "cpu/core/parallel.h"
@@ -118,25 +118,14 @@ using ExpandedDots = void (*)(const uint32_t*, int64_t, const float*, const floa
 constexpr ExpandedDots EXPANDED_DOTS[STORED_VECTOR_PIXELS] = {expanded_dots<1>, expanded_dots<2>, expanded_dots<3>,
                                                               expanded_dots<4>};
 #elif FK_HAS_AVX2
-// All ones in the lanes whose bits of a byte are set.
-struct KeptLanes {
-  alignas(32) uint32_t lane[256][8];
-  constexpr KeptLanes() : lane() {
-    for (int byte = 0; byte < 256; ++byte) {
-      for (int bit = 0; bit < 8; ++bit) lane[byte][bit] = byte >> bit & 1 ? ~0u : 0;
-    }
-  }
-};
-constexpr KeptLanes KEPT_LANES;
-
 // The same straight from the bits, for P pixels: values go to the lanes that keep them, a byte of a word at a time. The
 // other lanes are inputs times zero. Up to VL values past those of the row are read.
 template <int DTYPE, int P>
 void expanded_dots(const Frozen& f, const uint32_t* words, int64_t value, const float* x, float* out) {
-  constexpr int BYTES = 4, KEPT = P == 3 ? 2 : BYTES;  // chains of a pixel
+  constexpr int BYTES = 4, PIXEL_CHAINS = P == 3 ? 2 : BYTES;
   const int64_t ld = 32 * f.words;
   const uint8_t* byte = reinterpret_cast<const uint8_t*>(words);
-  vf32 sum[P * KEPT];
+  vf32 sum[P * PIXEL_CHAINS];
 #pragma GCC unroll 8
   for (vf32& chain : sum) chain = vf32::zero();
   for (int64_t i = 0; i < f.words; ++i, x += 32) {
@@ -146,7 +135,7 @@ void expanded_dots(const Frozen& f, const uint32_t* words, int64_t value, const 
       const vf32 values = as_float(moved & vu32::load(KEPT_LANES.lane[*byte]));
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
-        vf32& chain = sum[p * KEPT + b % KEPT];
+        vf32& chain = sum[p * PIXEL_CHAINS + b % PIXEL_CHAINS];
         chain = multiply_add(values, vf32::load(x + p * ld + 8 * b), chain);
       }
       value += __builtin_popcount(*byte);
@@ -154,14 +143,14 @@ void expanded_dots(const Frozen& f, const uint32_t* words, int64_t value, const 
   }
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
-    const vf32* const chains = sum + p * KEPT;
+    const vf32* const chains = sum + p * PIXEL_CHAINS;
     const vf32 two = chains[0] + chains[1];
-    out[p] = sum_of(KEPT == 2 ? two : two + (chains[KEPT - 2] + chains[KEPT - 1]));
+    out[p] = sum_of(PIXEL_CHAINS == 2 ? two : two + (chains[PIXEL_CHAINS - 2] + chains[PIXEL_CHAINS - 1]));
   }
 }
 
-// False where that does not do for a row: its last values end the tensor, or a dropped weight may have met infinity or
-// NaN.
+// False where fewer than VL values follow those of the row. A sum that is not finite is none: a dropped weight may have
+// met infinity or NaN.
 bool expanded_row(const Frozen& f, int64_t row, int64_t pixels, const float* x, float* out) {
   if (f.offsets[(row + 1) * f.chunks()] + VL > f.offsets[f.rows * f.chunks()]) return false;
   const uint32_t* const words = f.keep + row * f.words;
@@ -176,7 +165,7 @@ bool expanded_row(const Frozen& f, int64_t row, int64_t pixels, const float* x, 
   } else {
     with_any_dtype(f.value_dtype, add);
   }
-  return std::all_of(out, out + pixels, [](float sum) { return std::isfinite(sum); });
+  return true;
 }
 #endif
 
@@ -202,6 +191,7 @@ void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const
   for (int64_t row = row0; row < row0 + rows; ++row, sums += pixels) {
     const uint32_t* const words = f.keep + row * f.words;
     const int64_t first = f.offsets[row * f.chunks()];
+    [[maybe_unused]] bool found = false;
 #if FK_HAS_AVX512
     if (f.value_dtype == FLOAT32) {
       const float* const values = static_cast<const float*>(f.values) + first;
@@ -209,9 +199,10 @@ void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const
       continue;
     }
 #elif FK_HAS_AVX2
-    if (expanded_row(f, row, pixels, x, sums)) continue;
+    found = expanded_row(f, row, pixels, x, sums);
 #endif
     for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+      if (found && std::isfinite(sums[pixel])) continue;
       const int64_t count = compress(words, f.words, x + pixel * 32 * f.words, room);
       sums[pixel] = row_sum(f, first, count, room);
     }

@@ -51,6 +51,17 @@ inline constexpr FormerLanes FORMER_LANES{};
 FK_INLINE vu32 from_front(vu32 x, uint32_t lanes) {
   return {_mm256_permutevar8x32_epi32(x.v, vu32::load(FORMER_LANES.lane[lanes]).v)};
 }
+
+// All ones in the lanes whose bits of a byte are set.
+struct KeptLanes {
+  alignas(32) uint32_t lane[256][8];
+  constexpr KeptLanes() : lane() {
+    for (int byte = 0; byte < 256; ++byte) {
+      for (int bit = 0; bit < 8; ++bit) lane[byte][bit] = byte >> bit & 1 ? ~0u : 0;
+    }
+  }
+};
+inline constexpr KeptLanes KEPT_LANES{};
 #endif
 
 // out = the entries of `table` (4 bytes each, one for each bit of the words) whose bits are set; how many.
