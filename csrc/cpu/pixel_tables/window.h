@@ -180,9 +180,9 @@ class TileWindow : public Window {
     std::vector<int64_t> found(static_cast<size_t>(plan_.width * plan_.vectors * VL), NOWHERE);
     for (int64_t p = 0; p < plan_.vectors; ++p) {
       for (int64_t l = 0; l < VL; ++l) {
-        const Run found_run = run(p, l);
-        const int64_t first = result.offset(found_run);
-        for (int64_t x = 0; x < found_run.count; ++x) {
+        const Run line = run(p, l);
+        const int64_t first = result.offset(line);
+        for (int64_t x = 0; x < line.count; ++x) {
           found[static_cast<size_t>((x * plan_.vectors + p) * VL + l)] = first + x * result.pixel_step();
         }
       }

@@ -191,7 +191,7 @@ void row_sums(const Frozen& f, int64_t row0, int64_t rows, int64_t pixels, const
   for (int64_t row = row0; row < row0 + rows; ++row, sums += pixels) {
     const uint32_t* const words = f.keep + row * f.words;
     const int64_t first = f.offsets[row * f.chunks()];
-    [[maybe_unused]] bool found = false;
+    bool found = false;
 #if FK_HAS_AVX512
     if (f.value_dtype == FLOAT32) {
       const float* const values = static_cast<const float*>(f.values) + first;
