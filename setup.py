@@ -41,9 +41,11 @@ AMX = [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 # Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
-# A level of ADDS_TO has the kernels of another one, but those in files with FK_LEVEL_NS, which it compiles for itself.
-X86_64 = {"portable": [], "avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "amx": AMX}
+# A level of ADDS_TO has the kernels of another one, but those in files with FK_LEVEL_NS, which it compiles for itself. One
+# of CHOOSES_FROM has all kernels of another one, and tables (files with FK_TABLE_NS) that choose otherwise among them.
+X86_64 = {"portable": [], "avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "zen4": VNNI, "amx": AMX}
 ADDS_TO = {"vnni": "avx512", "amx": "avx512"}
+CHOOSES_FROM = {"zen4": "vnni"}
 AARCH64: dict[str, list[str]] = {"portable": [], "neon": []}
 VARIANTS = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
 # GPUs whose code is built; others from sm_90 on translate the PTX of the one named last when they first load it.
@@ -190,12 +192,16 @@ class CpuScript:
         self, kernels: list[Path], more: Callable[[str, Path], list[str]] = lambda level, source: []
     ) -> None:
         """Kernels for each level; `more` gives further options for one of them."""
-        own = [source for source in kernels if "FK_LEVEL_NS" in source.read_text()]
+        text = {source: source.read_text() for source in kernels}
+        tables = [source for source in kernels if "FK_TABLE_NS" in text[source]]
+        own = [source for source in kernels if "FK_LEVEL_NS" in text[source] or source in tables]
         for name, instructions in self.variants.items():
-            base = ADDS_TO.get(name, name)
-            spaces = [f"-DFK_ISA_NS={base}", *([] if base == name else [f"-DFK_LEVEL_NS={name}"])]
-            for source in kernels if base == name else own:
-                self.compile([source], name, [*spaces, *instructions, *more(name, source)])
+            level = CHOOSES_FROM.get(name, name)
+            base = ADDS_TO.get(level, level)
+            spaces = {"FK_ISA_NS": base, "FK_LEVEL_NS": level, "FK_TABLE_NS": name}
+            defined = [f"-D{space}={value}" for space, value in spaces.items()]
+            for source in tables if level != name else own if base != level else kernels:
+                self.compile([source], name, [*defined, *instructions, *more(name, source)])
 
     def text(self, output: Path, ldflags: list[str]) -> str:
         head = [

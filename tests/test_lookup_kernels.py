@@ -10,7 +10,7 @@ from helpers import each_isa, pairwise
 from torch.nn import functional as F
 
 extension = pytest.importorskip("frozen_kernels._C", reason="the extension is not built")
-ISAS = [isa for isa in ("avx2", "avx512") if isa in extension.isa_available()]
+ISAS = [isa for isa in ("avx2", "avx512", "zen4") if isa in extension.isa_available()]
 if not ISAS:
     pytest.skip("the processor has no AVX2", allow_module_level=True)
 

@@ -28,8 +28,8 @@
  * has returned. Results are the same bits for every residency, and those of the Python package on the same processor
  * with the same number of threads.
  *
- * FROZEN_KERNELS_ISA=portable|avx2|avx512|vnni|amx in the environment chooses the instructions; by default the best
- * that the processor has. It is read once, by the first call that needs it.
+ * FROZEN_KERNELS_ISA=portable|avx2|avx512|vnni|zen4|amx in the environment chooses the instructions; by default the
+ * best that the processor has. It is read once, by the first call that needs it.
  *
  * C99 and C++. Link with -lfrozen. */
 #ifndef FROZEN_H
@@ -121,7 +121,7 @@ FROZEN_API int32_t frozen_version(void);
 /* What the last call of this thread that failed said, in English; "" before any. Valid until the next one fails. */
 FROZEN_API const char* frozen_last_error(void);
 
-/* The instructions in use: "portable", "avx2", "avx512", "vnni", "amx" or "neon"; NULL, with an error, where
+/* The instructions in use: "portable", "avx2", "avx512", "vnni", "zen4", "amx" or "neon"; NULL, with an error, where
  * FROZEN_KERNELS_ISA names what this processor lacks. */
 FROZEN_API const char* frozen_isa(void);
 

@@ -18,7 +18,7 @@
 #include "cpu/amx/amx.h"
 #endif
 
-namespace fk::FK_LEVEL_NS {
+namespace fk::FK_TABLE_NS {
 
 namespace {
 
@@ -54,6 +54,14 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
      tiles_serve,
      always<convolve_tiles, Call>},
 #endif
+#if FK_USES_INTEGER_LOOKUP
+    {{"integer_lookup",
+      "sign and constant codes, at least 33 rows per group (of one tap 64), 5 pixels and 8 inputs (of one tap 32), "
+      "enough "
+      "reads of each table"},
+     integer_lookup_serves,
+     always<convolve_integer_lookup, Call>},
+#endif
 #if FK_USES_ONE_TAP
     {{"one_tap",
       "one tap, at least 128 pixels whose channels are neighbours in memory, at most 4 MB of dense weight; sign and "
@@ -86,6 +94,9 @@ void run(const Kernel<Call> (&kernels)[N], const Call& call) {
 #ifndef FK_LIBRARY
 // These kernels are so much faster that a transposed product turns its weight for them.
 bool fast_kernel_serves([[maybe_unused]] const Call& c) {
+#if FK_USES_INTEGER_LOOKUP
+  if (integer_lookup_serves(c)) return true;
+#endif
 #if FK_USES_ONE_TAP
   if (one_tap_serves(c)) return true;
 #endif
@@ -236,4 +247,4 @@ const ConvKernels conv_kernels = {convolve, nullptr, nullptr, nullptr, nullptr};
 const ConvKernels conv_kernels = {convolve, convolve_transposed, score_gradient, list, choose};
 #endif
 
-}  // namespace fk::FK_LEVEL_NS
+}  // namespace fk::FK_TABLE_NS

@@ -41,6 +41,8 @@ bool neon() { return true; }
          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("gfni");
 }
 
+[[maybe_unused]] bool zen4() { return vnni(); }
+
 // Tiles need the processor, the kernel's save area, and a permission that a process asks for once.
 bool tiles() {
 #ifdef __linux__
@@ -64,6 +66,15 @@ bool tiles() {
 #endif
 
 }  // namespace runs
+
+// Whether a variant that runs suits this machine too. The kernels that zen4 chooses are slower on Intel's ports.
+bool suits([[maybe_unused]] const char* variant) {
+#ifdef __x86_64__
+  __builtin_cpu_init();
+  if (std::string(variant) == "zen4") return __builtin_cpu_is("amd");
+#endif
+  return true;
+}
 
 #define FK_RUNS(variant, ...) &runs::variant,
 constexpr bool (*RUNS[])() = {FK_EACH_VARIANT(FK_RUNS)};
@@ -91,7 +102,7 @@ int active_isa() {
     if (wanted && *wanted) {
       isa = parse(wanted, "FROZEN_KERNELS_ISA");
     } else {
-      for (isa = VARIANTS - 1; !RUNS[isa]();) --isa;
+      for (isa = VARIANTS - 1; !RUNS[isa]() || !suits(ISA_NAMES[isa]);) --isa;
     }
     chosen.store(isa);
   }

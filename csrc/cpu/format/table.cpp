@@ -1,6 +1,6 @@
 #include "cpu/format/ops.h"
 
-namespace fk::FK_LEVEL_NS {
+namespace fk::FK_TABLE_NS {
 
 extern const FormatKernels format_kernels;
 const FormatKernels format_kernels = {
@@ -36,4 +36,4 @@ const FormatKernels format_kernels = {
     stored_grad_scores,
 };
 
-}  // namespace fk::FK_LEVEL_NS
+}  // namespace fk::FK_TABLE_NS

@@ -1,8 +1,11 @@
 #include "cpu/lookup/lookup.h"
 
+#include <cmath>
+#include <optional>
+
 #include "cpu/core/parallel.h"
 #include "cpu/fma/fma.h"
-#include "cpu/lookup/plan.h"
+#include "cpu/lookup/scale.h"
 
 #if FK_USES_LOOKUP
 namespace fk::FK_ISA_NS {
@@ -21,9 +24,14 @@ struct Job {
   const Result result;
   const Grid grid;
   const LookupPlan plan;
-  const int64_t chain;  // tables, where there are neighbouring taps to cut between
+  const int64_t chain;              // tables, where there are neighbouring taps to cut between
+  const ImageScales* const scales;  // of tables of integers, where taps slide
+  const bool integers;
 
   void run(int threads) const;
+
+ private:
+  int64_t batch_of(int64_t tile) const { return tile / plan.tiles_along / plan.tiles_down / g.narrow[0]; }
 };
 
 int64_t block_vectors(const Layer& layer, int64_t block) {
@@ -36,7 +44,23 @@ struct Inputs {
   int64_t pixel_step, channel_step;
 };
 
+// Runs of `count` pixels from `first` on, of lines of `columns` pixels; the first of all is that of `origin`.
+inline int64_t runs_of_tile(int64_t first, int64_t count, int64_t columns, const Run& origin, Run* runs) {
+  int64_t found = 0;
+  for (int64_t p = 0; p < count;) {
+    const int64_t line = (first + p) / columns, column = (first + p) % columns;
+    Run& run = runs[found++] = origin;
+    run.lane = p;
+    run.count = std::min(count - p, columns - column);
+    run.q.x[1] += line;
+    run.q.x[2] += column;
+    p += run.count;
+  }
+  return found;
+}
+
 // A part of a group's rows in a panel and the sums of a tile of pixels.
+template <class Tables>
 class TileTask {
  public:
   TileTask(const Job& job, const LookupPanel& panel, int64_t group, int64_t first_block, int64_t panel_block,
@@ -69,12 +93,24 @@ class TileTask {
   void slide();
   void pointwise();
   void find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const;
-  void build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const;
-  void build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const;
-  void build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const;
-  void add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels, float* sums) const;
-  void store(float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const;
+  using Builder = TableBuilder<Tables>;
+  void build_window(int64_t chunk, const Builder& builder, const LookupWindow& window, float* staged,
+                    float* tables) const;
+  void build_line(int64_t chunk, const Builder& builder, const Position& from, int64_t columns, float* staged,
+                  float* tables) const;
+  void build(const Inputs& inputs, int64_t pixels, int64_t chunk, const Builder& builder, float* tables) const;
+  void sum_sizes(const float* staged, int64_t step, const int64_t* offsets, int64_t pixels, int64_t chunk,
+                 float* sums) const;
+  template <class Any>
+  void add_products(int64_t chunk, const Path& path, const float* const* tables, const float* units, int64_t pixels,
+                    bool add, float* sums, const Output* output) const;
+  void store(const float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const;
 
+  Output output_of(float* factors, float* biases) const;
+  void find_results(const Run* runs, int64_t count, Output& output) const;
+
+  int64_t channel() const { return group_ * job_.layer.rows + first_block_ * BLOCK_ROWS; }  // the first of the result
+  bool stores_tiles() const { return job_.result.side.stride[CHANNEL] == 1 && job_.result.side.dtype == FLOAT32; }
   bool by_channel() const { return job_.wide.stride[CHANNEL] == 1; }
   bool in_place() const { return by_channel() && job_.wide.dtype == FLOAT32; }
   int64_t channels_of(int64_t chunk) const {
@@ -89,12 +125,13 @@ class TileTask {
   const LookupShape& shape_;
   const int64_t group_, first_block_, panel_block_, blocks_, rows_, ld_;
   int64_t plane_, line0_, column0_;
-  const TableBuilder builder_;
 };
 
-void TileTask::build(const Inputs& inputs, int64_t pixels, int64_t chunk, float* tables) const {
+template <class Tables>
+void TileTask<Tables>::build(const Inputs& inputs, int64_t pixels, int64_t chunk, const Builder& from,
+                             float* tables) const {
   const int64_t channels = channels_of(chunk), next = shape_.groups_of(chunk) * TABLE;
-  const auto run = [&, builder = builder_](auto step) {
+  const auto run = [&, builder = from](auto step) {
     for (int64_t p = 0; p < pixels; ++p) {
       builder.build(inputs.data + p * inputs.pixel_step, step, channels, tables + p * next);
     }
@@ -106,23 +143,33 @@ void TileTask::build(const Inputs& inputs, int64_t pixels, int64_t chunk, float*
   }
 }
 
-void TileTask::add_products(int64_t chunk, const Path& path, const float* const* tables, int64_t pixels,
-                            float* sums) const {
+// Sums over integers are exact and have one chain.
+template <class Tables>
+template <class Any>
+void TileTask<Tables>::add_products(int64_t chunk, const Path& path, const float* const* tables, const float* units,
+                                    int64_t pixels, bool add, float* sums, const Output* output) const {
+  const int64_t chain = Any::INTEGERS ? path.count * path.run : job_.chain;
   for (int64_t b = 0; b < blocks_; ++b) {
     const int64_t vectors = block_vectors(job_.layer, first_block_ + b);
-    const LookUp look_up = find_lookup(vectors, pixels);
+    const LookUp look_up = find_lookup<Any>(vectors, pixels);
     const uint8_t* const indices = panel_.at(chunk, panel_block_ + b);
     const int64_t bytes = 64 * vectors * shape_.quads_of(chunk);  // of one entry of the path
-    const int64_t at_once = std::clamp<int64_t>(job_.chain / path.run, 1, path.count);
+    const int64_t at_once = std::clamp<int64_t>(chain / path.run, 1, path.count);
+    Output own = output ? *output : Output{};
+    if (output) own.skip_rows(b * BLOCK_ROWS);
     for (int64_t e = 0; e < path.count; e += at_once) {
       const Path part{path.offsets + e, std::min(at_once, path.count - e), path.run};
-      look_up(indices + e * bytes, part, tables, chunk > 0 || e > 0, sums + b * BLOCK_ROWS, ld_);
+      const bool last = output && e + part.count == path.count;
+      look_up(indices + e * bytes, part, tables, units, add || e > 0, sums + b * BLOCK_ROWS, ld_,
+              last ? &own : nullptr);
     }
   }
 }
 
 // Tables of `columns` source pixels from `from` on, those outside the source zero.
-void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, float* staged, float* tables) const {
+template <class Tables>
+void TileTask<Tables>::build_line(int64_t chunk, const Builder& builder, const Position& from, int64_t columns,
+                                  float* staged, float* tables) const {
   const Geometry& g = job_.g;
   const int64_t channels = channels_of(chunk), step = shape_.groups_of(chunk) * TABLE;
   const bool inside =
@@ -137,7 +184,8 @@ void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, 
   const int64_t offset = batch * stride[BATCH] + from.x[0] * stride[SPATIAL] + from.x[1] * stride[SPATIAL + 1] +
                          (from.x[2] + begin) * next + first_channel(chunk) * stride[CHANNEL];
   if (in_place()) {
-    build({static_cast<const float*>(job_.wide.data) + offset, next, 1}, end - begin, chunk, tables + begin * step);
+    build({static_cast<const float*>(job_.wide.data) + offset, next, 1}, end - begin, chunk, builder,
+          tables + begin * step);
     return;
   }
   const Inputs inputs = by_channel() ? Inputs{staged, TRIPLE * shape_.chunk, 1} : Inputs{staged, 1, columns};
@@ -153,44 +201,54 @@ void TileTask::build_line(int64_t chunk, const Position& from, int64_t columns, 
       }
     }
   });
-  build(inputs, end - begin, chunk, tables + begin * step);
+  build(inputs, end - begin, chunk, builder, tables + begin * step);
 }
 
-void TileTask::build_window(int64_t chunk, const LookupWindow& window, float* staged, float* tables) const {
+template <class Tables>
+void TileTask<Tables>::build_window(int64_t chunk, const Builder& builder, const LookupWindow& window, float* staged,
+                                    float* tables) const {
   const Geometry& g = job_.g;
   const int64_t line_step = window.line_step(shape_.groups_of(chunk));
   for (int64_t z = 0; z < window.planes; ++z) {
     for (int64_t line = 0; line < window.lines; ++line, tables += line_step) {
       const Position from{{plane_ % g.narrow[0] * g.stride[0] + z * g.dilation[0] - g.padding[0],
                            line0_ * g.stride[1] + line - g.padding[1], column0_ * g.stride[2] - g.padding[2]}};
-      build_line(chunk, from, window.columns, staged, tables);
+      build_line(chunk, builder, from, window.columns, staged, tables);
     }
   }
 }
 
-void TileTask::slide() {
+template <class Tables>
+void TileTask<Tables>::slide() {
   const Geometry& g = job_.g;
   const int64_t lines = std::min(job_.plan.lines, g.narrow[1] - line0_);
   const int64_t columns = std::min(job_.plan.columns, g.narrow[2] - column0_);
   const int64_t pixels = lines * columns;
   const LookupWindow window(g, lines, columns);
   const int64_t staged_floats = TRIPLE * shape_.chunk * window.columns;
-  Scratch scratch(4 * (window.floats(shape_.chunk) + staged_floats + sum_floats(pixels)) + 8 * shape_.entries +
-                  lines * static_cast<int64_t>(sizeof(Run)) + 1024);
+  Scratch scratch(4 * (window.floats(shape_.chunk) + staged_floats + sum_floats(pixels) + 2 * ld_) +
+                  8 * shape_.entries + lines * static_cast<int64_t>(sizeof(Run)) + 1024);
   float* const tables = scratch.take<float>(window.floats(shape_.chunk));
   float* const staged = scratch.take<float>(staged_floats);
   float* const sums = scratch.take<float>(sum_floats(pixels));
+  float* const finishes = scratch.take<float>(2 * ld_);
+  Output output = output_of(finishes, finishes + ld_);
   int64_t* const offsets = scratch.take<int64_t>(shape_.entries);
   Run* const runs = scratch.take<Run>(lines);
+  const int64_t q0 = plane_ % g.narrow[0], batch = plane_ / g.narrow[0];
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
-    build_window(chunk, window, staged, tables);
-    const int64_t groups = shape_.groups_of(chunk), pixel_step = groups * TABLE, line_step = window.line_step(groups);
+    const Scale scale = Tables::INTEGERS ? job_.scales->at(group_, batch, chunk) : Scale{1.0f, 1.0f};
+    const float units[TILE_PIXELS] = {scale.unit, scale.unit, scale.unit, scale.unit, scale.unit};
+    build_window(chunk, Builder(scale.up), window, staged, tables);
+    const int64_t groups = shape_.groups_of(chunk), pixel_step = groups * TABLE;
+    const int64_t line_step = window.line_step(groups);
     for (int64_t i = 0; i < shape_.entries; ++i) {
       const Position tap = tap_position(g, i * shape_.run_taps);
       offsets[i] =
           (tap.x[0] * window.lines + tap.x[1] * g.dilation[1]) * line_step + tap.x[2] * g.dilation[2] * pixel_step;
     }
     const Path path{offsets, shape_.entries, shape_.run_taps * groups};
+    const bool last = stores_tiles() && chunk + 1 == shape_.chunks();
     const int64_t tiles = divide_up(pixels, TILE_PIXELS);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
@@ -199,16 +257,20 @@ void TileTask::slide() {
         const int64_t line = (first + p) / columns, column = (first + p) % columns;
         at[p] = tables + line * g.stride[1] * line_step + column * g.stride[2] * pixel_step;
       }
-      add_products(chunk, path, at, count, sums + first * ld_);
+      Run own[TILE_PIXELS];
+      if (last)
+        find_results(own, runs_of_tile(first, count, columns, {0, 0, batch, {{q0, line0_, column0_}}}, own), output);
+      add_products<Tables>(chunk, path, at, units, count, chunk > 0, sums + first * ld_, last ? &output : nullptr);
     }
   }
-  const int64_t q0 = plane_ % g.narrow[0], batch = plane_ / g.narrow[0];
+  if (stores_tiles()) return;
   for (int64_t i = 0; i < lines; ++i) runs[i] = {i * columns, columns, batch, {{q0, line0_ + i, column0_}}};
   store(sums, sums + round_up(pixels, VL) * ld_, runs, lines, pixels);
 }
 
 // Offset of each pixel's source; pixels of the padding get NOWHERE.
-void TileTask::find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const {
+template <class Tables>
+void TileTask<Tables>::find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const {
   std::fill_n(offsets, pixels, NOWHERE);
   const int64_t step = job_.grid.step[2] * job_.wide.stride[SPATIAL + 2];
   for (int64_t i = 0; i < count; ++i) {
@@ -216,16 +278,40 @@ void TileTask::find_offsets(const Span* spans, int64_t count, int64_t pixels, in
   }
 }
 
-// One tap: tables are built for a tile of registers at a time and stay in the first-level cache.
-void TileTask::pointwise() {
+// For each pixel the sum of the sizes of its inputs: where they lie, or staged by pixel or by channel, `step` apart.
+template <class Tables>
+void TileTask<Tables>::sum_sizes(const float* staged, int64_t step, const int64_t* offsets, int64_t pixels,
+                                 int64_t chunk, float* sums) const {
+  const int64_t channels = channels_of(chunk);
+  if (!by_channel()) {
+    clear(sums, round_up(pixels, VL));
+    for (int64_t c = 0; c < channels; ++c, staged += step) {
+      for (int64_t p = 0; p < pixels; p += VL) (vf32::load(sums + p) + size_of(vf32::load(staged + p))).store(sums + p);
+    }
+    return;
+  }
+  const float* const source = static_cast<const float*>(job_.wide.data) + first_channel(chunk);
+  for (int64_t p = 0; p < pixels; ++p) {
+    const bool nowhere = in_place() && offsets[p] == NOWHERE;
+    sums[p] = nowhere ? 0.0f : sum_of_sizes(in_place() ? source + offsets[p] : staged + p * step, channels);
+  }
+}
+
+// One tap: tables are built for a tile of registers at a time and stay in the first-level cache. A pixel whose inputs
+// have no scale is computed by floats, alone, so that its neighbours' bits do not depend on it.
+template <class Tables>
+void TileTask<Tables>::pointwise() {
   const int64_t pixels = std::min(job_.plan.columns, job_.grid.pixels() - column0_);
   const int64_t lanes = round_up(pixels, VL) + VL, floats = shape_.chunk * TABLE;
   const int64_t staged_floats = in_place() ? 0 : by_channel() ? pixels * LD : TRIPLE * shape_.chunk * lanes;
-  Scratch scratch(4 * (TILE_PIXELS * floats + staged_floats + sum_floats(pixels)) +
+  Scratch scratch(4 * (TILE_PIXELS * floats + staged_floats + sum_floats(pixels) + 2 * ld_ + lanes) +
                   pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span) + sizeof(int64_t)) + 1024);
   float* const tables = scratch.take<float>(TILE_PIXELS * floats);
   float* const staged = scratch.take<float>(staged_floats);
   float* const sums = scratch.take<float>(sum_floats(pixels));
+  float* const finishes = scratch.take<float>(2 * ld_);
+  Output output = output_of(finishes, finishes + ld_);
+  float* const bounds = scratch.take<float>(lanes);
   Run* const runs = scratch.take<Run>(pixels);
   Span* const spans = scratch.take<Span>(pixels);
   int64_t* const offsets = scratch.take<int64_t>(pixels);
@@ -233,45 +319,96 @@ void TileTask::pointwise() {
   const int64_t span_count = find_spans(job_.grid, job_.wide, narrow_shift(job_.g, 0), runs, run_count, spans);
   find_offsets(spans, span_count, pixels, offsets);
   const int64_t zero = 0, tiles = divide_up(pixels, TILE_PIXELS);
+  const int64_t step = by_channel() ? LD : lanes;  // of what is staged
 
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
     const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), from = first_channel(chunk);
+    const Path path{&zero, 1, groups};
+    const bool last = stores_tiles() && chunk + 1 == shape_.chunks();
     if (!in_place() && by_channel()) {
       pack_channels(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged);
     } else if (!in_place()) {
       pack_lanes(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged, lanes);
     }
+    if (Tables::INTEGERS) sum_sizes(staged, step, offsets, pixels, chunk, bounds);
+    const auto inputs_of = [&](int64_t p) -> Inputs {
+      if (in_place()) return {static_cast<const float*>(job_.wide.data) + offsets[p] + from, 0, 1};
+      return by_channel() ? Inputs{staged + p * step, step, 1} : Inputs{staged + p, 1, step};
+    };
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = pixels * t / tiles, count = pixels * (t + 1) / tiles - first;
       const float* at[TILE_PIXELS];
+      float units[TILE_PIXELS] = {};
+      bool all = true;
       for (int64_t p = 0; p < count; ++p) {
         float* const own = tables + p * groups * TABLE;
         at[p] = own;
-        if (!in_place()) {
-          build(by_channel() ? Inputs{staged + (first + p) * LD, LD, 1} : Inputs{staged + first + p, 1, lanes}, 1,
-                chunk, own);
-        } else if (offsets[first + p] == NOWHERE) {
+        const bool scaled = !Tables::INTEGERS || has_scale(bounds[first + p]);
+        all = all && scaled;
+        if (!scaled || (in_place() && offsets[first + p] == NOWHERE)) {
           clear(own, groups * TABLE);
-        } else {
-          build({static_cast<const float*>(job_.wide.data) + offsets[first + p] + from, 0, 1}, 1, chunk, own);
+          continue;
+        }
+        const Scale scale = Tables::INTEGERS ? scale_of(bounds[first + p]) : Scale{1.0f, 1.0f};
+        units[p] = scale.unit;
+        build(inputs_of(first + p), 1, chunk, Builder(scale.up), own);
+      }
+      Run own[TILE_PIXELS];
+      if (last) find_results(own, find_runs(job_.grid, column0_ + first, count, own), output);
+      add_products<Tables>(chunk, path, at, units, count, chunk > 0, sums + first * ld_, last ? &output : nullptr);
+      if constexpr (Tables::INTEGERS) {
+        for (int64_t p = 0; !all && p < count; ++p) {
+          if (has_scale(bounds[first + p])) continue;
+          const Inputs inputs = inputs_of(first + p);
+          TableBuilder<FloatTables>().build(inputs.data, inputs.channel_step, channels, tables);
+          at[0] = tables;
+          output.to[0] = output.to[p];
+          // Its integers, all zero, have begun the sums, unless they went to the result.
+          add_products<FloatTables>(chunk, path, at, units, 1, chunk > 0 || !last, sums + (first + p) * ld_,
+                                    last ? &output : nullptr);
         }
       }
-      add_products(chunk, {&zero, 1, groups}, at, count, sums + first * ld_);
     }
   }
-  store(sums, sums + round_up(pixels, VL) * ld_, runs, run_count, pixels);
+  if (!stores_tiles()) store(sums, sums + round_up(pixels, VL) * ld_, runs, run_count, pixels);
 }
 
-void TileTask::store(float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const {
-  const int64_t channel = group_ * job_.layer.rows + first_block_ * BLOCK_ROWS;
+// What the sums of all rows become, where results are floats that are neighbours in memory.
+template <class Tables>
+Output TileTask<Tables>::output_of(float* factors, float* biases) const {
+  if (!stores_tiles()) return {};
+  Output output{factors, biases, job_.result.epilogue.relu ? 0.0f : -INFINITY, rows_, {}};
+  for (int64_t row = 0; row < rows_; row += VL) {
+    const Finish finish = job_.result.finish_of(channel() + row, std::min<int64_t>(VL, rows_ - row));
+    finish.factor.store(factors + row);
+    finish.bias.store(biases + row);
+  }
+  return output;
+}
+
+// Asks for the lines of the results of a tile, which are written when its products are summed.
+template <class Tables>
+void TileTask<Tables>::find_results(const Run* runs, int64_t count, Output& output) const {
+  float** next = output.to;
+  for (int64_t i = 0; i < count; ++i) {
+    float* to = static_cast<float*>(job_.result.place(runs[i], channel()));
+    for (int64_t p = 0; p < runs[i].count; ++p, to += job_.result.pixel_step()) {
+      *next++ = to;
+      for (int64_t row = 0; row < rows_; row += VL) asm volatile("prefetchw %0" : : "m"(to[row]));
+    }
+  }
+}
+
+template <class Tables>
+void TileTask<Tables>::store(const float* sums, float* turned, const Run* runs, int64_t count, int64_t pixels) const {
   if (job_.result.side.stride[CHANNEL] == 1) {
-    job_.result.store_channels(sums, ld_, channel, rows_, runs, count);
+    job_.result.store_channels(sums, ld_, channel(), rows_, runs, count);
     return;
   }
   const int64_t lanes = round_up(pixels, VL);
   for (int64_t row = 0; row < rows_; row += VL) {
     transpose(sums + row, ld_, pixels, VL, turned, lanes);
-    job_.result.store_lanes(turned, lanes, channel + row, std::min<int64_t>(VL, rows_ - row), runs, count);
+    job_.result.store_lanes(turned, lanes, channel() + row, std::min<int64_t>(VL, rows_ - row), runs, count);
   }
 }
 
@@ -300,9 +437,16 @@ void Job::run(int threads) const {
       const int64_t part = plan.split_blocks(), parts = divide_up(blocks, part);
       parallel_for(threads, groups * parts * plan.tiles(), [&](int64_t i) {
         const int64_t piece = i / plan.tiles(), first = piece % parts * part, group = piece / parts;
-        TileTask(*this, panel, group0 + group, block0 + first, group * blocks + first, std::min(part, blocks - first),
-                 i % plan.tiles())
-            .run();
+        const auto run_task = [&](auto tables) {
+          TileTask<decltype(tables)>(*this, panel, group0 + group, block0 + first, group * blocks + first,
+                                     std::min(part, blocks - first), i % plan.tiles())
+              .run();
+        };
+        if (integers && (!scales || scales->suits(group0 + group, batch_of(i % plan.tiles())))) {
+          run_task(IntegerTables());
+        } else {
+          run_task(FloatTables());
+        }
       });
     }
   }
@@ -323,12 +467,32 @@ bool lookup_serves(const Call& c) {
          lines * columns * layer.taps * vectors >= LEAST_REUSE * window.pixels();
 }
 
-void convolve_lookup(const Call& c) {
-  const LookupPlan plan(c.g, c.layer, c.threads);
+namespace {
+
+void convolve(const Call& c, bool integers) {
+  const LookupPlan plan(c.g, c.layer, integers, c.threads);
   // A longer chain shows where the kernels that multiply would cut it too.
   const int64_t longest = longest_forward_chain(c), chain = longest < DEPTH ? longest : plan.shape.quads() * QUAD;
-  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan, chain}.run(c.threads);
+  std::optional<ImageScales> scales;
+  if (integers && taps_slide(c.g)) scales.emplace(c, plan.shape);
+  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan, chain, scales ? &*scales : nullptr, integers}
+      .run(c.threads);
 }
+
+}  // namespace
+
+void convolve_lookup(const Call& c) { convolve(c, false); }
+
+// Few rows leave lanes empty; of few inputs, tables of floats are as fast.
+bool integer_lookup_serves(const Call& c) {
+  if (!taps_slide(c.g)) {
+    return (c.f.code == SIGN_CODE || c.f.code == CONSTANT_CODE) && c.layer.rows >= 4 * VL && c.layer.channels >= 32 &&
+           c.pixels >= TILE_PIXELS;
+  }
+  return c.layer.rows > 2 * VL && c.layer.channels >= 8 && lookup_serves(c);
+}
+
+void convolve_integer_lookup(const Call& c) { convolve(c, true); }
 
 }  // namespace fk::FK_ISA_NS
 

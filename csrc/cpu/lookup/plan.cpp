@@ -14,9 +14,10 @@ struct Cut {
 
 }  // namespace
 
-LookupPlan::LookupPlan(const Geometry& g, const Layer& layer, int threads) : shape(lookup_shape(g, layer.channels)) {
+LookupPlan::LookupPlan(const Geometry& g, const Layer& layer, bool integers, int threads)
+    : shape(lookup_shape(g, layer.channels)) {
   cut_rows(layer);
-  cut_pixels(g, threads);
+  cut_pixels(g, integers ? INTEGER_STRIP_BYTES : STRIP_BYTES, threads);
 }
 
 void LookupPlan::cut_rows(const Layer& layer) {
@@ -29,7 +30,7 @@ void LookupPlan::cut_rows(const Layer& layer) {
 }
 
 // The cut with the least work on the busiest thread. Sums do not depend on it.
-void LookupPlan::cut_pixels(const Geometry& g, int threads) {
+void LookupPlan::cut_pixels(const Geometry& g, int64_t strip_bytes, int threads) {
   const bool slide = taps_slide(g);
   const int64_t height = slide ? g.narrow[1] : 1;
   const int64_t width = slide ? g.narrow[2] : g.batch * g.narrow[0] * g.narrow[1] * g.narrow[2];
@@ -40,7 +41,7 @@ void LookupPlan::cut_pixels(const Geometry& g, int threads) {
     const int64_t pixels = cut.lines * cut.columns, tiles = divide_up(pixels, TILE_PIXELS);
     const LookupWindow window(g, cut.lines, cut.columns);
     const bool minimal = cut.lines == 1 && cut.columns <= TILE_PIXELS && cut.blocks == 1;
-    if (!minimal && slide && 4 * window.floats(shape.chunk) > STRIP_BYTES) return false;
+    if (!minimal && slide && 4 * window.floats(shape.chunk) > strip_bytes) return false;
     const int64_t held =
         cut.blocks * vectors * VL + (slide ? 0 : LD);  // floats of a pixel: its sums, its staged inputs
     if (!minimal && 4 * pixels * held > SUM_BYTES) return false;

@@ -8,8 +8,8 @@ namespace fk::FK_ISA_NS {
 constexpr int64_t BLOCK_ROWS = TILE_ROW_VECTORS * VL;
 constexpr int64_t WINDOW_BYTES =
     24 << 10;  // tables that a tile of registers reads in one chunk: most of a first-level cache
-constexpr int64_t STRIP_BYTES =
-    384 << 10;  // tables of a task in one chunk, and its sums: a second-level cache has 1 MB
+// Tables of a task in one chunk, in a second-level cache of 1 MB beside its sums: large ones share more at their edges.
+constexpr int64_t STRIP_BYTES = 384 << 10, INTEGER_STRIP_BYTES = 640 << 10;
 constexpr int64_t SUM_BYTES = 256 << 10;
 constexpr int64_t PANEL_BYTES = 2 << 20;          // indices held at once
 constexpr int64_t POINTWISE_CHUNK = LD / TRIPLE;  // groups; a longer run pays for adding its sums to memory
@@ -58,13 +58,13 @@ struct LookupPlan {
   int64_t lines, columns;              // pixels of a tile, at most
   int64_t tiles_down, tiles_along, planes;
 
-  LookupPlan(const Geometry& g, const Layer& layer, int threads);
+  LookupPlan(const Geometry& g, const Layer& layer, bool integers, int threads);
   int64_t tiles() const { return planes * tiles_down * tiles_along; }
   int64_t split_blocks() const { return divide_up(panel_blocks, splits); }
 
  private:
   void cut_rows(const Layer& layer);
-  void cut_pixels(const Geometry& g, int threads);
+  void cut_pixels(const Geometry& g, int64_t strip_bytes, int threads);
 };
 
 }  // namespace fk::FK_ISA_NS

@@ -73,6 +73,7 @@ FK_INLINE vf32 operator+(vf32 a, vf32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator-(vf32 a, vf32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 FK_INLINE vf32 operator*(vf32 a, vf32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
 FK_INLINE vf32 fma(vf32 a, vf32 b, vf32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+FK_INLINE vf32 size_of(vf32 a) { return {_mm512_abs_ps(a.v)}; }
 FK_INLINE vf32 relu(vf32 a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }  // of a NaN: the second operand
 FK_INLINE vf32 as_float(vu32 a) { return {_mm512_castsi512_ps(a.v)}; }
 FK_INLINE vu32 as_bits(vf32 a) { return {_mm512_castps_si512(a.v)}; }

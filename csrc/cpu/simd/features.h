@@ -10,28 +10,34 @@
 #ifndef FK_LEVEL_NS
 #define FK_LEVEL_NS FK_ISA_NS
 #endif
+// A level that chooses otherwise among the kernels of another one has tables of its own, and no other file.
+#ifndef FK_TABLE_NS
+#define FK_TABLE_NS FK_LEVEL_NS
+#endif
 
 // clang-format off
-//              AVX2 with FMA, BMI2 and F16C   AVX-512 F, BW, VL, DQ and CD   VBMI and VBMI2   VNNI   GFNI   BF16   tile registers   NEON
-#define FK_FEATURES_portable 0,                0,                             0,               0,     0,     0,     0,               0
-#define FK_FEATURES_avx2     1,                0,                             0,               0,     0,     0,     0,               0
-#define FK_FEATURES_avx512   1,                1,                             0,               0,     0,     0,     0,               0
-#define FK_FEATURES_vnni     1,                1,                             1,               1,     1,     0,     0,               0
-#define FK_FEATURES_amx      1,                1,                             1,               1,     1,     1,     1,               0
-#define FK_FEATURES_neon     0,                0,                             0,               0,     0,     0,     0,               1
+//              AVX2 with FMA, BMI2 and F16C   AVX-512 F, BW, VL, DQ and CD   VBMI and VBMI2   VNNI   GFNI   BF16   tile registers   NEON   lookups and integer additions on pipes of their own
+#define FK_FEATURES_portable 0,                0,                             0,               0,     0,     0,     0,               0,     0
+#define FK_FEATURES_avx2     1,                0,                             0,               0,     0,     0,     0,               0,     0
+#define FK_FEATURES_avx512   1,                1,                             0,               0,     0,     0,     0,               0,     0
+#define FK_FEATURES_vnni     1,                1,                             1,               1,     1,     0,     0,               0,     0
+#define FK_FEATURES_zen4     1,                1,                             1,               1,     1,     0,     0,               0,     1
+#define FK_FEATURES_amx      1,                1,                             1,               1,     1,     1,     1,               0,     0
+#define FK_FEATURES_neon     0,                0,                             0,               0,     0,     0,     0,               1,     0
 // clang-format on
 
 #define FK_JOIN(a, b) a##b
 #define FK_ROW(variant) FK_JOIN(FK_FEATURES_, variant)
 #define FK_PICK(column, ...) FK_JOIN(FK_COLUMN_, column)(__VA_ARGS__)
-#define FK_COLUMN_1(a, b, c, d, e, f, g, h) a
-#define FK_COLUMN_2(a, b, c, d, e, f, g, h) b
-#define FK_COLUMN_3(a, b, c, d, e, f, g, h) c
-#define FK_COLUMN_4(a, b, c, d, e, f, g, h) d
-#define FK_COLUMN_5(a, b, c, d, e, f, g, h) e
-#define FK_COLUMN_6(a, b, c, d, e, f, g, h) f
-#define FK_COLUMN_7(a, b, c, d, e, f, g, h) g
-#define FK_COLUMN_8(a, b, c, d, e, f, g, h) h
+#define FK_COLUMN_1(a, b, c, d, e, f, g, h, i) a
+#define FK_COLUMN_2(a, b, c, d, e, f, g, h, i) b
+#define FK_COLUMN_3(a, b, c, d, e, f, g, h, i) c
+#define FK_COLUMN_4(a, b, c, d, e, f, g, h, i) d
+#define FK_COLUMN_5(a, b, c, d, e, f, g, h, i) e
+#define FK_COLUMN_6(a, b, c, d, e, f, g, h, i) f
+#define FK_COLUMN_7(a, b, c, d, e, f, g, h, i) g
+#define FK_COLUMN_8(a, b, c, d, e, f, g, h, i) h
+#define FK_COLUMN_9(a, b, c, d, e, f, g, h, i) i
 
 #define FK_HAS_AVX2 FK_PICK(1, FK_ROW(FK_LEVEL_NS))
 #define FK_HAS_AVX512 FK_PICK(2, FK_ROW(FK_LEVEL_NS))
@@ -41,6 +47,7 @@
 #define FK_HAS_BF16 FK_PICK(6, FK_ROW(FK_LEVEL_NS))
 #define FK_HAS_TILES FK_PICK(7, FK_ROW(FK_LEVEL_NS))
 #define FK_HAS_NEON FK_PICK(8, FK_ROW(FK_LEVEL_NS))
+#define FK_HAS_INTEGER_PIPES FK_PICK(9, FK_ROW(FK_TABLE_NS))
 
 #if FK_HAS_AVX512 && !FK_HAS_AVX2
 #error "vectors of 512 bits use those of 256"

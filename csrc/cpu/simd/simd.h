@@ -80,3 +80,6 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, mu
 namespace fk::FK_LEVEL_NS {
 using namespace fk::FK_ISA_NS;
 }
+namespace fk::FK_TABLE_NS {
+using namespace fk::FK_LEVEL_NS;
+}
