@@ -169,14 +169,16 @@ def dense(layer: Layer, frozen: fk.FrozenTensor, t: Tensors, dtype: torch.dtype)
     function, grad = _torchs_function(layer), grad.contiguous()
     x = t.x.to(dtype).contiguous().detach().requires_grad_()
     bias = None if t.bias is None else t.bias.to(dtype)
-    with torch.no_grad():
-        factors = 1 if t.gain is None else t.gain.to(dtype).view(-1, *[1] * (weight.dim() - 1))
-        if layer.transposed and t.gain is not None:
-            factors = t.gain.to(dtype).view(layer.groups, 1, -1).expand(-1, layer.shape[0] // layer.groups, -1)
-            factors = factors.reshape(*layer.shape[:2], *[1] * (weight.dim() - 2))
-        y = function(x, weight * factors, bias)
-        y = y.relu() if layer.relu else y
-    grad_x, grad_weight = torch.autograd.grad(function(x, weight, None), (x, weight), grad)
+    # and, where processors have bfloat16, in transposed convolutions of volumes
+    with torch.backends.mkldnn.flags(enabled=not (layer.op == "conv_transpose3d" and dtype == torch.bfloat16)):
+        with torch.no_grad():
+            factors = 1 if t.gain is None else t.gain.to(dtype).view(-1, *[1] * (weight.dim() - 1))
+            if layer.transposed and t.gain is not None:
+                factors = t.gain.to(dtype).view(layer.groups, 1, -1).expand(-1, layer.shape[0] // layer.groups, -1)
+                factors = factors.reshape(*layer.shape[:2], *[1] * (weight.dim() - 2))
+            y = function(x, weight * factors, bias)
+            y = y.relu() if layer.relu else y
+        grad_x, grad_weight = torch.autograd.grad(function(x, weight, None), (x, weight), grad)
     return {"forward": y, "input gradient": grad_x, "weight gradient": grad_weight}
 
 
