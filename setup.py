@@ -41,8 +41,8 @@ AMX = [*VNNI, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"]
 # Each better than those before it. What its kernels may use is a row of csrc/cpu/simd/features.h, and core/isa.cpp asks
 # whether a machine runs it. They are linked in this order: where files share an inline function, the first copy is
 # kept, so it must be one that every machine can run.
-# A level of ADDS_TO has the kernels of another one, but those in files with FK_LEVEL_NS, which it compiles for itself. One
-# of CHOOSES_FROM has all kernels of another one, and tables (files with FK_TABLE_NS) that choose otherwise among them.
+# A level of ADDS_TO has the kernels of another one, but those in files with FK_LEVEL_NS, which it compiles for itself.
+# One of CHOOSES_FROM has all kernels of another one, and tables (files with FK_TABLE_NS) that choose otherwise.
 X86_64 = {"portable": [], "avx2": AVX2, "avx512": AVX512, "vnni": VNNI, "zen4": VNNI, "amx": AMX}
 ADDS_TO = {"vnni": "avx512", "amx": "avx512"}
 CHOOSES_FROM = {"zen4": "vnni"}

@@ -24,9 +24,14 @@ NONE = "-"
 
 def recorded() -> list[list[Row]]:
     """The records of all machine types, best instruction set last."""
-    order = ("portable", "neon", "avx2", "avx512", "vnni", "amx")
+    order = ("portable", "neon", "avx2", "avx512", "vnni", "zen4", "amx")
     tables = [registered(read_rows(path)) for path in sorted(RESULTS.glob("*.csv"))]
     return sorted((rows for rows in tables if rows), key=lambda rows: order.index(rows[0]["isa"]))
+
+
+def _short(rows: Sequence[Row]) -> str:
+    """The instruction set of a record, with the processor's maker."""
+    return f"`{rows[0]['isa']}` {rows[0]['machine'].split('(')[0].split()[0]}"
 
 
 def _cell(target: Target, rows: Sequence[Row]) -> str:
@@ -54,7 +59,7 @@ def _names(machines: Sequence[list[Row]]) -> str:
 def table_of_targets() -> str:
     """Targets by machine types: a ratio, then the goal; bold where it is met."""
     machines = recorded()
-    heads = [f"`{rows[0]['isa']}`" for rows in machines]
+    heads = [_short(rows) for rows in machines]
     lines = ["| what | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for target in TARGETS:
         found = [_cell(target, rows) for rows in machines]
@@ -103,7 +108,7 @@ def _held_by_auto(machines: Sequence[list[Row]], name: str) -> str:
         forwards = _forwards(rows, name, "auto")
         held = _pair(f"{float(row['held']):.3g}" if row and row["held"] else NONE for row in forwards)
         if held != NONE:
-            found.append(f"`{rows[0]['isa']}` {held} MB")
+            found.append(f"{_short(rows)} {held} MB")
     return "; ".join(found) or NONE
 
 
@@ -133,7 +138,7 @@ def _milliseconds(machines: Sequence[list[Row]]) -> str:
             pair = _pair(_whole_ms(row["baseline_median"]) if row else NONE for row in _timed(rows, name))
             if pair != NONE:
                 times.append(f"{label} {pair}")
-        found.append(f"on `{rows[0]['isa']}` {', '.join(times)}")
+        found.append(f"on {_short(rows)} {', '.join(times)}")
     return "Dense torch takes, in ms at batch 1 / 16: " + ("; ".join(found) or NONE) + "."
 
 
@@ -142,8 +147,8 @@ def table_of_models(rows: Iterable[str] = ("dense", "seed", "mask")) -> str:
     everything = recorded()
     machines = _telling_bytes(everything)
     with_peaks = _with_peaks(everything)
-    peaks = f"peak on `{with_peaks[0]['isa']}`" if with_peaks else "peak"
-    speeds = [f"times as fast on `{rows[0]['isa']}`, batch 1 / 16" for rows in machines]
+    peaks = f"peak on {_short(with_peaks)}" if with_peaks else "peak"
+    speeds = [f"times as fast on {_short(rows)}, batch 1 / 16" for rows in machines]
     heads = ["model, how held", "file", "in memory", peaks, *speeds]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, label in MODELS.items():
@@ -164,7 +169,7 @@ def table_of_models(rows: Iterable[str] = ("dense", "seed", "mask")) -> str:
 
 def _notes(everything: Sequence[list[Row]], machines: Sequence[list[Row]]) -> list[str]:
     """What the table itself cannot say."""
-    older = [f"`{rows[0]['isa']}`" for rows in everything if rows not in machines]
+    older = [_short(rows) for rows in everything if rows not in machines]
     found = [f"{NONE}: not measured."]
     if older:
         found.append(f"{', '.join(older)}: not measured in this form yet.")
@@ -184,7 +189,7 @@ def _telling_bytes(machines: Sequence[list[Row]]) -> list[list[Row]]:
 def table_of_gradients() -> str:
     """Gradients of one linear layer and one convolution on every machine type."""
     machines = recorded()
-    heads = ["gradient", *(f"`{rows[0]['isa']}`" for rows in machines)]
+    heads = ["gradient", *map(_short, machines)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for case in cases():
         if case.group == "gradient" and case.residency == "planes":

@@ -20,7 +20,7 @@ CODES = ("sign", "uniform", "normal", "constant")
 
 
 def distinct_levels(available: list[str]) -> list[str]:
-    """Instruction sets whose kernels differ: `vnni` compiles the lines of `avx512`, and `zen4` has the kernels of `vnni`."""
+    """Instruction sets whose kernels differ: `vnni` compiles what `avx512` does, `zen4` has the kernels of `vnni`."""
     return [level for level in available if level not in ("avx512", "zen4") or "vnni" not in available]
 
 

@@ -222,9 +222,15 @@ def test_bfloat16_has_cells_of_its_own(own_table):
     assert "not measured" in fk.set_residency(half.float(), "auto").reasons["0"]
 
 
-def test_the_shipped_table_has_every_instruction_set_code_and_kind():
-    table = crossover.read(crossover.SHIPPED)
-    assert set(table.levels) == {"portable", "avx2", "avx512", "vnni", "amx"}
+INTEL, AMD = crossover.SHIPPED, *crossover.SHIPPED_OTHERS
+
+
+@pytest.mark.parametrize(
+    ("shipped", "known"), [(INTEL, {"portable", "avx2", "avx512", "vnni", "amx"}), (AMD, {"avx2", "zen4"})]
+)
+def test_a_shipped_table_has_every_code_and_kind(shipped, known):
+    table = crossover.read(shipped)
+    assert set(table.levels) == known
     assert {"machine", "torch", "threads", "frozen_kernels"} <= set(table.made)
     for level, dtypes in table.levels.items():
         assert set(dtypes) == ({"float32", "bfloat16"} if level in tune.HALF_LEVELS else {"float32"})
@@ -233,7 +239,27 @@ def test_the_shipped_table_has_every_instruction_set_code_and_kind():
             assert set(codes) == {*tune.CODES, *(tune.STORED_CODES if level != "amx" else ())}
             for cells in codes.values():
                 assert {cell.kind for cell in cells} >= {"linear", "conv", "depthwise", "transposed"}
-    assert f"memory/{crossover.SHIPPED.name}" in (ROOT / "pyproject.toml").read_text()
+    assert f"memory/{shipped.name}" in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "shipped"),
+    [
+        ("Intel(R) Xeon(R) Processor", "avx2", INTEL),
+        ("Intel(R) Core(TM) Ultra 7", "avx2", INTEL),
+        ("AMD EPYC", "zen4", AMD),
+        ("AMD Ryzen 7 7840U", "avx2", AMD),
+        ("AMD EPYC", "vnni", INTEL),  # measured on the other maker's alone
+        ("Intel(R) Xeon(R) Processor", "zen4", AMD),
+        ("Neoverse-V1", "neon", INTEL),
+        ("", None, INTEL),
+    ],
+)
+def test_the_shipped_table_is_that_of_the_processor_or_of_its_maker(monkeypatch, name, level, shipped):
+    monkeypatch.setattr(crossover, "processor", lambda: name)
+    path, table = crossover.shipped(level)
+    assert path == shipped
+    assert bool(table.elsewhere()) == (table.made["machine"] != name or torch.get_num_threads() != 2)
 
 
 def test_a_written_table_is_read_back_and_replaces_the_old_one(own_table):
@@ -265,15 +291,15 @@ def test_a_broken_table_is_named_and_passed_over(own_table, text):
     with pytest.raises(ValueError, match=str(own_table)):
         crossover.read(own_table)
     with pytest.warns(UserWarning, match="shipped table is used"):
-        assert crossover.in_use("avx2")[0] == crossover.SHIPPED
+        assert crossover.in_use("avx2") == crossover.shipped("avx2")
 
 
 def test_the_users_table_comes_first_where_it_has_the_instruction_set(own_table):
-    assert crossover.in_use("avx2")[0] == crossover.SHIPPED
+    assert crossover.in_use("avx2") == crossover.shipped("avx2")
     cells = {"float32": {"sign": [Cell("linear", 1, 1, 1, 1.0, 1.0)]}}
     crossover.write(Table({}, {"avx2": cells}), own_table)
     assert crossover.in_use("avx2") == (own_table, Table({}, {"avx2": cells}))
-    assert crossover.in_use("portable")[0] == crossover.SHIPPED
+    assert crossover.in_use("portable") == crossover.shipped("portable")
 
 
 @pytest.mark.parametrize(

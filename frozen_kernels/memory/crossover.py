@@ -1,7 +1,7 @@
-"""Where fused kernels beat dense torch: the measured table behind `set_residency(model, "auto")`.
+"""Where fused kernels beat dense torch: the measured tables behind `set_residency(model, "auto")`.
 
-The package ships one; `python -m frozen_kernels bench --tune` measures the machine at hand into a file of the user's,
-which then comes first. `tune` measures, `residency` decides.
+The package ships one for each maker of processors; `python -m frozen_kernels bench --tune` measures the machine at hand
+into a file of the user's, which then comes first. `tune` measures, `residency` decides.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from ..files import replace, user_file
 
 SHIPPED = Path(__file__).with_name("residency_table.json")
+SHIPPED_OTHERS = (Path(__file__).with_name("residency_table_amd.json"),)
 VARIABLE = "FROZEN_KERNELS_TABLE"
 VERSION = 2
 FUSED = ("seed", "mask", "planes")
@@ -215,4 +216,15 @@ def in_use(level: str | None) -> tuple[Path, Table]:
         else:
             if level in table.levels:
                 return path, table
-    return SHIPPED, read(SHIPPED)
+    return shipped(level)
+
+
+def shipped(level: str | None) -> tuple[Path, Table]:
+    """Of the shipped tables that have this instruction set the one of this processor, or of this maker's."""
+    here = processor()
+
+    def fits(found: tuple[Path, Table]) -> tuple[bool, bool, bool]:
+        there = str(found[1].made["machine"])
+        return level in found[1].levels, there == here, there.split()[:1] == here.split()[:1]
+
+    return max(((path, read(path)) for path in (SHIPPED, *SHIPPED_OTHERS)), key=fits)

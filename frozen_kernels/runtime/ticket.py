@@ -38,7 +38,7 @@ class Weight(NamedTuple):
 
 
 def isa() -> str:
-    """The instructions in use: portable, avx2, avx512, vnni, amx or neon.
+    """The instructions in use: portable, avx2, avx512, vnni, zen4, amx or neon.
 
     ValueError where FROZEN_KERNELS_ISA names what this processor lacks.
     """

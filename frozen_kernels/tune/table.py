@@ -28,13 +28,14 @@ MOST_NOISE = 0.2  # what more says is that the machine was busy
 CODES: tuple[DrawnCode, ...] = ("sign", "uniform", "normal")
 STORED_CODES = {stored_code(sparsity): sparsity for sparsity in STORED_SPARSITIES}
 # from here on torch has bfloat16 instructions of its own, and the two dtypes part
-HALF_LEVELS = ("avx512", "vnni", "amx")
+HALF_LEVELS = ("avx512", "vnni", "zen4", "amx")
 # what makes torch, where it can do more, run as on a machine that has this level alone
 TORCH_AS = {
     "portable": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
+    "zen4": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
 }
 
 
