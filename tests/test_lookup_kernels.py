@@ -204,6 +204,32 @@ def test_infinity_and_nan_go_where_torch_lets_them(value):
             assert torch.equal(got.isposinf(), want.isposinf()) and torch.equal(got.isneginf(), want.isneginf())
 
 
+@pytest.mark.parametrize("value", [float("inf"), 1e6, 0.0])
+def test_an_image_or_pixel_leaves_the_bits_of_others_alone(value):
+    """Tables of integers have units of their own for each: what one asks for, or that it has none, is no other's."""
+    for shape, size, stride, groups in LAYERS:
+        f, x = Frozen(shape), seeded(*size)
+        x = torch.cat([x, x])
+        want = convolve(f, x, stride, groups)
+        x[0, -1, 3, 4] = value
+        got = convolve(f, x, stride, groups)
+        assert torch.equal(got[1:], want[1:]) and not torch.equal(got[0], want[0]), shape
+        if shape[2] == 1:
+            got[0, :, 3, 4] = want[0, :, 3, 4]
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("power", [-100, -60, 60, 100])
+def test_a_power_of_two_of_the_inputs_is_one_of_the_results(power):
+    """Units of integers follow the inputs, as far as floats hold them; beyond, floats serve."""
+    for shape, size, stride, groups in LAYERS:
+        f, x = Frozen(shape), seeded(*size)
+        got, want = convolve(f, x * 2.0**power, stride, groups) * 2.0**-power, convolve(f, x, stride, groups)
+        theirs, exact = (torch_convolve(f, x, stride, groups, t) for t in (torch.float32, torch.float64))
+        assert_close(got, theirs, exact)
+        assert torch.equal(got, want) or abs(power) == 100
+
+
 def test_weights_are_turned_for_dilated_taps_too():
     f, x = Frozen((24, 64, 3, 3)), integers((1, 24, 25, 25), 1)
     got = cpu.conv_transpose2d(x, None, None, *f.pack(), [1, 1], [12, 12], [0, 0], [12, 12], 1)
