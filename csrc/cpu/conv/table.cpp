@@ -56,9 +56,8 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 #endif
 #if FK_USES_INTEGER_LOOKUP
     {{"integer_lookup",
-      "sign and constant codes, at least 33 rows per group (of one tap 64), 5 pixels and 8 inputs (of one tap 32), "
-      "enough "
-      "reads of each table"},
+      "sign and constant codes, 5 pixels; of one tap at least 64 rows per group and 32 inputs, channels neighbours in "
+      "memory; of more taps 33 rows and 8 inputs, enough reads of each table"},
      integer_lookup_serves,
      always<convolve_integer_lookup, Call>},
 #endif

@@ -90,10 +90,11 @@ class TileTask {
   }
 
  private:
+  using Builder = TableBuilder<Tables>;
+
   void slide();
   void pointwise();
   void find_offsets(const Span* spans, int64_t count, int64_t pixels, int64_t* offsets) const;
-  using Builder = TableBuilder<Tables>;
   void build_window(int64_t chunk, const Builder& builder, const LookupWindow& window, float* staged,
                     float* tables) const;
   void build_line(int64_t chunk, const Builder& builder, const Position& from, int64_t columns, float* staged,
@@ -236,6 +237,7 @@ void TileTask<Tables>::slide() {
   int64_t* const offsets = scratch.take<int64_t>(shape_.entries);
   Run* const runs = scratch.take<Run>(lines);
   const int64_t q0 = plane_ % g.narrow[0], batch = plane_ / g.narrow[0];
+  const Run origin{0, 0, batch, {{q0, line0_, column0_}}};
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
     const Scale scale = Tables::INTEGERS ? job_.scales->at(group_, batch, chunk) : Scale{1.0f, 1.0f};
     const float units[TILE_PIXELS] = {scale.unit, scale.unit, scale.unit, scale.unit, scale.unit};
@@ -258,8 +260,7 @@ void TileTask<Tables>::slide() {
         at[p] = tables + line * g.stride[1] * line_step + column * g.stride[2] * pixel_step;
       }
       Run own[TILE_PIXELS];
-      if (last)
-        find_results(own, runs_of_tile(first, count, columns, {0, 0, batch, {{q0, line0_, column0_}}}, own), output);
+      if (last) find_results(own, runs_of_tile(first, count, columns, origin, own), output);
       add_products<Tables>(chunk, path, at, units, count, chunk > 0, sums + first * ld_, last ? &output : nullptr);
     }
   }
@@ -483,11 +484,12 @@ void convolve(const Call& c, bool integers) {
 
 void convolve_lookup(const Call& c) { convolve(c, false); }
 
-// Few rows leave lanes empty; of few inputs, tables of floats are as fast.
+// Few rows leave lanes empty; of few inputs, tables of floats are as fast. With one tap, lines of images are turned so
+// often for their products that tables of pixels are faster.
 bool integer_lookup_serves(const Call& c) {
   if (!taps_slide(c.g)) {
     return (c.f.code == SIGN_CODE || c.f.code == CONSTANT_CODE) && c.layer.rows >= 4 * VL && c.layer.channels >= 32 &&
-           c.pixels >= TILE_PIXELS;
+           c.pixels >= TILE_PIXELS && c.wide.stride[CHANNEL] == 1 && c.narrow.stride[CHANNEL] == 1;
   }
   return c.layer.rows > 2 * VL && c.layer.channels >= 8 && lookup_serves(c);
 }

@@ -101,8 +101,9 @@ ImageScales::ImageScales(const Call& c, const LookupShape& shape)
   const double taps = static_cast<double>(c.layer.taps), pixels = static_cast<double>(lines * c.g.wide[2]);
   for (int64_t image = 0; image < images; ++image) {
     double sum = 0, noise = 0;
-    for (int64_t line = 0; line < lines; ++line)
+    for (int64_t line = 0; line < lines; ++line) {
       sum += static_cast<double>(sums[static_cast<size_t>(image * lines + line)]);
+    }
     bool suits = std::isfinite(sum);
     for (size_t chunk = 0; chunk < chunks_; ++chunk) {
       float most = 0.0f;
