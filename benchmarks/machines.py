@@ -164,16 +164,16 @@ def table_of_models(rows: Iterable[str] = ("dense", "seed", "mask")) -> str:
                 *(_speeds(rows, name, kept) for rows in machines),
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", " ".join(_notes(everything, machines)), ""])
+    return "\n".join([*lines, "", *_notes(everything, machines), ""])
 
 
 def _notes(everything: Sequence[list[Row]], machines: Sequence[list[Row]]) -> list[str]:
     """What the table itself cannot say."""
     older = [_short(rows) for rows in everything if rows not in machines]
-    found = [f"{NONE}: not measured."]
+    found = f"{NONE}: not measured."
     if older:
-        found.append(f"{', '.join(older)}: not measured in this form yet.")
-    return [*found, *([_names(machines)] if machines else [])]
+        found += f" {', '.join(older)}: not measured in this form yet."
+    return [found, *([_names(machines)] if machines else [])]
 
 
 def table_of_models_with_times() -> str:

@@ -5,7 +5,7 @@
 #include "cpu/conv/turned.h"
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
-#include "cpu/lookup/lookup.h"
+#include "cpu/lookup/integer_lookup.h"
 #include "cpu/one_tap/one_tap.h"
 #include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"

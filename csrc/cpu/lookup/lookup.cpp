@@ -1,4 +1,4 @@
-#include "cpu/lookup/lookup.h"
+#include "cpu/lookup/integer_lookup.h"
 
 #include <cmath>
 #include <optional>

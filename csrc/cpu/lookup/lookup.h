@@ -5,7 +5,6 @@
 
 // Tile registers are faster where there are any.
 #define FK_USES_LOOKUP (FK_HAS_AVX512 && !FK_HAS_TILES)
-#define FK_USES_INTEGER_LOOKUP (FK_USES_LOOKUP && FK_HAS_INTEGER_PIPES)
 
 namespace fk::FK_ISA_NS {
 
@@ -14,9 +13,5 @@ bool lookup_serves(const Call& call);
 
 // narrow = W wide
 void convolve_lookup(const Call& call);
-
-// The same by tables of integers, for processors that look up and add integers side by side.
-bool integer_lookup_serves(const Call& call);
-void convolve_integer_lookup(const Call& call);
 
 }  // namespace fk::FK_ISA_NS
