@@ -111,15 +111,19 @@ def test_gradients_from_equal_state_are_within_twice_torchs_error(code, memory_f
     ours = net(nn.Tanh, code=code, scaling="dynamic")  # a ReLU that rounding turns would weigh more than rounding
     theirs = published(copy.deepcopy(ours))
     exact = copy.deepcopy(theirs).double()
-    x, y = batch()
-    for model, inputs in ((ours, x), (theirs, x), (exact, x.double())):
-        nn.functional.cross_entropy(model(inputs.to(memory_format=memory_format)), y).backward()
-    triples = zip(
-        layers(ours, fk.nn.FrozenLayer), layers(theirs, PublishedLayer), layers(exact, PublishedLayer), strict=True
+    triples = list(
+        zip(layers(ours, fk.nn.FrozenLayer), layers(theirs, PublishedLayer), layers(exact, PublishedLayer), strict=True)
     )
-    for layer, plain, truth in triples:
-        where = free_positions(layer)
-        right = fmt.to_matrix(truth.scores.grad).flatten()[where]
-        torchs = (fmt.to_matrix(plain.scores.grad).flatten()[where] - right).abs()
-        error = (layer.scores.grad - right).abs()
-        assert error.max() <= 2 * torchs.max() and error.square().mean() <= 4 * torchs.square().mean()
+    errors, torchs = [[] for _ in triples], [[] for _ in triples]
+    for _ in range(4):  # of few weights the largest error is a matter of luck
+        x, y = batch()
+        for model, inputs in ((ours, x), (theirs, x), (exact, x.double())):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs.to(memory_format=memory_format)), y).backward()
+        for i, (layer, plain, truth) in enumerate(triples):
+            where = free_positions(layer)
+            right = fmt.to_matrix(truth.scores.grad).flatten()[where]
+            errors[i].append((layer.scores.grad - right).abs())
+            torchs[i].append((fmt.to_matrix(plain.scores.grad).flatten()[where] - right).abs())
+    for error, torchs_own in zip(map(torch.cat, errors), map(torch.cat, torchs), strict=True):
+        assert error.max() <= 2 * torchs_own.max() and error.square().mean() <= 4 * torchs_own.square().mean()
