@@ -45,7 +45,7 @@ struct Inputs {
 };
 
 // Runs of `count` pixels from `first` on, of lines of `columns` pixels; the first of all is that of `origin`.
-inline int64_t runs_of_tile(int64_t first, int64_t count, int64_t columns, const Run& origin, Run* runs) {
+int64_t runs_of_tile(int64_t first, int64_t count, int64_t columns, const Run& origin, Run* runs) {
   int64_t found = 0;
   for (int64_t p = 0; p < count;) {
     const int64_t line = (first + p) / columns, column = (first + p) % columns;
@@ -286,9 +286,7 @@ void TileTask<Tables>::sum_sizes(const float* staged, int64_t step, const int64_
   const int64_t channels = channels_of(chunk);
   if (!by_channel()) {
     clear(sums, round_up(pixels, VL));
-    for (int64_t c = 0; c < channels; ++c, staged += step) {
-      for (int64_t p = 0; p < pixels; p += VL) (vf32::load(sums + p) + size_of(vf32::load(staged + p))).store(sums + p);
-    }
+    for (int64_t c = 0; c < channels; ++c, staged += step) add_sizes(staged, pixels, sums);
     return;
   }
   const float* const source = static_cast<const float*>(job_.wide.data) + first_channel(chunk);

@@ -73,9 +73,7 @@ class LineMeasure {
       std::fill_n(sums, lanes, 0.0f);
       for (int64_t i = 0; i < channels_of(chunk); ++i, source += c_.wide.stride[CHANNEL]) {
         read<DTYPE>(source, c_.wide.stride[SPATIAL + 2], width, staged);
-        for (int64_t x = 0; x < lanes; x += VL) {
-          (vf32::load(sums + x) + size_of(vf32::load(staged + x))).store(sums + x);
-        }
+        add_sizes(staged, lanes, sums);
       }
       largest[chunk] = width ? *std::max_element(sums, sums + width) : 0.0f;
       whole = std::accumulate(sums, sums + width, whole);

@@ -54,5 +54,10 @@ FK_INLINE float sum_of_sizes(const float* inputs, int64_t count) {
   return _mm512_reduce_add_ps(sum);
 }
 
+// Adds the size of each input to a sum of its own, up to the next multiple of VL.
+FK_INLINE void add_sizes(const float* inputs, int64_t count, float* sums) {
+  for (int64_t i = 0; i < count; i += VL) (vf32::load(sums + i) + size_of(vf32::load(inputs + i))).store(sums + i);
+}
+
 }  // namespace fk::FK_ISA_NS
 #endif
