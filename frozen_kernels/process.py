@@ -18,11 +18,22 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return None
 
 
-def release_memory() -> None:
-    """Give freed blocks back to the system: glibc keeps them, since a large one that is freed raises its threshold.
+_keepers: list[Callable[[], None]] = []
 
-    Without it a process that has dropped dense weights holds their memory to its end. Nothing happens elsewhere.
+
+def on_release(give_back: Callable[[], None]) -> None:
+    """Have `release_memory` call this too, which gives back memory that its owner keeps."""
+    _keepers.append(give_back)
+
+
+def release_memory() -> None:
+    """Give freed blocks back to the system: those of large results, which are kept for the next ones, and glibc's.
+
+    glibc keeps blocks since a large one that is freed raises its threshold: without it a process that has dropped dense
+    weights holds their memory to its end. Another C library's stay.
     """
+    for give_back in _keepers:
+        give_back()
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

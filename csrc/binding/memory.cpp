@@ -1,11 +1,7 @@
 #include <pybind11/pybind11.h>
-#include <stdlib.h>
 
 #ifdef __linux__
 #include <sys/mman.h>
-#endif
-#ifdef __GLIBC__
-#include <malloc.h>
 #endif
 
 #include <memory>
@@ -13,6 +9,7 @@
 
 #include "binding/bind.h"
 #include "binding/pack.h"
+#include "binding/results.h"
 
 namespace py = pybind11;
 
@@ -32,16 +29,6 @@ void prefer_huge_pages(int64_t address, int64_t bytes) {
 #endif
 }
 
-// Hands freed blocks back to the system: glibc keeps them, since the first large block freed raises its mmap threshold.
-bool release_memory() {
-#ifdef __GLIBC__
-  malloc_trim(0);
-  return true;
-#else
-  return false;
-#endif
-}
-
 // The structures of DLPack, whose layout is its interface: torch takes memory by it without a header of torch's.
 struct DlTensor {
   void* data;
@@ -58,35 +45,30 @@ struct DlManaged {
 };
 constexpr const char* FRESH = "dltensor";  // DLPack's name of a capsule that nobody took
 
-// What malloc gave for a result: this, then the elements.
+// What a capsule holds: this, then the elements.
 struct Block {
   DlManaged managed;
   int64_t count;
 };
 
-struct Free {
-  void operator()(void* p) const { free(p); }
-};
-
-// malloc finds the block of the last result of a size again. posix_memalign, which torch calls, asks for more than it
-// keeps: a block that it left does not fit the next request, and forwards spread over memory that lay idle.
 py::object block(int64_t count, int dtype) {
   constexpr int32_t CPU = 1;
   constexpr uint8_t FLOAT = 2, BFLOAT = 4;
-  constexpr size_t LINE = 64;
+  constexpr size_t LINE = 64, HEAD = (sizeof(Block) + LINE - 1) / LINE * LINE;
   if (count < 0 || dtype < FLOAT32 || dtype > FLOAT16) throw py::value_error("block: count or dtype");
   const size_t size = dtype == FLOAT32 ? 4 : 2;
-  std::unique_ptr<void, Free> memory(malloc(sizeof(Block) + LINE + static_cast<size_t>(count) * size));
+  std::unique_ptr<void, decltype(&free_result)> memory(take_result(HEAD + static_cast<size_t>(count) * size),
+                                                       free_result);
   if (!memory) throw std::bad_alloc();
   Block* const made = new (memory.get()) Block{};
   made->count = count;
   DlTensor& tensor = made->managed.tensor;
-  tensor.data = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(made + 1) + LINE - 1) / LINE * LINE);
+  tensor.data = static_cast<char*>(memory.get()) + HEAD;
   tensor.device = CPU, tensor.dimensions = 1, tensor.lanes = 1, tensor.shape = &made->count;
   tensor.code = dtype == BFLOAT16 ? BFLOAT : FLOAT, tensor.bits = static_cast<uint8_t>(8 * size);
-  made->managed.deleter = [](DlManaged* managed) { free(managed); };
+  made->managed.deleter = [](DlManaged* managed) { free_result(managed); };
   PyObject* const capsule = PyCapsule_New(&made->managed, FRESH, [](PyObject* left) {
-    if (PyCapsule_IsValid(left, FRESH)) free(PyCapsule_GetPointer(left, FRESH));
+    if (PyCapsule_IsValid(left, FRESH)) free_result(PyCapsule_GetPointer(left, FRESH));
   });
   if (!capsule) throw py::error_already_set();
   memory.release();
@@ -99,8 +81,8 @@ void bind_memory(py::module_& m) {
   m.def("prefer_huge_pages", &prefer_huge_pages, py::arg("address"), py::arg("bytes"),
         "A hint for memory about to be written; does nothing where the system has no such pages");
   m.def("block", &block, py::arg("count"), py::arg("dtype"), "Elements that are not set, as a capsule of DLPack");
-  m.def("release_memory", &release_memory, py::call_guard<py::gil_scoped_release>(),
-        "Hands freed memory back to the system; False where the C library has no call for it");
+  m.def("release_results", &release_results, py::call_guard<py::gil_scoped_release>(),
+        "Gives the memory of freed results that is kept for the next ones back to the system");
 }
 
 }  // namespace fk

@@ -26,7 +26,7 @@ import torch
 
 PACKAGE = Path(__file__).parents[2] / "frozen_kernels"
 # what gives torch memory stays where torch is
-HERE = ("block", "prefer_huge_pages", "release_memory")
+HERE = ("block", "prefer_huge_pages", "release_results")
 LEAST_ADDRESS = 1 << 32  # what is smaller is a number
 RECENT = 64  # tensors whose address a call may name: it is asked for shortly before
 

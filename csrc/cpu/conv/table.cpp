@@ -6,6 +6,7 @@
 #include "cpu/depthwise/depthwise.h"
 #include "cpu/fma/fma.h"
 #include "cpu/lookup/integer_lookup.h"
+#include "cpu/lookup/pack.h"
 #include "cpu/one_tap/one_tap.h"
 #include "cpu/pixel_tables/pixel_tables.h"
 #include "cpu/scores/scores.h"
@@ -34,6 +35,13 @@ bool always(const Call& c) {
   kernel(c);
   return true;
 }
+template <auto kernel>
+bool with_indices(const Call& c) {
+#if FK_USES_LOOKUP
+  kernel(c, pack_indices);
+#endif
+  return true;
+}
 template <class Call>
 bool any(const Call&) {
   return true;
@@ -43,6 +51,13 @@ bool any(const Call&) {
 constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"stored_vector", STORED_VECTOR_SERVES}, stored_vector_serves, always<convolve_stored_vector, Call>},
     {{"stored", "stored weights"}, is_stored, always<convolve_stored, Call>},
+#if FK_USES_INTEGER_LOOKUP
+    {{"integer_lookup",
+      "sign and constant codes, 5 pixels; of one tap at least 64 rows per group and 32 inputs, channels neighbours in "
+      "memory, 8 pixels above 2048 inputs; of more taps 33 rows and 8 inputs, enough reads of each table"},
+     integer_lookup_serves,
+     with_indices<convolve_integer_lookup>},
+#endif
 #if FK_HAS_AVX2
     {{"small_batch", SMALL_BATCH_SERVES}, small_batch_serves, convolve_small_batch},
 #endif
@@ -53,13 +68,6 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
     {{"amx", "at least 8 rows per group, more than one pixel, no vast dilation"},
      tiles_serve,
      always<convolve_tiles, Call>},
-#endif
-#if FK_USES_INTEGER_LOOKUP
-    {{"integer_lookup",
-      "sign and constant codes, 5 pixels; of one tap at least 64 rows per group and 32 inputs, channels neighbours in "
-      "memory; of more taps 33 rows and 8 inputs, enough reads of each table"},
-     integer_lookup_serves,
-     always<convolve_integer_lookup, Call>},
 #endif
 #if FK_USES_ONE_TAP
     {{"one_tap",
@@ -77,7 +85,7 @@ constexpr Kernel<Call> CONVOLVE_KERNELS[] = {
 #if FK_USES_LOOKUP
     {{"lookup", "sign and constant codes, at least 16 rows per group and 5 pixels, enough reads of each table"},
      lookup_serves,
-     always<convolve_lookup, Call>},
+     with_indices<convolve_lookup>},
 #endif
     {{"fma", "everything else"}, any<Call>, always<convolve_panels, Call>},
 };

@@ -4,7 +4,8 @@
 
 namespace fk {
 
-constexpr int SHARED_SLOT = 1;  // of what the calling thread makes for all; tasks use slot 0
+constexpr int LASTING_SLOT =
+    1;  // of what outlives the work of slot 0: one task has it for all parts, or all tasks share it
 
 class Scratch {
  public:

@@ -4,7 +4,9 @@
 #include <optional>
 
 #include "cpu/core/parallel.h"
+#include "cpu/core/scratch.h"
 #include "cpu/fma/fma.h"
+#include "cpu/lookup/index.h"
 #include "cpu/lookup/scale.h"
 
 #if FK_USES_LOOKUP
@@ -27,10 +29,16 @@ struct Job {
   const int64_t chain;              // tables, where there are neighbouring taps to cut between
   const ImageScales* const scales;  // of tables of integers, where taps slide
   const bool integers;
+  const PackIndices pack;
 
   void run(int threads) const;
 
  private:
+  void run_rows(int threads) const;
+  void run_panels(int threads) const;
+  void pack_block(const LookupPanel& panel, int64_t at, int64_t group, int64_t block, int64_t vector) const;
+  void run_tile(const LookupPanel& panel, int64_t group, int64_t first_block, int64_t panel_block, int64_t blocks,
+                int64_t tile) const;
   int64_t batch_of(int64_t tile) const { return tile / plan.tiles_along / plan.tiles_down / g.narrow[0]; }
 };
 
@@ -302,7 +310,9 @@ template <class Tables>
 void TileTask<Tables>::pointwise() {
   const int64_t pixels = std::min(job_.plan.columns, job_.grid.pixels() - column0_);
   const int64_t lanes = round_up(pixels, VL) + VL, floats = shape_.chunk * TABLE;
-  const int64_t staged_floats = in_place() ? 0 : by_channel() ? pixels * LD : TRIPLE * shape_.chunk * lanes;
+  const int64_t staged_floats = in_place()     ? 0
+                                : by_channel() ? pixels * staged_step(shape_)
+                                               : TRIPLE * shape_.chunk * lanes;
   Scratch scratch(4 * (TILE_PIXELS * floats + staged_floats + sum_floats(pixels) + 2 * ld_ + lanes) +
                   pixels * static_cast<int64_t>(sizeof(Run) + sizeof(Span) + sizeof(int64_t)) + 1024);
   float* const tables = scratch.take<float>(TILE_PIXELS * floats);
@@ -318,14 +328,14 @@ void TileTask<Tables>::pointwise() {
   const int64_t span_count = find_spans(job_.grid, job_.wide, narrow_shift(job_.g, 0), runs, run_count, spans);
   find_offsets(spans, span_count, pixels, offsets);
   const int64_t zero = 0, tiles = divide_up(pixels, TILE_PIXELS);
-  const int64_t step = by_channel() ? LD : lanes;  // of what is staged
+  const int64_t step = by_channel() ? staged_step(shape_) : lanes;  // of what is staged
 
   for (int64_t chunk = 0; chunk < shape_.chunks(); ++chunk) {
     const int64_t groups = shape_.groups_of(chunk), channels = channels_of(chunk), from = first_channel(chunk);
     const Path path{&zero, 1, groups};
     const bool last = stores_tiles() && chunk + 1 == shape_.chunks();
     if (!in_place() && by_channel()) {
-      pack_channels(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged);
+      pack_channels(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged, step);
     } else if (!in_place()) {
       pack_lanes(job_.wide, job_.grid, spans, span_count, pixels, from, channels, staged, lanes);
     }
@@ -411,10 +421,52 @@ void TileTask<Tables>::store(const float* sums, float* turned, const Run* runs, 
   }
 }
 
-// Panel by panel: all indices are made once, then used by every tile of pixels.
+void Job::pack_block(const LookupPanel& panel, int64_t at, int64_t group, int64_t block, int64_t vector) const {
+  const int64_t vectors = block_vectors(layer, block), row = block * BLOCK_ROWS + vector * VL;
+  if (vector >= vectors) return;
+  pack(f, panel, at, vector, vectors, group * layer.rows + row, std::min<int64_t>(VL, layer.rows - row));
+}
+
+void Job::run_tile(const LookupPanel& panel, int64_t group, int64_t first_block, int64_t panel_block, int64_t blocks,
+                   int64_t tile) const {
+  const auto run_task = [&](auto tables) {
+    TileTask<decltype(tables)>(*this, panel, group, first_block, panel_block, blocks, tile).run();
+  };
+  if (integers && (!scales || scales->suits(group, batch_of(tile)))) {
+    run_task(IntegerTables());
+  } else {
+    run_task(FloatTables());
+  }
+}
+
 void Job::run(int threads) const {
+  if (plan.tiles() == 1) {
+    run_rows(threads);
+  } else {
+    run_panels(threads);
+  }
+}
+
+// Each task has all pixels of its rows, and makes their indices where no other thread looks for them.
+void Job::run_rows(int threads) const {
+  const int64_t part = plan.split_blocks(), parts = divide_up(plan.blocks, part);
+  parallel_for(threads, layer.groups * parts, [&](int64_t task) {
+    const int64_t group = task / parts, first = task % parts * part, blocks = std::min(part, plan.blocks - first);
+    LookupPanel panel{plan.shape, blocks, plan.vectors, nullptr};
+    Scratch scratch(panel.bytes(), LASTING_SLOT);
+    panel.indices = scratch.take<uint8_t>(panel.bytes());
+    for (int64_t i = 0; i < blocks * plan.vectors; ++i) {
+      const int64_t at = i / plan.vectors;
+      pack_block(panel, at, group, first + at, i % plan.vectors);
+    }
+    run_tile(panel, group, first, 0, blocks, 0);
+  });
+}
+
+// Panel by panel: all indices are made once, then used by every tile of pixels.
+void Job::run_panels(int threads) const {
   const LookupPanel largest{plan.shape, plan.panel_groups * plan.panel_blocks, plan.vectors, nullptr};
-  Scratch shared(largest.bytes(), SHARED_SLOT);
+  Scratch shared(largest.bytes(), LASTING_SLOT);
   uint8_t* const indices = shared.take<uint8_t>(largest.bytes());
   for (int64_t group0 = 0; group0 < layer.groups; group0 += plan.panel_groups) {
     const int64_t groups = std::min(plan.panel_groups, layer.groups - group0);
@@ -422,30 +474,14 @@ void Job::run(int threads) const {
       const int64_t blocks = std::min(plan.panel_blocks, plan.blocks - block0);
       const LookupPanel panel{plan.shape, groups * blocks, plan.vectors, indices};
       parallel_for(threads, groups * blocks * plan.vectors, [&](int64_t i) {
-        const int64_t at = i / plan.vectors, vector = i % plan.vectors;
-        const int64_t group = group0 + at / blocks, block = block0 + at % blocks;
-        const int64_t vectors = block_vectors(layer, block), row = block * BLOCK_ROWS + vector * VL;
-        if (vector >= vectors) return;
-        Scratch scratch(IndexPacker::scratch_bytes(f));
-        IndexPacker packer(f, scratch);
-        packer.read_rows(group * layer.rows + row, std::min<int64_t>(VL, layer.rows - row));
-        for (int64_t c = 0; c < plan.shape.chunks(); ++c) {
-          packer.pack(plan.shape, c, panel.at(c, at) + 64 * vector, 64 * vectors);
-        }
+        const int64_t at = i / plan.vectors;
+        pack_block(panel, at, group0 + at / blocks, block0 + at % blocks, i % plan.vectors);
       });
       const int64_t part = plan.split_blocks(), parts = divide_up(blocks, part);
       parallel_for(threads, groups * parts * plan.tiles(), [&](int64_t i) {
         const int64_t piece = i / plan.tiles(), first = piece % parts * part, group = piece / parts;
-        const auto run_task = [&](auto tables) {
-          TileTask<decltype(tables)>(*this, panel, group0 + group, block0 + first, group * blocks + first,
-                                     std::min(part, blocks - first), i % plan.tiles())
-              .run();
-        };
-        if (integers && (!scales || scales->suits(group0 + group, batch_of(i % plan.tiles())))) {
-          run_task(IntegerTables());
-        } else {
-          run_task(FloatTables());
-        }
+        run_tile(panel, group0 + group, block0 + first, group * blocks + first, std::min(part, blocks - first),
+                 i % plan.tiles());
       });
     }
   }
@@ -462,37 +498,41 @@ bool lookup_serves(const Call& c) {
   if (!taps_slide(g)) return vectors >= LEAST_REUSE;
   const int64_t lines = std::min<int64_t>(g.narrow[1], 8), columns = std::min<int64_t>(g.narrow[2], 16);
   const LookupWindow window(g, lines, columns);
-  return 4 * window.floats(lookup_shape(g, layer.channels).chunk) <= STRIP_BYTES &&
+  return 4 * window.floats(lookup_shape(g, layer.channels, false).chunk) <= STRIP_BYTES &&
          lines * columns * layer.taps * vectors >= LEAST_REUSE * window.pixels();
 }
 
 namespace {
 
-void convolve(const Call& c, bool integers) {
+void convolve(const Call& c, bool integers, PackIndices pack) {
   const LookupPlan plan(c.g, c.layer, integers, c.threads);
   // A longer chain shows where the kernels that multiply would cut it too.
   const int64_t longest = longest_forward_chain(c), chain = longest < DEPTH ? longest : plan.shape.quads() * QUAD;
   std::optional<ImageScales> scales;
   if (integers && taps_slide(c.g)) scales.emplace(c, plan.shape);
-  Job{c.f, c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan, chain, scales ? &*scales : nullptr, integers}
+  Job{c.f,      c.g, c.layer, c.wide, narrow_result(c), narrow_grid(c.g), plan, chain, scales ? &*scales : nullptr,
+      integers, pack}
       .run(c.threads);
 }
 
 }  // namespace
 
-void convolve_lookup(const Call& c) { convolve(c, false); }
+void convolve_lookup(const Call& c, PackIndices pack) { convolve(c, false, pack); }
 
-// Few rows leave lanes empty; of few inputs, tables of floats are as fast. With one tap, lines of images are turned so
-// often for their products that tables of pixels are faster.
+// Few rows leave lanes empty; of few inputs, tables of floats are as fast; few pixels leave a tile of registers empty,
+// and dot products of bytes are faster where their inputs are many. With one tap, lines of images are turned so often
+// for their products that tables of pixels are faster.
 bool integer_lookup_serves(const Call& c) {
+  constexpr int64_t FEW_PIXELS = 8, MANY_INPUTS = 2048;
   if (!taps_slide(c.g)) {
     return (c.f.code == SIGN_CODE || c.f.code == CONSTANT_CODE) && c.layer.rows >= 4 * VL && c.layer.channels >= 32 &&
-           c.pixels >= TILE_PIXELS && c.wide.stride[CHANNEL] == 1 && c.narrow.stride[CHANNEL] == 1;
+           c.pixels >= (c.layer.channels > MANY_INPUTS ? FEW_PIXELS : TILE_PIXELS) && c.wide.stride[CHANNEL] == 1 &&
+           c.narrow.stride[CHANNEL] == 1;
   }
   return c.layer.rows > 2 * VL && c.layer.channels >= 8 && lookup_serves(c);
 }
 
-void convolve_integer_lookup(const Call& c) { convolve(c, true); }
+void convolve_integer_lookup(const Call& c, PackIndices pack) { convolve(c, true, pack); }
 
 }  // namespace fk::FK_ISA_NS
 

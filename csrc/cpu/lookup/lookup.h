@@ -11,7 +11,12 @@ namespace fk::FK_ISA_NS {
 // Whether this is faster than multiplying. Knows shapes alone: results must not depend on residency or threads.
 bool lookup_serves(const Call& call);
 
-// narrow = W wide
-void convolve_lookup(const Call& call);
+struct LookupPanel;
+// Makes the indices of `rows` rows from `row0` on: row vector `vector` of `vectors` in a block of a panel.
+using PackIndices = void (*)(const Frozen& f, const LookupPanel& panel, int64_t block, int64_t vector, int64_t vectors,
+                             int64_t row0, int64_t rows);
+
+// narrow = W wide, with indices made as the level makes them
+void convolve_lookup(const Call& call, PackIndices pack);
 
 }  // namespace fk::FK_ISA_NS

@@ -15,7 +15,7 @@ struct Cut {
 }  // namespace
 
 LookupPlan::LookupPlan(const Geometry& g, const Layer& layer, bool integers, int threads)
-    : shape(lookup_shape(g, layer.channels)) {
+    : shape(lookup_shape(g, layer.channels, integers)) {
   cut_rows(layer);
   cut_pixels(g, integers ? INTEGER_STRIP_BYTES : STRIP_BYTES, threads);
 }
@@ -43,10 +43,10 @@ void LookupPlan::cut_pixels(const Geometry& g, int64_t strip_bytes, int threads)
     const bool minimal = cut.lines == 1 && cut.columns <= TILE_PIXELS && cut.blocks == 1;
     if (!minimal && slide && 4 * window.floats(shape.chunk) > strip_bytes) return false;
     const int64_t held =
-        cut.blocks * vectors * VL + (slide ? 0 : LD);  // floats of a pixel: its sums, its staged inputs
+        cut.blocks * vectors * VL + (slide ? 0 : staged_step(shape));  // floats of a pixel: its sums, its staged inputs
     if (!minimal && 4 * pixels * held > SUM_BYTES) return false;
     const int64_t tables = (slide ? window.pixels() : tiles * TILE_PIXELS) * shape.groups;
-    const int64_t work = tiles * cut.blocks * (vectors * TILE_PIXELS * entries + TILE_COST * shape.chunks()) +
+    const int64_t work = cut.blocks * (pixels * vectors * entries + tiles * TILE_COST * shape.chunks()) +
                          tables * BUILD_COST + pixels * cut.blocks * vectors * STORE_COST + TASK_COST;
     const int64_t down = divide_up(height, cut.lines), along = divide_up(width, cut.columns);
     const int64_t parts = divide_up(panel_blocks, cut.blocks);
@@ -62,7 +62,7 @@ void LookupPlan::cut_pixels(const Geometry& g, int64_t strip_bytes, int threads)
   const int64_t whole = slide ? 1 : TILE_PIXELS;
   for (int64_t part = panel_blocks;; part = (part + 1) / 2) {
     for (int64_t along = 1;; along += (along + 1) / 2) {
-      const int64_t w = round_up(divide_up(width, along), whole);
+      const int64_t w = std::min(width, round_up(divide_up(width, along), whole));
       for (int64_t down = height; down > 0; down -= 1 + down / 8) {
         if (!try_cut({divide_up(height, down), w, part})) break;
       }

@@ -11,8 +11,10 @@ constexpr int64_t WINDOW_BYTES =
 // Tables of a task in one chunk, in a second-level cache of 1 MB beside its sums: large ones share more at their edges.
 constexpr int64_t STRIP_BYTES = 384 << 10, INTEGER_STRIP_BYTES = 640 << 10;
 constexpr int64_t SUM_BYTES = 256 << 10;
-constexpr int64_t PANEL_BYTES = 2 << 20;          // indices held at once
-constexpr int64_t POINTWISE_CHUNK = LD / TRIPLE;  // groups; a longer run pays for adding its sums to memory
+constexpr int64_t PANEL_BYTES = 2 << 20;  // indices held at once
+// Groups of a chunk with one tap: a longer run pays for adding its sums to memory. Sums of integers are exact, sums of
+// floats are cut as other kernels cut them.
+constexpr int64_t POINTWISE_CHUNK = LD / TRIPLE, INTEGER_POINTWISE_CHUNK = 64;
 
 // The source pixels under a tile of result pixels, a table for each and each group of a chunk: taps share them. Unless
 // taps slide, a pixel of the result has tables of its own.
@@ -34,7 +36,7 @@ struct LookupWindow {
 
 inline bool taps_slide(const Geometry& g) { return g.tap_count() > 1; }
 
-inline LookupShape lookup_shape(const Geometry& g, int64_t channels) {
+inline LookupShape lookup_shape(const Geometry& g, int64_t channels, bool integers) {
   LookupShape shape{};
   shape.channels = channels;
   shape.groups = divide_up(channels, TRIPLE);
@@ -42,13 +44,16 @@ inline LookupShape lookup_shape(const Geometry& g, int64_t channels) {
   shape.run_taps = joined ? g.taps[2] : 1;
   shape.entries = g.tap_count() / shape.run_taps;
   if (!taps_slide(g)) {
-    shape.chunk = POINTWISE_CHUNK;
+    shape.chunk = integers ? INTEGER_POINTWISE_CHUNK : POINTWISE_CHUNK;
   } else {
     shape.chunk = LookupWindow(g, 1, TILE_PIXELS).floats(4 * QUAD) * 4 <= WINDOW_BYTES ? 4 * QUAD : 2 * QUAD;
   }
   shape.chunk = std::min(shape.chunk, shape.groups);
   return shape;
 }
+
+// Floats from the staged inputs of one pixel to those of the next, with one tap.
+inline int64_t staged_step(const LookupShape& shape) { return round_up(TRIPLE * shape.chunk, VL) + VL; }
 
 struct LookupPlan {
   LookupShape shape;

@@ -279,7 +279,7 @@ void convolve_one_tap(const Call& c) {
                 strip_rows, tile_pixels};
   const int64_t floats = job.strip_floats();
   const int64_t held = std::clamp<int64_t>(PANEL_BYTES / (4 * floats), 1, count);
-  Scratch shared(4 * held * (floats + 2 * strip_rows) + 256, SHARED_SLOT);
+  Scratch shared(4 * held * (floats + 2 * strip_rows) + 256, LASTING_SLOT);
   float* const weights = shared.take<float>(held * floats);
   float* const factors = shared.take<float>(held * strip_rows);
   float* const biases = shared.take<float>(held * strip_rows);

@@ -255,7 +255,7 @@ void TableTask::store_lanes(const TileWindow& pixels, int64_t channel, const Buf
 void Job::run(int threads) const {
   const TableShape& shape = plan.shape;
   const int64_t held = plan.panel_groups * OffsetPanel::words_of(shape, plan.panel_rows);
-  Scratch shared(4 * held + 64, SHARED_SLOT);
+  Scratch shared(4 * held + 64, LASTING_SLOT);
   uint32_t* const words = shared.take<uint32_t>(held);
   for (int64_t group0 = 0; group0 < layer.groups; group0 += plan.panel_groups) {
     const int64_t groups = std::min(plan.panel_groups, layer.groups - group0);

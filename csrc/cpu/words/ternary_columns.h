@@ -2,7 +2,7 @@
 #pragma once
 #include "cpu/core/scratch.h"
 #include "cpu/words/natural_order.h"
-#include "cpu/words/row_block.h"
+#include "cpu/words/read_rows.h"
 
 #if FK_HAS_AVX2
 namespace fk::FK_ISA_NS {
@@ -39,16 +39,12 @@ class TernaryColumns {
   static int64_t scratch_bytes(const Frozen& f) { return 8 * (f.words + 1) * VL + 128; }
 
   void read_rows(int64_t row0, int64_t rows) {
-    RowBlock block(f_, row0, rows, VL);
-    block.next(f_.words, keep_, negative_);
-    const bool draws = f_.code == SIGN_CODE;
+    fk::FK_ISA_NS::read_rows(f_, row0, rows, keep_, negative_);
     for (int64_t i = 0; i < f_.words * VL; i += VL) {
       const vu32 keep = natural_order(vu32::load(keep_ + i));
       keep.store(keep_ + i);
-      (draws ? keep & natural_order(vu32::load(negative_ + i)) : vu32::set(0)).store(negative_ + i);
+      (keep & natural_order(vu32::load(negative_ + i))).store(negative_ + i);
     }
-    vu32::set(0).store(keep_ + f_.words * VL);
-    vu32::set(0).store(negative_ + f_.words * VL);
   }
 
   // Columns from `column` on in the low bits; past the last column of the row, anything.

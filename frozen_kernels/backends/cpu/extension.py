@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...format import ALL_CODES, CODES, STORED, Pack, check_code, tap_offsets
+from ...process import on_release
 from ..checks import checked_header, checked_pack, checked_scores
 from ..errors import Unsupported
 from ..native import DTYPES, VALUE_DTYPES
@@ -26,6 +27,7 @@ def _advice() -> str:
 _C: Any
 try:
     _C, _missing = importlib.import_module("frozen_kernels._C"), ""
+    on_release(_C.release_results)
 except ImportError as error:
     _C, _missing = None, f"the extension is not built ({error}){_advice()}"
 

@@ -35,14 +35,9 @@ def _plain(x: Tensor, dtype: torch.dtype) -> bool:
 def _own(x: Tensor, size: Any, count: int, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     """A fresh result of that many elements in memory that the next one of its size finds again."""
     y: Tensor = from_dlpack(_C.block(count, DTYPES[x.dtype])).resize_(size, memory_format=memory_format)
-    return _filled(y)
-
-
-def _filled(out: Tensor) -> Tensor:
-    """A fresh result; a large one is asked to lie in huge pages before it is written."""
-    if out.nbytes >= LARGE_RESULT:
-        _C.prefer_huge_pages(out.data_ptr(), out.nbytes)
-    return out
+    if y.nbytes >= LARGE_RESULT:
+        _C.prefer_huge_pages(y.data_ptr(), y.nbytes)
+    return y
 
 
 class _Train(torch.autograd.Function):
@@ -199,7 +194,7 @@ class _Linear(_Fused):
 
     def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
         grad = grad.contiguous()
-        out = _filled(grad.new_empty(size))
+        out = _own(grad, size, prod(size))
         self.call.rows_back(grad.data_ptr(), grad.numel() // self.shape[0], out.data_ptr(), _threads())
         return out
 
@@ -242,7 +237,7 @@ class _Convolution(_Fused):
         return grad.sum([0, *range(2, grad.dim())])
 
     def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
-        out = _filled(self._empty(size, grad))
+        out = _own(grad, size, prod(size), memory_format_of(grad))
         self.call.convolve_back(
             grad.data_ptr(), grad.shape, grad.stride(), out.data_ptr(), size, out.stride(), _threads()
         )
