@@ -40,6 +40,14 @@ def _own(x: Tensor, size: Any, count: int, memory_format: torch.memory_format = 
     return y
 
 
+def _fresh(like: Tensor, size: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """A fresh result of any size."""
+    count = prod(size)
+    if count >= _OWN_COUNT:
+        return _own(like, size, count, memory_format)
+    return torch.empty(size, dtype=like.dtype, memory_format=memory_format)
+
+
 class _Train(torch.autograd.Function):
     """A prepared call with gradients, for eager calls that nothing watches."""
 
@@ -194,7 +202,7 @@ class _Linear(_Fused):
 
     def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
         grad = grad.contiguous()
-        out = _own(grad, size, prod(size))
+        out = _fresh(grad, size)
         self.call.rows_back(grad.data_ptr(), grad.numel() // self.shape[0], out.data_ptr(), _threads())
         return out
 
@@ -222,22 +230,16 @@ class _Convolution(_Fused):
         self.refresh()
         if self.input_scale is not None:
             x = scaled(x, self.input_scale, 1)
-        count = prod(size)
-        if count >= _OWN_COUNT:
-            y = _own(x, size, count, memory_format_of(x))
-        else:
-            y = x.new_empty(size) if x.is_contiguous() else self._empty(size, x)
+        small = prod(size) < _OWN_COUNT and x.is_contiguous()
+        y = x.new_empty(size) if small else _fresh(x, size, memory_format_of(x))
         done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
         return y if done else None
-
-    def _empty(self, size: Any, like: Tensor) -> Tensor:
-        return torch.empty(size, dtype=like.dtype, memory_format=memory_format_of(like))
 
     def grad_bias(self, grad: Tensor) -> Tensor:
         return grad.sum([0, *range(2, grad.dim())])
 
     def grad_input(self, grad: Tensor, size: torch.Size) -> Tensor:
-        out = _own(grad, size, prod(size), memory_format_of(grad))
+        out = _fresh(grad, size, memory_format_of(grad))
         self.call.convolve_back(
             grad.data_ptr(), grad.shape, grad.stride(), out.data_ptr(), size, out.stride(), _threads()
         )
