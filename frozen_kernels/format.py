@@ -181,12 +181,22 @@ def score_keys(scores: Tensor) -> Tensor:
     return scores.detach().to(torch.float32).abs().view(torch.int32).clamp(max=_NAN_KEY)
 
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def memory_format_of(x: Tensor) -> torch.memory_format:
-    """The layout a convolution's result takes: channels_last where its input is, else contiguous."""
-    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.dim() == dim and x.is_contiguous(memory_format=layout) and not x.is_contiguous():
-            return layout
-    return torch.contiguous_format
+    """The layout a convolution's result takes: channels_last where its input is, else contiguous.
+
+    An input of one channel, or of one pixel, is both; its strides say which it was made as, as in torch.
+    """
+    layout = _CHANNELS_LAST.get(x.dim())
+    if layout is None or not x.is_contiguous(memory_format=layout):
+        return torch.contiguous_format
+    if x.is_contiguous():
+        channels = x.shape[1]
+        if x.stride(1) != 1 or x.stride(-1) != channels or x.shape[1:].numel() == 1:
+            return torch.contiguous_format
+    return layout
 
 
 def check_code(code: str) -> str:

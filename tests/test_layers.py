@@ -11,6 +11,7 @@ from helpers import RESIDENCIES, score_gradient
 from torch import nn
 
 import frozen_kernels as fk
+from frozen_kernels.format import memory_format_of
 from frozen_kernels.nn import TWINS
 from frozen_kernels.tensor import all_kept
 
@@ -237,6 +238,45 @@ def test_to_dtype_rounds_nothing_but_the_dense_weight(residency, dtype):
     assert torch.equal(layer.weight, exact)
 
 
+# sizes that are contiguous and channels_last at once are told apart by their strides
+LAYOUT_SIZES = [(2, 3, 5, 4), (2, 1, 5, 4), (2, 3, 1, 1), (2, 1, 1, 1), (1, 1, 1, 4), (1, 3, 1, 4), (2, 1, 4, 1)]
+
+
+@pytest.mark.parametrize("size", LAYOUT_SIZES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_result_is_laid_out_as_its_input(size, layout):
+    """As torch's."""
+    x = torch.empty(size, memory_format=layout).copy_(torch.randn(size))
+    for plain in (nn.Conv2d(size[1], 5, 1), nn.ConvTranspose2d(size[1], 5, 2)):
+        layer = TWINS[type(plain)](size[1], 5, plain.kernel_size)
+        y = plain(x)
+        assert torch.empty(y.shape, memory_format=memory_format_of(x)).stride() == y.stride()
+        for residency in ("mask", "dense"):
+            layer.set_residency(residency)
+            assert layer(x).stride() == y.stride(), (type(plain), residency)
+            with torch.no_grad():
+                assert layer(x).stride() == y.stride(), (type(plain), residency)
+
+
+@pytest.mark.parametrize("residency", RESIDENCIES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_layer_asked_for_channels_last_gives_it(layout, channels, residency, backend):
+    """Whatever its input is, as torch's with such a weight. Of one channel no weight of torch's is."""
+    for plain in (nn.Conv2d(channels, 5, 3), nn.ConvTranspose2d(channels, 5, 2)):
+        twin = plain.to(memory_format=torch.channels_last)
+        layer = TWINS[type(plain)](channels, 5, plain.kernel_size).to(memory_format=torch.channels_last)
+        layer.set_residency(residency)
+        x = torch.empty(2, channels, 6, 4, memory_format=layout).copy_(torch.randn(2, channels, 6, 4)).requires_grad_()
+        y = layer(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert channels == 1 or y.stride() == twin(x).stride()
+        with torch.no_grad():
+            assert torch.equal(layer(x), y) and layer(x).stride() == y.stride()
+        y.sum().backward()
+        assert x.grad.shape == x.shape and bool(x.grad.any())
+
+
 @pytest.mark.parametrize("residency", RESIDENCIES)
 @pytest.mark.parametrize("kind", ["conv2d", "transposed2d"])
 def test_channels_last_is_preserved(kind, residency, backend):
@@ -249,7 +289,8 @@ def test_channels_last_is_preserved(kind, residency, backend):
     close(y, twin(x))
     y.backward(torch.randn_like(y))
     assert x.grad.is_contiguous(memory_format=torch.channels_last)
-    assert layer(x.detach().contiguous()).is_contiguous()
+    # as torch's layer whose weight is in this layout
+    assert layer(x.detach().contiguous()).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "transposed1d"])

@@ -98,6 +98,15 @@ class FrozenLinear(FrozenLayer):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, {super().extra_repr()}"
 
 
+def _as_channels_last(x: Tensor) -> Tensor:
+    """Images in this layout, by their strides too where one channel or one pixel makes them contiguous as well."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if not x.is_contiguous():
+        return x
+    batch, channels, height, width = x.shape
+    return x.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
 class _FrozenConvBase(FrozenLayer):
     """Geometry of plain and transposed convolutions; a torch twin on the meta device checks the arguments."""
 
@@ -127,6 +136,12 @@ class _FrozenConvBase(FrozenLayer):
             return None
         op = f"conv{'_transpose' if self.transposed else ''}{len(self.kernel_size)}d"
         return calls.Geometry(op, *numbers, self.groups)
+
+    def _laid_out(self, input: Tensor) -> Tensor:
+        """The input as torch's layer with a weight in the layout that was asked for reads it, and gives its result."""
+        if self.channels_last and isinstance(input, Tensor) and input.dim() == 4:
+            return _as_channels_last(input)
+        return input
 
     @staticmethod
     def _arguments(m: Any) -> tuple:
@@ -193,6 +208,7 @@ class _FrozenConv(_FrozenConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
+        input = self._laid_out(input)
         if not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
@@ -260,6 +276,7 @@ class _FrozenConvTranspose(_FrozenConvBase):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
+        input = self._laid_out(input)
         if output_size is None and not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:

@@ -230,8 +230,7 @@ class _Convolution(_Fused):
         self.refresh()
         if self.input_scale is not None:
             x = scaled(x, self.input_scale, 1)
-        small = prod(size) < _OWN_COUNT and x.is_contiguous()
-        y = x.new_empty(size) if small else _fresh(x, size, memory_format_of(x))
+        y = _fresh(x, size, memory_format_of(x))
         done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
         return y if done else None
 
@@ -373,7 +372,7 @@ class _DenseConvolution(_Dense):
 
 def _laid_out(y: Tensor, x: Tensor) -> Tensor:
     """A convolution's result in the layout that goes with its input."""
-    return y if y.is_contiguous() and x.is_contiguous() else y.contiguous(memory_format=memory_format_of(x))
+    return y.contiguous(memory_format=memory_format_of(x))
 
 
 def prepare(
