@@ -231,6 +231,20 @@ def test_a_power_of_two_of_the_inputs_is_one_of_the_results(power):
         assert torch.equal(got, want) or abs(power) == 100
 
 
+@pytest.mark.parametrize("rows", [64, 72])
+def test_a_result_larger_than_caches_is_that_of_its_parts(rows, isa):
+    """Tables of integers write it past them, where rows are whole vectors."""
+    f, x = Frozen((rows, 48)), seeded(70_000, 48)
+    got = cpu.linear(x, None, None, *f.pack(), relu=True)
+    theirs, exact = (F.linear(x.to(t), f.weight.to(t)).relu() for t in (torch.float32, torch.float64))
+    assert got.nbytes > 16 << 20
+    assert_close(got, theirs, exact)
+    if isa == "zen4":  # one kernel for both, with units of each pixel
+        assert torch.equal(
+            got, torch.cat([cpu.linear(part, None, None, *f.pack(), relu=True) for part in x.split(500)])
+        )
+
+
 def test_weights_are_turned_for_dilated_taps_too():
     f, x = Frozen((24, 64, 3, 3)), integers((1, 24, 25, 25), 1)
     got = cpu.conv_transpose2d(x, None, None, *f.pack(), [1, 1], [12, 12], [0, 0], [12, 12], 1)

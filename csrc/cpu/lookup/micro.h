@@ -117,6 +117,7 @@ struct Output {
   const float *factors, *biases;
   float floor;
   int64_t rows;            // the rest of a block
+  bool past_caches;        // whole lines, straight to memory
   float* to[TILE_PIXELS];  // the first row of each pixel
 
   void skip_rows(int64_t count) {
@@ -135,7 +136,12 @@ FK_INLINE void store_results(const Output& output, int r, const vf32 (&sums)[P])
   for (int p = 0; p < P; ++p) {
     const vf32 x = sums[p] * factor + bias;
     // Of a NaN: the second operand.
-    _mm512_mask_storeu_ps(output.to[p] + r * VL, mask, _mm512_max_ps(_mm512_set1_ps(output.floor), x.v));
+    const __m512 y = _mm512_max_ps(_mm512_set1_ps(output.floor), x.v);
+    if (output.past_caches) {
+      _mm512_stream_ps(output.to[p] + r * VL, y);
+    } else {
+      _mm512_mask_storeu_ps(output.to[p] + r * VL, mask, y);
+    }
   }
 }
 
