@@ -122,21 +122,28 @@ def weight_shapes(name: str) -> list[tuple[int, ...]]:
 
 
 def fuse_batch_norm(model: nn.Module) -> nn.Module:
-    """Torch's own folding of each batch norm into the convolution before it, in place; for a model in eval mode."""
+    """Torch's own folding of each batch norm into the layer before it, in place; for a model in eval mode."""
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential):
             for i in range(len(module) - 1):
-                conv, norm = module[i], module[i + 1]
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    module[i] = nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
-                    module[i + 1] = nn.Identity()
+                layer, norm = module[i], module[i + 1]
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    module[i] = nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
+                elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+                    if not norm.affine:  # which torch's function needs
+                        norm.weight = nn.Parameter(torch.ones(norm.num_features))
+                        norm.bias = nn.Parameter(torch.zeros(norm.num_features))
+                    module[i] = nn.utils.fusion.fuse_linear_bn_eval(layer, norm)
+                else:
+                    continue
+                module[i + 1] = nn.Identity()
     return model
 
 
 @torch.no_grad()
 def settle(model: nn.Module, x: Tensor) -> nn.Module:
     """Batch norm statistics of one batch, as training would leave them; the model ends in eval mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     for norm in norms:
         norm.momentum = 1.0
     model.train()(x)

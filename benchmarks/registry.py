@@ -305,8 +305,8 @@ def _auto_cases() -> Iterator[Case]:
         for batch in (1, 64):
             yield _plain(f"auto/net/{name}/b{batch}", "auto", name, input=(batch, *net.input), batch=batch,
                          line="auto-net", **shared)  # fmt: skip
-    for batch in (1, 64):  # the demo's net as the demo serves it
-        yield _plain(f"net/digits/b{batch}/planes", "auto", "digits", input=(batch, *NETS["digits"].input), batch=batch,
+    for batch in (1, 64):  # the demo's net
+        yield _plain(f"net/digits/b{batch}/planes", "net", "digits", input=(batch, *NETS["digits"].input), batch=batch,
                      line=f"demo-b{batch}", **shared | {"residency": "planes"})  # fmt: skip
 
 

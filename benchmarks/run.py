@@ -25,7 +25,7 @@ from .counted import COUNTS
 from .machine import Limits
 from .records import OK, REFUSED, Row, read_rows, row_of, text, write_rows, write_whole
 from .registry import Case, cases
-from .served import auto_setup, call_setup
+from .served import auto_setup, call_setup, net_setup
 from .sides import Call, Setup, gradient_setup, layer_setup
 from .signs import signs_setup
 from .stored import jackpot_setup, stored_setup
@@ -43,6 +43,7 @@ BUILDERS = {
     "gradient": gradient_setup,
     "call": call_setup,
     "auto": auto_setup,
+    "net": net_setup,
     "stored": stored_setup,
     "signs": signs_setup,
     "jackpot": jackpot_setup,

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import frozen_kernels as fk
 
-from .models import NETS
+from .models import NETS, settle
 from .registry import Case
 from .sides import SEED, Call, Setup, score_gradient, spread
 from .verify import Verdict, judge
+from .whole import as_served, serve, serve_dense
 
 TURN = 0.5e-3  # seconds: calls that take less are timed in a loop, short enough to fit between interruptions
 MOST_CALLS = 400  # of a turn
@@ -26,6 +27,7 @@ TRIED = 5  # calls to see how long one takes
 JUDGED = 1 << 17  # outputs, so that errors of few do not decide by chance
 MOST_JUDGED, NETS_JUDGED = 4096, 64  # samples of a layer and of a net that are compared
 GRADIENTS_JUDGED = 64
+SETTLED_BY = 64  # samples that batch norm's statistics are of
 
 MODES: dict[str, Callable[[], Any]] = {
     "no_grad": torch.no_grad,
@@ -67,10 +69,14 @@ def _calls_of_a_turn(call: Call) -> int:
 
 
 def _forward_verdict(
-    model: nn.Module, plain: nn.Module, draw: Callable[[], Tensor], samples: int = MOST_JUDGED
+    model: nn.Module,
+    plain: nn.Module,
+    draw: Callable[[], Tensor],
+    samples: int = MOST_JUDGED,
+    exact: nn.Module | None = None,
 ) -> Verdict:
     """Calls of the size that is timed against float64, as many as give enough outputs to judge by."""
-    exact = copy.deepcopy(plain).double()
+    exact = copy.deepcopy(plain).double() if exact is None else exact
     first = draw()
     calls = min(JUDGED // model(first).numel(), samples // len(first))
     inputs = [first, *(draw() for _ in range(calls - 1))]
@@ -143,8 +149,33 @@ def call_setup(cases: Sequence[Case]) -> Setup:
     return Setup({"torch": theirs}, {case.name: ours}, verdict, calls_of_a_turn=times)
 
 
+def net_setup(cases: Sequence[Case]) -> Setup:
+    """A forward of a small net served as whole models are: batch norm folded on both sides, channels last."""
+    (case,) = cases
+    torch.manual_seed(SEED)
+    model: Any = NETS[case.op].make().eval()
+    fk.freeze_(model, fk.FreezeConfig(seed=SEED, code=case.code))
+    fk.finalize_(model)
+
+    def draw() -> Tensor:
+        return as_served(torch.randn(case.input))
+
+    settle(model, torch.randn(SETTLED_BY, *case.input[1:]))
+    exact, plain = fk.to_dense(model).double(), serve_dense(fk.to_dense(model))
+    x = draw()
+    serve(model, case.residency, x)
+    times = _calls_of_a_turn(lambda: plain(x))
+    return Setup(
+        {"torch": _in_a_loop(lambda: plain(x), times)},
+        {case.name: _in_a_loop(lambda: model(x), times)},
+        lambda name: _forward_verdict(model, plain, draw, NETS_JUDGED, exact),
+        note="batch norm folded on both sides",
+        calls_of_a_turn=times,
+    )
+
+
 def auto_setup(cases: Sequence[Case]) -> Setup:
-    """A layer or a whole small net, held as the case says (`auto`: for the input that is timed), against dense torch.
+    """A layer or a whole small net in `auto` for the input that is timed, against dense torch.
 
     Layers take channels last, which torch likes, and nets what a user has who does nothing.
     """
@@ -162,15 +193,13 @@ def auto_setup(cases: Sequence[Case]) -> Setup:
         return torch.randn(case.input) if whole else spread(case, case.input)
 
     x = draw()
-    chosen = fk.set_residency(model, case.residency, sample_input=x)
+    chosen = fk.set_residency(model, "auto", sample_input=x)
     if not whole:
         model = model.to(memory_format=torch.channels_last)  # a dense weight, as on torch's side
     ours, theirs = (model, plain) if whole else (model.get_submodule("0"), plain.get_submodule("0"))
     times = _calls_of_a_turn(lambda: theirs(x))
     counts = {kept: list(chosen.values()).count(kept) for kept in dict.fromkeys(chosen.values())}
-    note = f"{case.residency}: " + ", ".join(
-        f"{count} {kept}" if len(chosen) > 1 else kept for kept, count in counts.items()
-    )
+    note = "auto: " + ", ".join(f"{count} {kept}" if len(chosen) > 1 else kept for kept, count in counts.items())
     return Setup(
         {"torch": _in_a_loop(lambda: theirs(x), times)},
         {case.name: _in_a_loop(lambda: ours(x), times)},
