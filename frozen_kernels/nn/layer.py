@@ -44,7 +44,7 @@ class FrozenLayer(FrozenLoading):
     With code "stored" the state has `values`, all of them or once finalized the kept ones packed, and `row_scale`. With
     code "signs" it has `signs` uint8 [ceil(rows * columns / 8)], and `row_scale` where rows have one.
 
-    A convolution that `.to(memory_format=torch.channels_last)` has passed gives results in this layout, as torch's does.
+    A convolution that saw `.to(memory_format=torch.channels_last)` gives results in this layout, as torch's does.
 
     Layers for users are those with a torch twin, such as `FrozenLinear`: they take the arguments of the twin, and the
     keyword arguments below.

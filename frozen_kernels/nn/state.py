@@ -154,7 +154,7 @@ class FrozenState(nn.Module):
 
     @property
     def channels_last(self) -> bool:
-        """Whether `.to(memory_format=torch.channels_last)` has asked for this layout, of a dense weight and of results."""
+        """Whether `.to(memory_format=torch.channels_last)` asked for this layout, of a dense weight and of results."""
         like: Tensor = self._buffers["_like"]  # type: ignore[assignment]
         return like.dim() == 4 and like.stride(1) == 1
 
