@@ -18,7 +18,10 @@ from .tensor import FrozenTensor
 
 
 class Geometry(NamedTuple):
-    """What a layer does beside its weight: the op's name, and a convolution's arguments as tuples of its dimensions."""
+    """What a layer does beside its weight: the op's name, and a convolution's arguments as tuples of its dimensions.
+
+    `channels_last`: its results are laid out so, whatever its input is.
+    """
 
     op: str
     stride: tuple[int, ...] = ()
@@ -26,6 +29,7 @@ class Geometry(NamedTuple):
     output_padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    channels_last: bool = False
 
 
 class Prepared(Protocol):

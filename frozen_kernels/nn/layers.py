@@ -135,13 +135,11 @@ class _FrozenConvBase(FrozenLayer):
         if self.padding_mode != "zeros" or not all(isinstance(n, tuple) for n in numbers):
             return None
         op = f"conv{'_transpose' if self.transposed else ''}{len(self.kernel_size)}d"
-        return calls.Geometry(op, *numbers, self.groups)
+        return calls.Geometry(op, *numbers, self.groups, self.channels_last)
 
     def _laid_out(self, input: Tensor) -> Tensor:
-        """The input as torch's layer with a weight in the layout that was asked for reads it, and gives its result."""
-        if self.channels_last and isinstance(input, Tensor) and input.dim() == 4:
-            return _as_channels_last(input)
-        return input
+        """An input whose result is laid out as the layer was asked for; prepared calls need none."""
+        return _as_channels_last(input) if self.channels_last and input.dim() == 4 else input
 
     @staticmethod
     def _arguments(m: Any) -> tuple:
@@ -165,9 +163,7 @@ class _FrozenConvBase(FrozenLayer):
         frozen = _stored_weight(module, config, frozen)
         layer = make(*cls._arguments(module), w.device, w.dtype, config=config, stream=stream, **frozen)
         if memory_format_of(w) is torch.channels_last:
-            layer._like = layer._like.to(memory_format=torch.channels_last)  # a dense weight gets this layout too
-            if layer.residency == "dense" and layer.device.type != "meta":
-                layer._put(layer._record(), "dense")
+            layer.to(memory_format=torch.channels_last)
         return adopt(layer, module)
 
     def _plain(self) -> Any:
@@ -208,7 +204,6 @@ class _FrozenConv(_FrozenConvBase):
 
     def forward(self, input: Tensor) -> Tensor:
         """The convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
-        input = self._laid_out(input)
         if not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
@@ -216,7 +211,7 @@ class _FrozenConv(_FrozenConvBase):
         if isinstance(input, fx.Proxy):
             return self._traced(input)
         self._check_input(input)
-        x, padding = input, self.padding
+        x, padding = self._laid_out(input), self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         function, geometry = type(self)._function, (self.stride, padding, self.dilation, self.groups)
@@ -276,7 +271,6 @@ class _FrozenConvTranspose(_FrozenConvBase):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """The transposed convolution of input [B, C, *spatial] or [C, *spatial], as torch's layer."""
-        input = self._laid_out(input)
         if output_size is None and not _traced_by_dynamo():
             y = self._call(input)
             if y is not None:
@@ -284,7 +278,7 @@ class _FrozenConvTranspose(_FrozenConvBase):
         if isinstance(input, fx.Proxy):
             return self._traced(input, output_size)
         self._check_input(input)
-        x, output_padding = input, self.output_padding
+        x, output_padding = self._laid_out(input), self.output_padding
         if output_size is not None:
             dims = len(self.kernel_size)
             # torch's own rule, unbound: it reads nothing of the module

@@ -38,7 +38,7 @@ bool always(const Call& c) {
 template <auto kernel>
 bool with_indices(const Call& c) {
 #if FK_USES_LOOKUP
-  kernel(c, pack_indices);
+  kernel(c, pack_indices, FK_HAS_INTEGER_PIPES);  // stores past the caches were measured there alone
 #endif
   return true;
 }

@@ -9,6 +9,6 @@ namespace fk::FK_ISA_NS {
 bool integer_lookup_serves(const Call& call);
 
 // narrow = W wide; images and pixels that integers do not suit go to tables of floats.
-void convolve_integer_lookup(const Call& call, PackIndices pack);
+void convolve_integer_lookup(const Call& call, PackIndices pack, bool past_caches);
 
 }  // namespace fk::FK_ISA_NS

@@ -506,8 +506,7 @@ bool lookup_serves(const Call& c) {
 
 namespace {
 
-// A result that a last-level cache would not keep for its reader (measured on Zen 4, with 32 MB) need not be read
-// before it is written.
+// A result that a last-level cache would not keep for its reader need not be read before it is written.
 bool goes_past_caches(const Call& c) {
   constexpr int64_t MOST_KEPT = 16 << 20;
   const Activations& to = c.narrow;
@@ -517,22 +516,31 @@ bool goes_past_caches(const Call& c) {
   return whole;
 }
 
-void convolve(const Call& c, bool integers, PackIndices pack) {
+void convolve(const Call& c, bool integers, PackIndices pack, bool past_caches) {
   const LookupPlan plan(c.g, c.layer, integers, c.threads);
   // A longer chain shows where the kernels that multiply would cut it too.
   const int64_t longest = longest_forward_chain(c), chain = longest < DEPTH ? longest : plan.shape.quads() * QUAD;
   std::optional<ImageScales> scales;
   if (integers && taps_slide(c.g)) scales.emplace(c, plan.shape);
   const ImageScales* const units = scales ? &*scales : nullptr;
-  const bool past_caches = integers && goes_past_caches(c);
-  const Job job{c.f,  c.g,   c.layer, c.wide,   narrow_result(c), narrow_grid(c.g),
-                plan, chain, units,   integers, past_caches,      pack};
+  const Job job{c.f,
+                c.g,
+                c.layer,
+                c.wide,
+                narrow_result(c),
+                narrow_grid(c.g),
+                plan,
+                chain,
+                units,
+                integers,
+                past_caches && goes_past_caches(c),
+                pack};
   job.run(c.threads);
 }
 
 }  // namespace
 
-void convolve_lookup(const Call& c, PackIndices pack) { convolve(c, false, pack); }
+void convolve_lookup(const Call& c, PackIndices pack, bool past_caches) { convolve(c, false, pack, past_caches); }
 
 // Few rows leave lanes empty; of few inputs, tables of floats are as fast; few pixels leave a tile of registers empty,
 // and dot products of bytes are faster where their inputs are many. With one tap, lines of images are turned so often
@@ -547,7 +555,9 @@ bool integer_lookup_serves(const Call& c) {
   return c.layer.rows > 2 * VL && c.layer.channels >= 8 && lookup_serves(c);
 }
 
-void convolve_integer_lookup(const Call& c, PackIndices pack) { convolve(c, true, pack); }
+void convolve_integer_lookup(const Call& c, PackIndices pack, bool past_caches) {
+  convolve(c, true, pack, past_caches);
+}
 
 }  // namespace fk::FK_ISA_NS
 

@@ -16,7 +16,8 @@ struct LookupPanel;
 using PackIndices = void (*)(const Frozen& f, const LookupPanel& panel, int64_t block, int64_t vector, int64_t vectors,
                              int64_t row0, int64_t rows);
 
-// narrow = W wide, with indices made as the level makes them
-void convolve_lookup(const Call& call, PackIndices pack);
+// narrow = W wide, with indices made as the level makes them; `past_caches`: results that they would not keep are
+// stored past the caches.
+void convolve_lookup(const Call& call, PackIndices pack, bool past_caches);
 
 }  // namespace fk::FK_ISA_NS

@@ -216,6 +216,11 @@ class _Linear(_Fused):
         return out
 
 
+def _layout(geometry: Geometry, x: Tensor) -> torch.memory_format:
+    """Of a convolution's result."""
+    return torch.channels_last if geometry.channels_last else memory_format_of(x)
+
+
 class _Convolution(_Fused):
     def serves(self, x: Tensor) -> bool:
         return _plain(x, self.dtype) and self.call.size(x.shape) is not None
@@ -230,7 +235,7 @@ class _Convolution(_Fused):
         self.refresh()
         if self.input_scale is not None:
             x = scaled(x, self.input_scale, 1)
-        y = _fresh(x, size, memory_format_of(x))
+        y = _fresh(x, size, _layout(self.geometry, x))
         done = self.call.convolve(x.data_ptr(), shape, x.stride(), y.data_ptr(), size, y.stride(), _threads())
         return y if done else None
 
@@ -297,7 +302,7 @@ class _Dense:
         self.folded = gain is not None or relu
         self.transposed, self.groups = geometry.op.startswith("conv_transpose"), geometry.groups
         self.function: Any = getattr(F, geometry.op)
-        g = geometry
+        self.geometry = g = geometry
         self.numbers: tuple[Any, ...] = ()
         if g.op != "linear":
             self.numbers = (g.stride, g.padding, g.output_padding, g.groups, g.dilation) if self.transposed else (
@@ -355,7 +360,7 @@ class _DenseConvolution(_Dense):
             y = self.epilogued(x)
         except RuntimeError:
             return None  # the op says what does not fit
-        return None if y is None else _laid_out(y, x)
+        return None if y is None else y.contiguous(memory_format=_layout(self.geometry, x))
 
     def train(self, x: Tensor, bias: Tensor | None, scores: Tensor | None) -> Tensor | None:
         if self.folded or x.dim() != self.weight.dim():
@@ -367,12 +372,7 @@ class _DenseConvolution(_Dense):
             y = self.function(x, weight, bias, *self.numbers)
         except RuntimeError:
             return None  # the op says what does not fit
-        return _laid_out(y, x)
-
-
-def _laid_out(y: Tensor, x: Tensor) -> Tensor:
-    """A convolution's result in the layout that goes with its input."""
-    return y.contiguous(memory_format=memory_format_of(x))
+        return y.contiguous(memory_format=_layout(self.geometry, x))
 
 
 def prepare(
