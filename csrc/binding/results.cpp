@@ -20,28 +20,31 @@ constexpr size_t LINE = 64, HUGE_PAGE = size_t{2} << 20;
 // In front of a result.
 struct alignas(LINE) Header {
   void* memory;  // what free takes
-  size_t bytes;  // of all of it, a multiple of HUGE_PAGE; 0 where it is malloc's to keep
+  size_t bytes;  // from here on, a multiple of HUGE_PAGE; 0 where it is malloc's to keep
 };
 
 // No lock: a process that forks while another thread frees a result must not wait for that thread.
 std::atomic<Header*> kept[16];
 std::atomic<size_t> bytes_kept, bytes_used, most_used;
 
+// By malloc, which finds the block of the last result of a size again. posix_memalign, which torch calls, asks for more
+// than it keeps: a block that it left does not fit the next request, and forwards would spread over memory that lay
+// idle.
 Header* make(size_t bytes, size_t alignment) {
-  void* memory = nullptr;
-  if (alignment > LINE) {
-    if (posix_memalign(&memory, alignment, bytes)) return nullptr;
-#ifdef __linux__
-    madvise(memory, bytes, MADV_HUGEPAGE);  // a page fault per 2 MB, not per 4 KB
-#endif
-    return new (memory) Header{memory, bytes};
-  }
-  // posix_memalign asks malloc for more than it keeps: a block that it left does not fit the next request, and forwards
-  // would spread over memory that lay idle.
-  memory = malloc(bytes + LINE);
+  void* const memory = malloc(bytes + alignment);
   if (!memory) return nullptr;
-  const uintptr_t line = (reinterpret_cast<uintptr_t>(memory) + LINE - 1) / LINE * LINE;
-  return new (reinterpret_cast<void*>(line)) Header{memory, 0};
+  const uintptr_t place = (reinterpret_cast<uintptr_t>(memory) + alignment - 1) / alignment * alignment;
+  return new (reinterpret_cast<void*>(place)) Header{memory, 0};
+}
+
+Header* make_large(size_t bytes) {
+  Header* const block = make(bytes, HUGE_PAGE);
+  if (!block) return nullptr;
+  block->bytes = bytes;
+#ifdef __linux__
+  madvise(block, bytes, MADV_HUGEPAGE);  // a page fault per 2 MB, not per 4 KB
+#endif
+  return block;
 }
 
 bool keep(Header* block) {
@@ -90,7 +93,7 @@ Header* take_large(size_t bytes) {
       if (!other) break;
       give_back(other);
     }
-    block = make(bytes, HUGE_PAGE);
+    block = make_large(bytes);
     if (!block) return nullptr;
   }
   const size_t used = bytes_used += block->bytes;

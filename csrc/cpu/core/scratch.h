@@ -4,8 +4,7 @@
 
 namespace fk {
 
-constexpr int LASTING_SLOT =
-    1;  // of what outlives the work of slot 0: one task has it for all parts, or all tasks share it
+constexpr int LASTING_SLOT = 1;  // of what outlives the work of slot 0, for one task or for all
 
 class Scratch {
  public:
