@@ -150,6 +150,8 @@ def main(target: str, *options: str) -> None:
         return
     rows = []
     half = next((part for option, part in HALVES.items() if option in options), None)
+    if half is not None and "--record" in options:
+        raise SystemExit("--record: budgets are of all cases, not of half of them")
     for row in proven(target, half):
         rows.append(row)
         print(json.dumps(row)) if "--json" in options else show(row)
